@@ -1,0 +1,1 @@
+"""Density control: watch the gradients, plan what to clone, split, drop and reset."""

@@ -1,0 +1,1 @@
+"""Splat files. NumPy and plyfile only, no torch."""

@@ -1,0 +1,116 @@
+"""Splats as .ply in the original layout: one element ``vertex`` of float32 columns.
+
+It converts nothing: opacity stays a logit, scales stay logarithms, quaternions keep their length. The invariant: reading what was written
+gives every float back bit for bit, and a file appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from plyfile import PlyData, PlyElement, PlyListProperty, PlyParseError
+
+from gs_train.errors import UserError
+from gs_train.formats.splat_data import MAX_SH_DEGREE, SplatData
+from gs_train.formats.whole_file import write_whole
+
+_XYZ = ("x", "y", "z")
+_NORMALS = ("nx", "ny", "nz")
+_F_DC = ("f_dc_0", "f_dc_1", "f_dc_2")
+_SCALES = ("scale_0", "scale_1", "scale_2")
+_ROTATION = ("rot_0", "rot_1", "rot_2", "rot_3")
+_REQUIRED = (*_XYZ, *_F_DC, "opacity", *_SCALES, *_ROTATION)
+
+
+def write_ply(path: Path | str, data: SplatData, *, mode: Literal["default", "mip"] = "default") -> None:
+    """Write a splat, binary little-endian, with zero normals (the original's viewers expect the columns).
+
+    Args:
+        path: the file to make or replace; its folder is made when missing.
+        data: what to write.
+        mode: how the splat wants to be rendered; goes into the header comment ``SplatRenderMode``.
+
+    Raises:
+        UserError: the file cannot be written. An earlier file of that name is then intact.
+    """
+    path = Path(path)
+    count, rest = len(data), data.f_rest.shape[1]
+    # The original stores f_rest channel-major: all coefficients of red, then of green, then of blue.
+    channel_major = data.f_rest.transpose(0, 2, 1).reshape(count, 3 * rest)
+    names = [*_XYZ, *_NORMALS, *_F_DC, *(f"f_rest_{i}" for i in range(3 * rest)), "opacity", *_SCALES, *_ROTATION]
+    blocks = [data.xyz, np.zeros_like(data.xyz), data.f_dc.reshape(count, 3), channel_major, data.opacity, data.scaling, data.rotation]
+    table = np.ascontiguousarray(np.concatenate(blocks, axis=1), dtype="<f4")
+    rows = table.view(np.dtype([(name, "<f4") for name in names])).reshape(count)
+    ply = PlyData([PlyElement.describe(rows, "vertex")], byte_order="<", comments=[f"SplatRenderMode: {mode}"])
+    try:
+        write_whole(path, ply.write)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror or error}); free space or choose another place.") from error
+
+
+def read_ply(path: Path | str) -> SplatData:
+    """Read a splat in the original layout: binary of either byte order or ASCII, with or without normals, SH degree 0 to 4, in any column
+    order; further columns and elements are ignored. Nothing is normalised.
+
+    Raises:
+        UserError: there is no such file, it is no PLY, it is cut short, or it is no splat.
+    """
+    path = Path(path)
+    rows = _read_vertices(path)
+    names = rows.dtype.names or ()
+    missing = [name for name in _REQUIRED if name not in names]
+    if missing:
+        raise UserError(f"{path} is a PLY but not a splat: it lacks the columns {', '.join(missing)}; give a splat .ply file.")
+    rest_names = _rest_names(path, names)
+    count, rest = len(rows), len(rest_names) // 3
+    return SplatData(
+        xyz=_columns(rows, _XYZ),
+        f_dc=_columns(rows, _F_DC).reshape(count, 1, 3),
+        f_rest=np.ascontiguousarray(_columns(rows, rest_names).reshape(count, 3, rest).transpose(0, 2, 1)),
+        opacity=_columns(rows, ("opacity",)),
+        scaling=_columns(rows, _SCALES),
+        rotation=_columns(rows, _ROTATION),
+    )
+
+
+def _read_vertices(path: Path) -> NDArray[np.void]:
+    """The element ``vertex`` as a structured array, mapped from the file where it is binary."""
+    try:
+        ply = PlyData.read(str(path), mmap="r")
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist; give a splat .ply file.") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error}); give a splat .ply file.") from error
+    except (PlyParseError, ValueError, MemoryError, OverflowError) as error:
+        # ValueError covers what plyfile lets through from NumPy and from decoding; the last two come of a count that no file could hold.
+        raise UserError(f"{path} is cut short or is not a PLY file ({' '.join(str(error).split())}); export or copy it again.") from error
+    if "vertex" not in ply:
+        raise UserError(f"{path} is a PLY but not a splat: it has no element 'vertex'; give a splat .ply file.")
+    vertex = ply["vertex"]
+    lists = [prop.name for prop in vertex.properties if isinstance(prop, PlyListProperty)]
+    if lists:
+        raise UserError(f"{path} is a PLY but not a splat: its columns {', '.join(lists)} hold lists; give a splat .ply file.")
+    rows: NDArray[np.void] = vertex.data
+    return rows
+
+
+def _rest_names(path: Path, names: tuple[str, ...]) -> list[str]:
+    """The columns ``f_rest_0`` and on, in order; their number has to fit an SH degree."""
+    found = sum(name.startswith("f_rest_") for name in names)
+    ordered = [f"f_rest_{i}" for i in range(found)]
+    allowed = [3 * ((degree + 1) ** 2 - 1) for degree in range(MAX_SH_DEGREE + 1)]
+    if found not in allowed or any(name not in names for name in ordered):
+        counts = ", ".join(str(count) for count in allowed)
+        raise UserError(f"{path} has {found} columns f_rest_*, where a splat has f_rest_0 and on, {counts} of them; export it again.")
+    return ordered
+
+
+def _columns(rows: NDArray[np.void], names: list[str] | tuple[str, ...]) -> NDArray[np.float32]:
+    """[N, len(names)] float32 copy of some columns."""
+    out = np.empty((len(rows), len(names)), dtype=np.float32)
+    for i, name in enumerate(names):
+        out[:, i] = rows[name]
+    return out

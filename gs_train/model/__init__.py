@@ -1,0 +1,1 @@
+"""The Gaussians, their learning rates and the one door to their optimizer."""

@@ -1,0 +1,302 @@
+"""The model: N Gaussians as six raw tensors, their activations, and the Adam that trains them.
+
+It does not render, grow or prune by itself and knows no files: rasterizers read it, density control changes it through the methods that
+end in ``_optimizer``. The invariant: the six tensors agree on their rows, and while there is an optimizer its six groups of the same names
+hold exactly these tensors and no state for any other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from gs_train.formats.splat_data import SplatData
+from gs_train.model import optimizer as door
+from gs_train.model.schedule import OptimizerConfig, get_expon_lr_func
+from gs_train.model.spherical_harmonics import degree_of_rest
+
+PARAMETER_NAMES = ("xyz", "f_dc", "f_rest", "opacity", "scaling", "rotation")
+"""The six names, in the order of the Adam groups."""
+
+
+class GaussianModel:
+    """N Gaussians with raw (unactivated) parameters.
+
+    Shapes: xyz [N, 3] world units; f_dc [N, 1, 3]; f_rest [N, (d + 1)^2 - 1, 3]; opacity [N, 1] logit; scaling [N, 3] log;
+    rotation [N, 4] wxyz, not normalised.
+    """
+
+    optimizer: torch.optim.Adam | None
+    """Adam over the six tensors; None until ``training_setup``."""
+    active_sh_degree: int
+    """The degree rendered now, from 0 to ``max_sh_degree``."""
+    spatial_lr_scale: float
+    """Factor on the positions' learning rate: the scene's extent, world units."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], *, spatial_lr_scale: float = 1.0, active_sh_degree: int = 0) -> None:
+        """Take copies of the six raw tensors.
+
+        Args:
+            tensors: the six by name, of one floating dtype (float32 in training) and on one device.
+            spatial_lr_scale: see the attribute.
+            active_sh_degree: see the attribute.
+
+        Raises:
+            ValueError: a name is missing or unknown, a shape, dtype or device does not fit, or the degree is out of range.
+        """
+        _check_tensors(tensors)
+        self._parameters = {
+            name: Parameter(tensors[name].detach().clone(memory_format=torch.contiguous_format)) for name in PARAMETER_NAMES
+        }
+        self.optimizer = None
+        self.spatial_lr_scale = float(spatial_lr_scale)
+        self.active_sh_degree = active_sh_degree
+        _check_degree(active_sh_degree, self.max_sh_degree)
+        self._config: OptimizerConfig | None = None
+        self._xyz_lr: Callable[[int], float] | None = None
+
+    # ---- what it holds ----
+
+    def __len__(self) -> int:
+        """The number of Gaussians, N."""
+        return len(self._parameters["xyz"])
+
+    @property
+    def parameters(self) -> dict[str, Parameter]:
+        """The six parameters in use, by name (a new dict each time)."""
+        return dict(self._parameters)
+
+    @property
+    def xyz(self) -> Parameter:
+        """[N, 3] positions, world units."""
+        return self._parameters["xyz"]
+
+    @property
+    def f_dc(self) -> Parameter:
+        """[N, 1, 3] degree-0 SH coefficients."""
+        return self._parameters["f_dc"]
+
+    @property
+    def f_rest(self) -> Parameter:
+        """[N, (d + 1)^2 - 1, 3] the higher SH coefficients."""
+        return self._parameters["f_rest"]
+
+    @property
+    def opacity(self) -> Parameter:
+        """[N, 1] logit of the opacity."""
+        return self._parameters["opacity"]
+
+    @property
+    def scaling(self) -> Parameter:
+        """[N, 3] logarithm of the scales."""
+        return self._parameters["scaling"]
+
+    @property
+    def rotation(self) -> Parameter:
+        """[N, 4] quaternions wxyz, not normalised."""
+        return self._parameters["rotation"]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors live."""
+        return self.xyz.device
+
+    @property
+    def max_sh_degree(self) -> int:
+        """The degree ``f_rest`` has room for."""
+        return degree_of_rest(self.f_rest.shape[1])
+
+    def scales(self) -> Tensor:
+        """[N, 3] standard deviations along the own axes, world units."""
+        return self.scaling.exp()
+
+    def opacities(self) -> Tensor:
+        """[N] opacities in 0..1."""
+        return self.opacity.sigmoid().squeeze(-1)
+
+    def quaternions(self) -> Tensor:
+        """[N, 4] unit quaternions wxyz."""
+        return torch.nn.functional.normalize(self.rotation, dim=-1)
+
+    # ---- training ----
+
+    def training_setup(self, config: OptimizerConfig) -> None:
+        """Build a fresh Adam with six named groups of one tensor each (eps and defaults as in the original trainer).
+
+        Raises:
+            ValueError: ``xyz_lr_max_steps`` is still a fraction of the iterations.
+        """
+        schedule = _xyz_schedule(config, self.spatial_lr_scale)
+        rates = {
+            "xyz": config.xyz_lr_init * self.spatial_lr_scale,
+            "f_dc": config.f_dc_lr,
+            "f_rest": config.f_rest_lr,
+            "opacity": config.opacity_lr,
+            "scaling": config.scaling_lr,
+            "rotation": config.rotation_lr,
+        }
+        groups = [{"params": [self._parameters[name]], "lr": rates[name], "name": name} for name in PARAMETER_NAMES]
+        self.optimizer = torch.optim.Adam(groups, lr=0.0, eps=1e-15)
+        self._config = config
+        self._xyz_lr = schedule
+
+    def update_learning_rate(self, iteration: int) -> float:
+        """Set the rate of the group ``xyz`` for this iteration and return it; the other groups keep theirs.
+
+        Raises:
+            ValueError: ``training_setup`` has not been called.
+        """
+        if self.optimizer is None or self._xyz_lr is None:
+            raise ValueError("update_learning_rate needs training_setup to be called first")
+        rate = self._xyz_lr(iteration)
+        door.set_lr(self.optimizer, "xyz", rate)
+        return rate
+
+    def cat_tensors_to_optimizer(self, tensors_dict: Mapping[str, Tensor]) -> dict[str, Parameter]:
+        """Append rows to all six tensors, with zero moments; returns the parameters now in use. Works without an optimizer, too.
+
+        Raises:
+            ValueError: not exactly the six names, or a shape, dtype or device that does not fit. Nothing is changed then.
+        """
+        self._parameters = door.append_rows(self._parameters, self.optimizer, tensors_dict)
+        return self.parameters
+
+    def prune_optimizer(self, keep_mask: Tensor) -> dict[str, Parameter]:
+        """Keep the rows where ``keep_mask`` ([N] bool) is true; returns the parameters now in use. Works without an optimizer, too.
+
+        Raises:
+            ValueError: the mask is not [N] bool. Nothing is changed then.
+        """
+        self._parameters = door.keep_rows(self._parameters, self.optimizer, keep_mask)
+        return self.parameters
+
+    def replace_tensor_to_optimizer(self, tensor: Tensor, name: str) -> dict[str, Parameter]:
+        """Replace the tensor ``name`` and zero its moments; returns the parameters now in use. Works without an optimizer, too.
+
+        Raises:
+            ValueError: an unknown name, or a shape, dtype or device that does not fit. Nothing is changed then.
+        """
+        self._parameters = door.replace(self._parameters, self.optimizer, name, tensor)
+        return self.parameters
+
+    def reorder_optimizer(self, order: Tensor) -> dict[str, Parameter]:
+        """Put the rows into ``order`` ([N] int64, a permutation); returns the parameters now in use. Works without an optimizer, too.
+
+        Raises:
+            ValueError: not a permutation of the rows. Nothing is changed then.
+        """
+        self._parameters = door.reorder(self._parameters, self.optimizer, order)
+        return self.parameters
+
+    def oneup_sh_degree(self) -> None:
+        """Render one SH degree more, up to ``max_sh_degree``."""
+        self.active_sh_degree = min(self.active_sh_degree + 1, self.max_sh_degree)
+
+    def reset_opacity(self, to: float = 0.01) -> None:
+        """Lower every opacity to at most ``to`` (original: 0.01) and zero the opacity moments.
+
+        Raises:
+            ValueError: ``to`` is not between 0 and 1.
+        """
+        if not 0.0 < to < 1.0:
+            raise ValueError(f"reset_opacity: expected a value between 0 and 1, got {to}")
+        # The sigmoid is monotonic, so the minimum may be taken of the logits; lower ones then keep their exact bits.
+        self.replace_tensor_to_optimizer(self.opacity.detach().clamp(max=math.log(to / (1.0 - to))), "opacity")
+
+    # ---- saving and loading ----
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that changes in training, as tensors and numbers (loadable with ``weights_only=True``). Tensors are not copied."""
+        return {
+            "parameters": {name: parameter.detach() for name, parameter in self._parameters.items()},
+            "active_sh_degree": self.active_sh_degree,
+            "spatial_lr_scale": self.spatial_lr_scale,
+            "optimizer": None if self.optimizer is None else door.dump_state(self.optimizer),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over copies of a state, with its own number of rows, on this model's device.
+
+        A model with an optimizer takes over moments, steps and rates, so ``training_setup`` comes before this call; a state saved without
+        an optimizer leaves it without moments. A model without an optimizer takes the parameters only.
+
+        Raises:
+            ValueError: names or shapes do not fit. Nothing is changed then.
+        """
+        tensors = {name: tensor.to(self.device) for name, tensor in state["parameters"].items()}
+        _check_tensors(tensors)
+        tensors = {name: tensors[name] for name in PARAMETER_NAMES}
+        active, scale = int(state["active_sh_degree"]), float(state["spatial_lr_scale"])
+        _check_degree(active, degree_of_rest(tensors["f_rest"].shape[1]))
+        schedule = None if self._config is None else _xyz_schedule(self._config, scale)
+        if self.optimizer is None:
+            self._parameters = {name: Parameter(tensor.detach().clone()) for name, tensor in tensors.items()}
+        else:
+            saved = state["optimizer"]
+            if saved is None:
+                saved = {name: {"lr": door.get_lr(self.optimizer, name), "state": {}} for name in PARAMETER_NAMES}
+            self._parameters = door.load_state(self._parameters, self.optimizer, tensors, saved)
+        self.active_sh_degree, self.spatial_lr_scale, self._xyz_lr = active, scale, schedule
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any], device: torch.device | str = "cpu") -> GaussianModel:
+        """A model without an optimizer, holding copies of a state's parameters on ``device``; ValueError where they do not fit."""
+        tensors = {name: tensor.to(device) for name, tensor in state["parameters"].items()}
+        return cls(tensors, spatial_lr_scale=state["spatial_lr_scale"], active_sh_degree=state["active_sh_degree"])
+
+    # ---- to and from files ----
+
+    def to_splat_data(self) -> SplatData:
+        """The raw parameters as float32 NumPy copies."""
+        return SplatData(**{name: np.array(p.detach().cpu().numpy(), dtype=np.float32) for name, p in self._parameters.items()})
+
+    @classmethod
+    def from_splat_data(
+        cls, data: SplatData, *, device: torch.device | str = "cpu", spatial_lr_scale: float = 1.0, active_sh_degree: int | None = None
+    ) -> GaussianModel:
+        """A model without an optimizer from raw arrays; all SH degrees are active unless said otherwise."""
+        tensors = {name: torch.from_numpy(np.array(getattr(data, name))).to(device) for name in PARAMETER_NAMES}
+        degree = data.sh_degree if active_sh_degree is None else active_sh_degree
+        return cls(tensors, spatial_lr_scale=spatial_lr_scale, active_sh_degree=degree)
+
+
+def _check_tensors(tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError, with the name and both shapes, unless these are the six tensors of one model."""
+    unknown = [name for name in tensors if name not in PARAMETER_NAMES]
+    missing = [name for name in PARAMETER_NAMES if name not in tensors]
+    if unknown or missing:
+        raise ValueError(f"expected exactly {', '.join(PARAMETER_NAMES)}; missing: {missing}, unknown: {unknown}")
+    xyz, f_rest = tensors["xyz"], tensors["f_rest"]
+    rows = xyz.shape[0] if xyz.dim() > 0 else 0
+    rest = f_rest.shape[1] if f_rest.dim() > 1 else 0
+    tails = {"xyz": [3], "f_dc": [1, 3], "f_rest": [rest, 3], "opacity": [1], "scaling": [3], "rotation": [4]}
+    for name, tail in tails.items():
+        tensor = tensors[name]
+        if list(tensor.shape) != [rows, *tail]:
+            raise ValueError(f"{name}: expected shape {[rows, *tail]}, got {list(tensor.shape)}")
+        if not tensor.is_floating_point() or tensor.dtype != xyz.dtype or tensor.device != xyz.device:
+            raise ValueError(f"{name}: expected the floating dtype and device of xyz ({xyz.dtype}, {xyz.device})")
+    degree_of_rest(rest)
+
+
+def _check_degree(active: int, highest: int) -> None:
+    if not 0 <= active <= highest:
+        raise ValueError(f"active_sh_degree: expected 0 to {highest}, got {active}")
+
+
+def _xyz_schedule(config: OptimizerConfig, spatial_lr_scale: float) -> Callable[[int], float]:
+    if not isinstance(config.xyz_lr_max_steps, int):
+        raise ValueError(f"xyz_lr_max_steps is the fraction {config.xyz_lr_max_steps}; resolve it to whole iterations first")
+    return get_expon_lr_func(
+        config.xyz_lr_init * spatial_lr_scale,
+        config.xyz_lr_final * spatial_lr_scale,
+        lr_delay_steps=config.xyz_lr_delay_steps,
+        lr_delay_mult=config.xyz_lr_delay_mult,
+        max_steps=config.xyz_lr_max_steps,
+    )

@@ -1,0 +1,44 @@
+"""Constants of the spherical harmonics a model stores: the degree-0 factor and how many coefficients a degree has.
+
+It does not evaluate harmonics; the rasterizers do. The invariant: degree d has (d + 1)^2 coefficients per colour channel, of which the
+first is ``f_dc`` and the others are ``f_rest``.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+SH_C0 = 0.28209479177387814
+"""The degree-0 basis function, 1 / (2 sqrt(pi))."""
+
+MAX_SH_DEGREE = 4
+"""The highest degree the rasterizers define; training uses 0 to 3."""
+
+
+def rgb_to_f_dc(rgb: Tensor) -> Tensor:
+    """Degree-0 coefficients of the colour ``rgb`` in 0..1, any shape (original: RGB2SH)."""
+    return (rgb - 0.5) / SH_C0
+
+
+def f_dc_to_rgb(f_dc: Tensor) -> Tensor:
+    """The colour in 0..1 that degree-0 coefficients alone give, any shape (original: SH2RGB)."""
+    return f_dc * SH_C0 + 0.5
+
+
+def rest_count(degree: int) -> int:
+    """How many coefficients per channel ``f_rest`` holds at ``degree``: (degree + 1)^2 - 1."""
+    return (degree + 1) ** 2 - 1
+
+
+def degree_of_rest(count: int) -> int:
+    """The degree whose ``f_rest`` has ``count`` coefficients per channel.
+
+    Raises:
+        ValueError: no degree from 0 to ``MAX_SH_DEGREE`` has that many.
+    """
+    degree = math.isqrt(count + 1) - 1
+    if degree > MAX_SH_DEGREE or rest_count(degree) != count:
+        raise ValueError(f"f_rest: {count} coefficients per channel fit no SH degree from 0 to {MAX_SH_DEGREE}")
+    return degree

@@ -1,0 +1,232 @@
+"""From a folder to a ``Scene``: finds the model, matches it with the photos, sets the training size, splits, measures the extent.
+
+Not here: the file formats (``colmap.py``), decoding (``images.py``). The invariant: a scene that is returned can be trained on as it is;
+all that could be known to be wrong without decoding an image has been refused with a ``UserError``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gs_train.errors import UserError
+from gs_train.scene.colmap import MODEL_FOLDERS, ColmapCamera, ColmapImage, ColmapModel, find_model, read_model
+from gs_train.scene.images import image_size
+from gs_train.scene.types import Camera, PointCloud, Scene, View
+
+_AUTO_WIDTH_PX = 1600
+_ROUNDING_PX = 1.0
+_FEWEST_TRAINING_VIEWS = 2
+_NAMED_AT_MOST = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneConfig:
+    """What to make of a scene folder."""
+
+    images: str = "images"
+    """Folder of the photos, inside the scene folder."""
+    resolution: Literal[-1, 1, 2, 4, 8] = -1
+    """Train at 1/N of the photos' size; -1 keeps the size up to a width of 1600 px and resizes wider photos to 1600 px."""
+    test_every: int = 8
+    """Hold out every Nth photo by sorted name, from the first on, as a test view; 0 trains on all."""
+    skip_missing: bool = False
+    """Go on without the photos that the model lists and that are not on disk."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that no flag may take."""
+        if not self.images:
+            raise UserError("--images is empty: name the folder of the photos, such as images.")
+        if self.resolution not in (-1, 1, 2, 4, 8):
+            raise UserError(f"--resolution is {self.resolution}: give 1, 2, 4, 8 or -1.")
+        if self.test_every < 0:
+            raise UserError(f"--test-every is {self.test_every}: give 0 (train on all photos) or a positive number.")
+
+
+def load_scene(path: Path, config: SceneConfig) -> Scene:
+    """Read the scene in ``path``; opens the photos' headers, decodes none.
+
+    Args:
+        path: folder that holds the photos and a COLMAP model.
+        config: see ``SceneConfig``.
+
+    Raises:
+        UserError: anything that would keep the scene from being trained on.
+    """
+    model = _find_and_read(path)
+    photos = _find_photos(path, config, model)
+    views = tuple(_view(photos, image, model, config.resolution) for image in photos.images)
+    train, test = _split(views, config.test_every, path)
+    points, point_notices = _finite_points(model.points)
+    return Scene(
+        path=path,
+        train_views=train,
+        test_views=test,
+        points=points,
+        extent=scene_extent(train, points),
+        notices=(*photos.notices, *point_notices),
+    )
+
+
+def camera_centres(views: Sequence[View]) -> NDArray[np.float64]:
+    """[V, 3] positions of the cameras, world units."""
+    return np.array([-view.world_to_camera[:3, :3].T @ view.world_to_camera[:3, 3] for view in views]).reshape(-1, 3)
+
+
+def scene_extent(views: Sequence[View], points: PointCloud) -> float:
+    """1.1 x the largest distance of the views' centres from their mean (original: cameras_extent), world units, > 0.
+
+    Cameras that only turn on the spot span nothing. Then the extent is 1.1 x the median distance of the points from that spot, and 1.0
+    where there are no points either.
+    """
+    centres = camera_centres(views)
+    middle = centres.mean(axis=0)
+    radius = float(np.linalg.norm(centres - middle, axis=1).max())
+    if radius <= 1e-9 * max(1.0, float(np.abs(middle).max())):
+        radius = float(np.median(np.linalg.norm(points.xyz - middle, axis=1))) if len(points.xyz) else 0.0
+        if radius <= 0.0:
+            return 1.0
+    return 1.1 * radius
+
+
+def _find_and_read(path: Path) -> ColmapModel:
+    if not path.exists():
+        raise UserError(f"{path} does not exist: give a scene folder, or write one with `gs-train sample DIR`.")
+    if not path.is_dir():
+        raise UserError(f"{path} is a file: give the scene folder that holds the photos and their COLMAP model.")
+    folder = find_model(path)
+    if folder is None:
+        looked_for = f"looked for cameras and images (.bin or .txt) in {', '.join(MODEL_FOLDERS)}"
+        raise UserError(f"{path} is not a scene ({looked_for}): give the folder that holds images/ and sparse/.")
+    model = read_model(folder)
+    if not model.images:
+        raise UserError(f"{model.images_path} registers no images: run the reconstruction again, or choose another of its models.")
+    for image in model.images:
+        camera_model = model.cameras[image.camera_id].model
+        if camera_model not in ("SIMPLE_PINHOLE", "PINHOLE"):
+            # The other models need their photos undistorted; whatever learns that takes this refusal's place.
+            told = f"{model.cameras_path} has a camera of model {camera_model}, whose lens distortion cannot be trained"
+            raise UserError(f"{told}: undistort the scene first with `colmap image_undistorter`.")
+    return model
+
+
+# ---- photos on disk
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Photos:
+    """Which images to use, from which folder."""
+
+    folder: Path
+    reduced: bool
+    """The folder holds the photos at the training size already."""
+    images: tuple[ColmapImage, ...]
+    """Sorted by name, all of them on disk."""
+    notices: tuple[str, ...] = ()
+
+
+def _find_photos(path: Path, config: SceneConfig, model: ColmapModel) -> _Photos:
+    images = tuple(sorted(model.images, key=lambda image: image.name))
+    notices: list[str] = []
+    reduced = path / f"{config.images}_{config.resolution}"
+    if config.resolution in (2, 4, 8) and reduced.is_dir():
+        misfit = _first_misfit(reduced, config.resolution, model, images)
+        if misfit is None:
+            return _Photos(folder=reduced, reduced=True, images=images)
+        notices.append(f"{reduced} is not used, because {misfit}: the photos in {config.images} are resized instead.")
+    folder = path / config.images
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist: name the folder of the photos with --images.")
+    missing = [image.name for image in images if not (folder / image.name).is_file()]
+    if missing:
+        named = ", ".join(missing[:_NAMED_AT_MOST]) + (", ..." if len(missing) > _NAMED_AT_MOST else "")
+        told = f"{len(missing)} of {len(images)} images that {model.images_path} lists are not in {folder} ({named})"
+        if not config.skip_missing:
+            raise UserError(f"{told}: copy them there, or go on without them with --skip-missing.")
+        notices.append(f"{told}: going on without them.")
+        gone = set(missing)
+        images = tuple(image for image in images if image.name not in gone)
+    return _Photos(folder=folder, reduced=False, images=images, notices=tuple(notices))
+
+
+def _first_misfit(folder: Path, factor: int, model: ColmapModel, images: Sequence[ColmapImage]) -> str | None:
+    """Why ``folder`` is not a copy of the photos at 1/factor of their size; None where it is one."""
+    for image in images:
+        file = folder / image.name
+        if not file.is_file():
+            return f"it has no {image.name}"
+        size = image_size(file)
+        if not _fits(size, model.cameras[image.camera_id], factor):
+            return f"{image.name} is {size[0]}x{size[1]} there"
+    return None
+
+
+def _fits(size: tuple[int, int], camera: ColmapCamera, factor: int) -> bool:
+    """Is ``size`` the camera's size over ``factor``, however that was rounded?"""
+    return abs(size[0] - camera.width / factor) <= _ROUNDING_PX and abs(size[1] - camera.height / factor) <= _ROUNDING_PX
+
+
+# ---- views
+
+
+def _view(photos: _Photos, image: ColmapImage, model: ColmapModel, resolution: int) -> View:
+    file = photos.folder / image.name
+    source = model.cameras[image.camera_id]
+    size = image_size(file)
+    # `--images images_4` names photos at a quarter of the size that the model was made at, and so says that they are.
+    suffix = re.search(r"_([248])$", photos.folder.name)
+    if not _fits(size, source, 1) and not (suffix and _fits(size, source, int(suffix[1]))):
+        told = f"{file} is {size[0]}x{size[1]} px and its camera in {model.cameras_path} is {source.width}x{source.height}"
+        raise UserError(f"{told}: name the folder of the photos that the model was made from with --images.")
+    camera = _pinhole(source, size if photos.reduced else _training_size(size, resolution))
+    return View(name=image.name, image_path=file, camera=camera, world_to_camera=image.world_to_camera)
+
+
+def _training_size(size: tuple[int, int], resolution: int) -> tuple[int, int]:
+    """(width, height) in px at which a photo of ``size`` is trained; the rule for -1 is the original's."""
+    width, height = size
+    if resolution == -1:
+        if width <= _AUTO_WIDTH_PX:
+            return size
+        return _AUTO_WIDTH_PX, max(1, round(height * _AUTO_WIDTH_PX / width))
+    return max(1, round(width / resolution)), max(1, round(height / resolution))
+
+
+def _pinhole(source: ColmapCamera, size: tuple[int, int]) -> Camera:
+    """The camera of ``source`` at ``size``. With pixel centres at +0.5, resizing plainly scales each axis' intrinsics."""
+    fx, fy, cx, cy = source.focal_and_centre()
+    scale_x, scale_y = size[0] / source.width, size[1] / source.height
+    return Camera(width=size[0], height=size[1], fx=fx * scale_x, fy=fy * scale_y, cx=cx * scale_x, cy=cy * scale_y)
+
+
+def _split(views: tuple[View, ...], test_every: int, path: Path) -> tuple[tuple[View, ...], tuple[View, ...]]:
+    """Training and test views; the test views are those at 0, N, 2N ... of the sorted names."""
+    test = views[::test_every] if test_every else ()
+    train = tuple(view for index, view in enumerate(views) if test_every == 0 or index % test_every)
+    if len(train) < _FEWEST_TRAINING_VIEWS:
+        told = f"{path} leaves {len(train)} of its {len(views)} views to train on with --test-every {test_every}"
+        raise UserError(f"{told}, and training takes at least {_FEWEST_TRAINING_VIEWS}: add photos, or give --test-every 0.")
+    return train, test
+
+
+# ---- points
+
+
+def _finite_points(points: PointCloud) -> tuple[PointCloud, list[str]]:
+    """The points that are finite as float32, the precision of training, and what to say of the others."""
+    notices = []
+    with np.errstate(over="ignore"):
+        finite = np.asarray(np.isfinite(points.xyz.astype(np.float32)).all(axis=1))
+    dropped = int(np.count_nonzero(~finite))
+    if dropped:
+        notices.append(f"{dropped} of {len(points.xyz)} points are NaN or infinite: dropped.")
+        points = PointCloud(xyz=points.xyz[finite], rgb=points.rgb[finite])
+    if len(points.xyz) == 0:
+        notices.append("The scene has no points: random initialisation.")
+    return points, notices

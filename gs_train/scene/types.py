@@ -1,0 +1,73 @@
+"""What a scene is: cameras, views, points. Plain frozen data, no behaviour beyond what follows from the fields.
+
+Axes are OpenCV's (x right, y down, z forward) everywhere inside the project; readers convert. The invariant: ``View.camera`` describes
+the image at the size it is trained at, whatever the size of the file on disk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Camera:
+    """A pinhole camera. Pixel centres lie at +0.5: the top left pixel's centre is (0.5, 0.5)."""
+
+    width: int
+    """Image width in pixels."""
+    height: int
+    """Image height in pixels."""
+    fx: float
+    """Focal length along x, px."""
+    fy: float
+    """Focal length along y, px."""
+    cx: float
+    """Principal point x, px."""
+    cy: float
+    """Principal point y, px."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class View:
+    """One photo: where its file is, the camera it is trained with, and where that camera stood."""
+
+    name: str
+    """Image name as the scene gives it, with ``/`` between folders."""
+    image_path: Path
+    """The file to decode. Its size may differ from the camera's: it is resized when decoded."""
+    camera: Camera
+    """Intrinsics at training size."""
+    world_to_camera: NDArray[np.float64]
+    """[4, 4] rigid transform, world -> OpenCV camera."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PointCloud:
+    """Sparse points to start from; may be empty."""
+
+    xyz: NDArray[np.float64]
+    """[P, 3] world units."""
+    rgb: NDArray[np.uint8]
+    """[P, 3]."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scene:
+    """Everything known before training starts."""
+
+    path: Path
+    """The scene folder."""
+    train_views: tuple[View, ...]
+    """Views to train on, sorted by name."""
+    test_views: tuple[View, ...]
+    """Views held out, sorted by name; may be empty."""
+    points: PointCloud
+    """Sparse points, finite."""
+    extent: float
+    """1.1 x the largest distance of a training camera's centre from their mean, world units (original: cameras_extent)."""
+    notices: tuple[str, ...] = ()
+    """Sentences the user should hear: points dropped, photos skipped, and the like."""
