@@ -1,0 +1,81 @@
+"""How our kernels are compiled: one set of Numba options, and the exponential that vectorises.
+
+Not here: any rasterization. The invariant: nothing in the options lets the compiler reorder arithmetic, so that two kernels
+which share an expression agree on it bit for bit; the one exception is ``accumulate``, for sums inside one loop. ``error_model="numpy"`` keeps division free of exceptions, and plain select statements free
+of branches, without which LLVM does not vectorise the inner loops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+# `omp` kills forked children (a data loader, a test runner), so it comes last.
+numba.config.THREADING_LAYER_PRIORITY = ["tbb", "workqueue", "omp"]
+
+FASTMATH = {"contract", "nsz", "arcp"}
+
+helper: Callable[..., Any] = numba.njit(error_model="numpy", fastmath=FASTMATH, nogil=True)
+"""Decorator for a function that only kernels call; it is compiled into them and not cached by itself."""
+
+kernel: Callable[..., Any] = numba.njit(cache=True, error_model="numpy", fastmath=FASTMATH, nogil=True)
+"""Decorator for a serial kernel."""
+
+parallel_kernel: Callable[..., Any] = numba.njit(cache=True, error_model="numpy", fastmath=FASTMATH, nogil=True, parallel=True)
+"""Decorator for a kernel with ``prange`` loops whose iterations write disjoint memory."""
+
+
+def follow_torch_threads() -> None:
+    """Use as many threads as torch does, so that one knob (``torch.set_num_threads`` or OMP_NUM_THREADS) rules both."""
+    numba.set_num_threads(max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)))
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _truncate(typing_context: Any, value: Any) -> Any:
+    """float32 -> float32 rounded towards zero, by way of int32: Numba's own int() goes through int64, which halves the vector width."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.sitofp(builder.fptosi(args[0], ir.IntType(32)), ir.FloatType())
+
+    return types.float32(types.float32), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _two_to_whole(typing_context: Any, value: Any) -> Any:
+    """Whole float32 in -126..127 -> 2**value, by writing the exponent bits."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        int32 = ir.IntType(32)
+        biased = builder.add(builder.fptosi(args[0], int32), ir.Constant(int32, 127))
+        return builder.bitcast(builder.shl(biased, ir.Constant(int32, 23)), ir.FloatType())
+
+    return types.float32(types.float32), generate
+
+
+# Minimax polynomial of 2**f on [-1, 0], degree 5; relative error 7e-8 before rounding, found by iteratively reweighted least squares.
+_C0, _C1, _C2, _C3, _C4, _C5 = (
+    np.float32(c) for c in (9.99999925e-01, 6.93142253e-01, 2.40172189e-01, 5.52797227e-02, 9.18861178e-03, 9.38788342e-04)
+)
+
+
+@numba.njit(error_model="numpy", fastmath=FASTMATH | {"reassoc"}, nogil=True)  # type: ignore[untyped-decorator]
+def accumulate(total: float, term: float) -> float:
+    """total + term, where the compiler may sum in vector lanes. The order is fixed at compile time: it depends on no thread count."""
+    return total + term
+
+
+@helper
+def exp2_nonpositive(p: float) -> float:
+    """2**p for float32 p, with p limited to [-10, 0]: below, every alpha is under 1/255; above, every alpha is saturated."""
+    p = min(max(p, np.float32(-10.0)), np.float32(0.0))
+    whole = _truncate(p)
+    f = p - whole
+    poly = _C0 + f * (_C1 + f * (_C2 + f * (_C3 + f * (_C4 + f * _C5))))
+    return poly * _two_to_whole(whole)

@@ -1,0 +1,150 @@
+"""The CPU rasterizer as one differentiable torch function.
+
+Not here: kernels. It checks what goes into them (dtype, device, contiguity: a raw pointer to a strided tensor gives wrong results
+silently), runs them in order, and hands gradients back. The projected means take part as an input whose values are written on the way, so
+that their gradient, which density control lives on, is an ordinary ``.grad``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from gs_train.render.cpu import projection
+from gs_train.render.cpu.blending import backward_kernel, forward_kernel
+from gs_train.jit import follow_torch_threads
+from gs_train.render.cpu.tiles import bin_gaussians
+
+_TILES_AT_ONCE = 8  # Scheduling grain: tiles differ in cost, so threads take a few at a time.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What does not change under differentiation."""
+
+    width: int
+    """px"""
+    height: int
+    """px"""
+    sh_degree: int
+    """Degree evaluated; -1 takes the colours as they are."""
+    near: float = 0.01
+    """Gaussians nearer than this are dropped, world units."""
+    far: float = 1e10
+    """Gaussians farther than this are dropped, world units."""
+    eps2d: float = 0.3
+    """Low-pass added to the 2D covariance's diagonal, px^2."""
+    antialiased: bool = False
+    """Scale opacity by the loss of area that the low-pass brings."""
+    depth: bool = False
+    """Composite depth as a fourth channel over 0."""
+    absolute: bool = False
+    """Also sum absolute gradients of the projected means."""
+
+
+class Rasterize(torch.autograd.Function):
+    """(means, quats, scales, opacities, sh0, sh_rest, view, centre, intrinsics, background, means2d, absolute, settings)
+    -> (image, alpha, radii).
+
+    All float32 on the CPU. view [4, 4] and centre [3] (of the camera, in the world) are separate inputs, so that autograd joins their
+    gradients. means2d [N, 2] is written in the forward pass and receives dL/dmeans2d; absolute [N, 2] is written in the backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        means, quats, scales, opacities, sh0, sh_rest, view, centre, intrinsics, background, means2d, absolute, settings = inputs
+        follow_torch_threads()
+        arrays = [_array(t) for t in (means, quats, scales, opacities, sh0, sh_rest)]
+        camera = np.array([*intrinsics, settings.near, settings.far, settings.eps2d])
+        pose = _array(view).astype(np.float64), _array(centre).astype(np.float64)
+        n = means.shape[0]
+        records = np.empty((n, projection.RECORD_SIZE), np.float32)
+        radii, depths = np.empty((n, 2), np.int32), np.empty(n, np.float32)
+        size = settings.width, settings.height
+        projection.project_forward(
+            *arrays, settings.sh_degree, *pose, camera, *size, settings.antialiased, records, radii, _array(means2d), depths
+        )
+        visible, first_slot, tile_start, pairs = bin_gaussians(records, radii, depths, *size)
+        channels = 4 if settings.depth else 3
+        image = np.empty((settings.height, settings.width, channels), np.float32)
+        transmittance = np.empty((settings.height, settings.width), np.float32)
+        colours = np.zeros(channels, np.float32)
+        colours[:3] = _array(background)
+        with numba.parallel_chunksize(_TILES_AT_ONCE):
+            forward_kernel(settings.depth)(records, tile_start, pairs, colours, image, transmittance)
+        image_tensor, radii_tensor = torch.from_numpy(image), torch.from_numpy(radii)
+        ctx.save_for_backward(means, quats, scales, opacities, sh0, sh_rest, view, centre, image_tensor)
+        ctx.camera, ctx.settings, ctx.absolute = camera, settings, absolute
+        ctx.kept = records, visible, first_slot, tile_start, pairs, transmittance
+        ctx.mark_non_differentiable(radii_tensor)
+        return image_tensor, 1.0 - torch.from_numpy(transmittance), radii_tensor
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, image_grad: Tensor, alpha_grad: Tensor, _radii_grad: Tensor) -> Any:
+        follow_torch_threads()
+        *parameters, view, centre, image = ctx.saved_tensors
+        settings: Settings = ctx.settings
+        records, visible, first_slot, tile_start, pairs, transmittance = ctx.kept
+        image_grad = image_grad.contiguous()
+        slot_sums = np.empty((pairs.shape[0], projection.SUM_COUNT), np.float32)
+        with numba.parallel_chunksize(_TILES_AT_ONCE):
+            backward_kernel(settings.depth, settings.absolute)(
+                records, tile_start, pairs, _array(image), transmittance, _array(image_grad), _array(alpha_grad.contiguous()), slot_sums
+            )
+        grads = [torch.zeros_like(t) for t in parameters]
+        means2d_grad = torch.zeros(len(records), 2)
+        chunk_grads = np.zeros(((len(visible) + projection.CHUNK - 1) // projection.CHUNK, 5, 4))
+        means, quats, scales, opacities, _, sh_rest = (_array(t) for t in parameters)
+        projection.project_backward(
+            means, quats, scales, opacities, sh_rest, settings.sh_degree,
+            _array(view).astype(np.float64), _array(centre).astype(np.float64), ctx.camera, settings.width, settings.height,
+            settings.antialiased, records, visible, first_slot, slot_sums,
+            *(_array(g) for g in grads), _array(means2d_grad), _array(ctx.absolute), chunk_grads,
+        )  # fmt: skip
+        # NumPy sums a fixed number of chunks in a fixed order, whatever the number of threads.
+        pose_grad = torch.from_numpy(chunk_grads.sum(axis=0).astype(np.float32))
+        view_grad = torch.cat([pose_grad[:3], torch.zeros(1, 4)])
+        background_grad = torch.from_numpy(np.einsum("hw,hwc->c", transmittance, image_grad[..., :3].numpy(), dtype=np.float64).astype(np.float32))
+        return *grads, view_grad, pose_grad[3, :3].clone(), None, background_grad, means2d_grad, None, None
+
+
+def _array(tensor: Tensor) -> Any:
+    """The tensor's memory as a NumPy array; refuses what the kernels would misread."""
+    if tensor.device.type != "cpu" or tensor.dtype != torch.float32 or not tensor.is_contiguous():
+        raise ValueError(f"the CPU kernels take contiguous float32 CPU tensors, not {tensor.dtype} on {tensor.device}")
+    return tensor.detach().numpy()
+
+
+def rasterize(
+    *, means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, sh0: Tensor, sh_rest: Tensor,
+    view: Tensor, intrinsics: tuple[float, float, float, float], background: Tensor, settings: Settings,
+    means2d: Tensor | None = None, absolute: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Render one view.
+
+    Args:
+        means [N, 3], quats [N, 4] wxyz, scales [N, 3] activated, opacities [N] activated, sh0 [N, 3], sh_rest [N, K-1, 3].
+        view: [4, 4] world -> OpenCV camera. intrinsics: fx, fy, cx, cy in px. background: [3].
+        means2d, absolute: [N, 2] zeros to write the projected means and, after backward, their absolute gradients into; made if not given.
+
+    Returns:
+        image [H, W, 3] (4 channels with depth), alpha [H, W], radii [N, 2] int32, means2d [N, 2] px with ``.grad`` after backward and,
+        if asked for, ``.absgrad`` [N, 2].
+    """
+    if means2d is None:
+        means2d = torch.zeros(means.shape[0], 2, requires_grad=torch.is_grad_enabled())
+    if absolute is None:
+        absolute = torch.zeros(means.shape[0], 2)
+    if settings.absolute:
+        means2d.absgrad = absolute  # type: ignore[attr-defined]
+    # The inverse is differentiable as for any matrix, as gsplat's is; for a rigid one it is -R^T t.
+    centre = torch.linalg.inv(view)[:3, 3]
+    tensors = [t.contiguous() for t in (means, quats, scales, opacities, sh0, sh_rest, view, centre)]
+    image, alpha, radii = Rasterize.apply(*tensors, intrinsics, background, means2d, absolute, settings)
+    return image, alpha, radii, means2d

@@ -1,0 +1,162 @@
+"""Which Gaussian touches which tile, in depth order: a radix sort by depth, exact ellipse-against-tile-row intervals, a stable sort by tile.
+
+Not here: the records (``projection``) and what happens inside a tile (``blending``). Each pair of a Gaussian and a tile has a slot, numbered
+Gaussian by Gaussian in depth order; blending's backward pass writes its sums there, so that adding them up needs no atomics. The invariant:
+within a tile, pairs are sorted by (float32 depth, Gaussian index), and only pairs with alpha < 1/255 at every pixel centre are left out.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import prange
+from numpy.typing import NDArray
+
+from gs_train.jit import helper, kernel, parallel_kernel
+from gs_train.render.cpu.projection import (
+    CHUNK,
+    HALF_A,
+    HALF_C,
+    LOG2_OPACITY,
+    MEAN_X,
+    MEAN_X_FRACTION,
+    MEAN_Y,
+    MEAN_Y_FRACTION,
+    ROW_FIRST,
+    ROW_LAST,
+    SHEAR,
+)
+
+TILE = 16
+_RADIX_BITS = 11
+_LOG2_255 = math.log2(255.0) + 0.003  # With a margin for float32 rounding in blending, as projection's row interval has.
+
+
+@kernel
+def order_by_depth(radii: NDArray, depths: NDArray) -> NDArray:
+    """Visible Gaussians, [V] int32, nearest first; ties by index. A stable radix sort on the bits of the positive float32 depths."""
+    count = 0
+    for i in range(radii.shape[0]):
+        if radii[i, 0] > 0 and radii[i, 1] > 0:
+            count += 1
+    order = np.empty(count, np.int32)
+    count = 0
+    for i in range(radii.shape[0]):
+        if radii[i, 0] > 0 and radii[i, 1] > 0:
+            order[count] = i
+            count += 1
+    bits = depths.view(np.uint32)
+    other = np.empty_like(order)
+    size = 1 << _RADIX_BITS
+    for digit in range(3):
+        shift = np.uint32(digit * _RADIX_BITS)
+        starts = np.zeros(size + 1, np.int64)
+        for index in range(count):
+            starts[((bits[order[index]] >> shift) & np.uint32(size - 1)) + 1] += 1
+        for key in range(size):
+            starts[key + 1] += starts[key]
+        for index in range(count):
+            key = (bits[order[index]] >> shift) & np.uint32(size - 1)
+            other[starts[key]] = order[index]
+            starts[key] += 1
+        order, other = other, order
+    return order
+
+
+@helper
+def _tile_interval(record: NDArray, tile_row: int, width: int, height: int) -> tuple[int, int]:
+    """First and last tile column, inclusive, whose pixel centres in this tile row the ellipse alpha = 1/255 reaches; empty if first > last.
+
+    In u = dx + k * dy the ellipse is a * u**2 + c * dy**2 <= q; its right edge over dy is concave and its left edge convex, so the extreme
+    over a slab of rows lies at the extreme point, limited to the slab.
+    """
+    q = np.float64(record[LOG2_OPACITY]) + _LOG2_255
+    a, c, k = np.float64(record[HALF_A]), np.float64(record[HALF_C]), np.float64(record[SHEAR])
+    mean_x = np.float64(record[MEAN_X]) + np.float64(record[MEAN_X_FRACTION])
+    mean_y = np.float64(record[MEAN_Y]) + np.float64(record[MEAN_Y_FRACTION])
+    half_u, half_y = math.sqrt(q / a), math.sqrt(q / c)
+    last_row = min(tile_row * TILE + TILE, height) - 0.5
+    low, high = max(mean_y - last_row, -half_y), min(mean_y - (tile_row * TILE + 0.5), half_y)
+    if low > high:
+        return 1, 0
+    reach = math.sqrt(half_u * half_u + k * k * half_y * half_y)
+    extreme = -k * half_y * half_y / reach
+    at = min(max(extreme, low), high)
+    widest = half_u * math.sqrt(max(0.0, 1.0 - at * at / (half_y * half_y))) - k * at
+    at = min(max(-extreme, low), high)
+    narrowest = -half_u * math.sqrt(max(0.0, 1.0 - at * at / (half_y * half_y))) - k * at
+    # dx = mean - pixel, so the largest dx is the leftmost pixel. The small margin pays for rounding here.
+    first = max(0.0, math.ceil(mean_x - widest - 0.5 - 1e-3))
+    last = min(width - 1.0, math.floor(mean_x - narrowest - 0.5 + 1e-3))
+    if first > last:
+        return 1, 0
+    return int(first) // TILE, int(last) // TILE
+
+
+@parallel_kernel
+def count_pairs(records: NDArray, visible: NDArray, width: int, height: int, first_slot: NDArray) -> None:
+    """Write the number of tiles of visible Gaussian v to first_slot[v + 1]; the caller sums them up."""
+    count = visible.shape[0]
+    for chunk in prange((count + CHUNK - 1) // CHUNK):
+        for index in range(chunk * CHUNK, min(count, (chunk + 1) * CHUNK)):
+            record = records[visible[index]]
+            pairs = 0
+            for tile_row in range(int(record[ROW_FIRST]) // TILE, int(record[ROW_LAST]) // TILE + 1):
+                first, last = _tile_interval(record, tile_row, width, height)
+                pairs += last - first + 1
+            first_slot[index + 1] = pairs
+
+
+@parallel_kernel
+def fill_pairs(records, visible, width, height, first_slot, pair_tile, pair_gaussian):  # type: ignore[no-untyped-def]
+    """Write the tile and the Gaussian of every slot, [P] int32 each."""
+    count = visible.shape[0]
+    tiles_x = (width + TILE - 1) // TILE
+    for chunk in prange((count + CHUNK - 1) // CHUNK):
+        for index in range(chunk * CHUNK, min(count, (chunk + 1) * CHUNK)):
+            gaussian = visible[index]
+            record = records[gaussian]
+            slot = first_slot[index]
+            for tile_row in range(int(record[ROW_FIRST]) // TILE, int(record[ROW_LAST]) // TILE + 1):
+                first, last = _tile_interval(record, tile_row, width, height)
+                for tile_column in range(first, last + 1):
+                    pair_tile[slot] = tile_row * tiles_x + tile_column
+                    pair_gaussian[slot] = gaussian
+                    slot += 1
+
+
+@kernel
+def sort_by_tile(pair_tile: NDArray, pair_gaussian: NDArray, tiles: int) -> tuple[NDArray, NDArray]:
+    """Stable counting sort. Returns tile_start [tiles + 1] int64 and pairs [P, 2] int32 (Gaussian, slot), tile by tile, nearest first."""
+    tile_start = np.zeros(tiles + 1, np.int64)
+    for slot in range(pair_tile.shape[0]):
+        tile_start[pair_tile[slot] + 1] += 1
+    for tile in range(tiles):
+        tile_start[tile + 1] += tile_start[tile]
+    cursor = tile_start[:-1].copy()
+    pairs = np.empty((pair_tile.shape[0], 2), np.int32)
+    for slot in range(pair_tile.shape[0]):
+        tile = pair_tile[slot]
+        pairs[cursor[tile], 0] = pair_gaussian[slot]
+        pairs[cursor[tile], 1] = slot
+        cursor[tile] += 1
+    return tile_start, pairs
+
+
+def bin_gaussians(records: NDArray, radii: NDArray, depths: NDArray, width: int, height: int) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    """Order the visible Gaussians by depth and pair them with tiles.
+
+    Returns:
+        visible [V] int32, first_slot [V + 1] int64, tile_start [tiles + 1] int64, pairs [P, 2] int32.
+    """
+    visible = order_by_depth(radii, depths)
+    first_slot = np.zeros(visible.shape[0] + 1, np.int64)
+    count_pairs(records, visible, width, height, first_slot)
+    np.cumsum(first_slot, out=first_slot)
+    total = int(first_slot[-1])
+    pair_tile, pair_gaussian = np.empty(total, np.int32), np.empty(total, np.int32)
+    fill_pairs(records, visible, width, height, first_slot, pair_tile, pair_gaussian)
+    tiles = ((width + TILE - 1) // TILE) * ((height + TILE - 1) // TILE)
+    tile_start, pairs = sort_by_tile(pair_tile, pair_gaussian, tiles)
+    return visible, first_slot, tile_start, pairs

@@ -1,0 +1,68 @@
+"""Chooses the rasterizer and the device: the only place in the project that asks whether there is a GPU.
+
+It does not fall back silently: what was chosen comes with the reason in one line. The invariant: ``auto`` always yields something that
+works, and ``cuda`` yields CUDA or a ``UserError``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from gs_train.errors import UserError
+from gs_train.render.types import Rasterizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """A rasterizer, the device its tensors live on, and why it was chosen."""
+
+    rasterizer: Rasterizer
+    device: torch.device
+    reason: str
+    """One line for the user, such as ``cpu: torch sees no CUDA device``."""
+
+
+def select_rasterizer(device: Literal["auto", "cuda", "cpu"], say: Callable[[str], None]) -> Selection:
+    """Choose the rasterizer for ``--device``.
+
+    Args:
+        device: ``auto`` takes CUDA when torch sees a GPU and gsplat's kernels load, else the CPU.
+        say: takes one line before gsplat compiles, which lasts minutes and happens once.
+
+    Raises:
+        UserError: ``cuda`` was asked for and cannot be had.
+    """
+    if device == "cpu":
+        return _cpu("asked for by --device cpu")
+    if not torch.cuda.is_available():
+        if device == "cuda":
+            raise UserError(
+                "--device cuda: torch sees no CUDA device; install the NVIDIA driver and a CUDA build of torch, or use --device cpu."
+            )
+        return _cpu("torch sees no CUDA device")
+
+    from gs_train.render import gsplat_cuda
+
+    gpu = torch.cuda.get_device_name()
+    fault = gsplat_cuda.why_unusable(say)
+    if fault is None:
+        from gsplat import __version__
+
+        chosen = torch.device("cuda", torch.cuda.current_device())
+        return Selection(rasterizer=gsplat_cuda.GsplatRasterizer(), device=chosen, reason=f"cuda: {gpu}, gsplat {__version__}")
+    if device == "cuda":
+        raise UserError(
+            f"--device cuda: {fault}; install a C++ compiler and the CUDA toolkit of torch {torch.__version__}, or use --device cpu."
+        )
+    return _cpu(f"there is {gpu}, but {fault}")
+
+
+def _cpu(why: str) -> Selection:
+    # Imported here because Numba takes a second to load, which a run on CUDA need not wait for.
+    from gs_train.render.cpu.rasterizer import CpuRasterizer
+
+    return Selection(rasterizer=CpuRasterizer(), device=torch.device("cpu"), reason=f"cpu: {why}")

@@ -1,0 +1,180 @@
+"""The CPU kernels against the float64 oracle, on random scenes that visit every branch.
+
+Where a comparison (alpha against 1/255, the stop at T = 1e-4, saturation) is decided by rounding, float32 and float64 may honestly differ:
+the oracle says how near each pixel came, and the few pixels too near are left out of the image comparison and of the loss.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from gs_train.render.cpu.autograd import Settings, rasterize
+from gs_train.render.reference import ReferenceOutput, render_reference
+from gs_train.scene.types import Camera
+
+CAMERA = Camera(width=70, height=45, fx=60.0, fy=64.0, cx=31.0, cy=26.0)
+INPUTS = ("means", "quats", "scales", "opacities", "sh", "view", "background")
+NEAR_A_JUMP = 2e-5
+
+
+def make_scene(seed: int, kind: str, count: int = 120) -> dict[str, Tensor]:
+    """Float32 inputs. ``kind`` chooses what the scene is rich in."""
+    g = torch.Generator().manual_seed(seed)
+
+    def uniform(*shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+        return torch.rand(*shape, generator=g) * (high - low) + low
+
+    depth = uniform(count, low=1.5, high=8.0)
+    if kind == "beside":  # half outside the image, beyond the Jacobian's limits, behind the camera
+        depth[: count // 4] = uniform(count // 4, low=-3.0, high=0.3)
+        lateral = uniform(count, 2, low=-1.6, high=1.6)
+    else:
+        lateral = uniform(count, 2, low=-0.7, high=0.7)
+    means = torch.cat([lateral * depth.abs()[:, None], depth[:, None]], dim=1)
+    scales = torch.exp(uniform(count, 3, low=math.log(0.02), high=math.log(0.5)))
+    if kind == "thin":
+        scales[:, 0] *= 4.0
+        scales[:, 1] *= 0.02
+    opacities = uniform(count, low=0.01, high=0.95)
+    if kind == "dense":  # saturated alphas and early stops
+        opacities = uniform(count, low=0.9, high=1.0)
+        scales = scales * 2.0
+    angle = 0.2
+    view = torch.tensor([
+        [math.cos(angle), 0.05, math.sin(angle), 0.3], [-0.04, 0.99, 0.02, -0.2], [-math.sin(angle), 0.03, math.cos(angle), 0.4],
+        [0.0, 0.0, 0.0, 1.0],
+    ])  # fmt: skip
+    rotation, _ = torch.linalg.qr(view[:3, :3].double())
+    rotation = rotation * torch.sign(torch.diagonal(rotation))
+    view[:3, :3] = rotation.float()
+    return {
+        "means": means, "quats": torch.randn(count, 4, generator=g), "scales": scales, "opacities": opacities,
+        "sh": torch.randn(count, 16, 3, generator=g) * 0.3, "view": view, "background": uniform(3),
+    }  # fmt: skip
+
+
+def run_oracle(scene: dict[str, Tensor], degree: int, antialiased: bool) -> tuple[ReferenceOutput, dict[str, Tensor]]:
+    inputs = {name: value.double().requires_grad_() for name, value in scene.items()}
+    return render_reference(**inputs, sh_degree=degree, camera=CAMERA, antialiased=antialiased), inputs
+
+
+def run_kernels(
+    scene: dict[str, Tensor], degree: int, *, antialiased: bool = False, depth: bool = False, absolute: bool = True, camera: Camera = CAMERA
+) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    inputs = {name: value.clone().requires_grad_() for name, value in scene.items()}
+    settings = Settings(
+        width=camera.width, height=camera.height, sh_degree=degree, antialiased=antialiased, depth=depth, absolute=absolute
+    )
+    outputs = rasterize(
+        means=inputs["means"], quats=inputs["quats"], scales=inputs["scales"], opacities=inputs["opacities"],
+        sh0=inputs["sh"][:, 0], sh_rest=inputs["sh"][:, 1:], view=inputs["view"], intrinsics=(camera.fx, camera.fy, camera.cx, camera.cy),
+        background=inputs["background"], settings=settings,
+    )  # fmt: skip
+    return outputs, inputs
+
+
+def relative_error(value: Tensor, truth: Tensor) -> float:
+    return float((value.double() - truth).norm() / truth.norm().clamp(min=1e-12))
+
+
+CASES = [
+    ("plain", 0, False), ("plain", 1, False), ("plain", 2, False), ("plain", 3, False), ("beside", 3, False), ("thin", 2, False),
+    ("dense", 3, False), ("plain", 3, True), ("thin", 1, True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "degree", "antialiased"), CASES)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_image_and_gradients_match_the_float64_oracle(kind: str, degree: int, antialiased: bool, seed: int) -> None:
+    scene = make_scene(seed, kind)
+    truth, truth_inputs = run_oracle(scene, degree, antialiased)
+    (image, alpha, radii, means2d), inputs = run_kernels(scene, degree, antialiased=antialiased, depth=True)
+    clear = truth.margin > NEAR_A_JUMP
+    assert clear.float().mean() > 0.9, "the comparison must not hide behind the margin"
+    assert torch.equal(radii, truth.radii)
+    assert (image[..., :3] - truth.image)[clear].abs().max() < 1e-5
+    assert (alpha - truth.alpha)[clear].abs().max() < 1e-5
+    assert (image[..., 3] - truth.depth)[clear].abs().max() < 1e-5 * truth.depth.abs().max()
+
+    g = torch.Generator().manual_seed(seed)
+    weights = torch.randn(*image.shape, generator=g) * clear[..., None]
+    alpha_weights = torch.randn(*alpha.shape, generator=g) * clear
+    ((image * weights).sum() + (alpha * alpha_weights).sum()).backward()
+    full = torch.cat([truth.image, truth.depth[..., None]], dim=-1)
+    ((full * weights.double()).sum() + (truth.alpha * alpha_weights.double()).sum()).backward()
+    errors = {name: relative_error(inputs[name].grad, truth_inputs[name].grad) for name in INPUTS}
+    errors["means2d"] = relative_error(means2d.grad, truth.means2d.grad * (truth.radii > 0).all(-1, keepdim=True))
+    absolute = torch.zeros_like(truth.means2d)
+    for i, dx, dy in truth.gradient_terms:
+        absolute[i] = torch.stack([dx.grad.abs().sum(), dy.grad.abs().sum()])
+    errors["absgrad"] = relative_error(means2d.absgrad, absolute)
+    assert max(errors.values()) < 1e-4, errors
+
+
+def test_the_scenes_visit_the_branches_they_claim() -> None:
+    """Saturation, early stop, limited Jacobians, Gaussians behind and half outside are really there."""
+    dense, _ = run_oracle(make_scene(1, "dense"), 0, False)
+    assert (dense.alpha > 1 - 1.1e-3).any(), "no pixel stops early"
+    scene = make_scene(1, "beside")
+    beside, _ = run_oracle(scene, 0, False)
+    points = scene["means"] @ scene["view"][:3, :3].T + scene["view"][:3, 3]
+    seen = (beside.radii > 0).all(-1)
+    assert (points[:, 2] < 0.01).any(), "nothing behind"
+    assert (seen & ((beside.means2d[:, 0] < 0) | (beside.means2d[:, 0] > CAMERA.width))).any(), "nothing half outside"
+    limit = (CAMERA.width - CAMERA.cx) / CAMERA.fx + 0.15 * CAMERA.width / CAMERA.fx
+    assert (seen & (points[:, 0] / points[:, 2] > limit)).any(), "no Jacobian is limited"
+
+
+def test_same_bytes_with_one_and_two_threads() -> None:
+    scene = make_scene(3, "dense", count=3000)
+    camera = Camera(width=203, height=131, fx=180.0, fy=180.0, cx=100.0, cy=60.0)
+    results = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            (image, alpha, radii, means2d), inputs = run_kernels(scene, 3, camera=camera)
+            (image.square().sum() + alpha.sum()).backward()
+            grads = [inputs[name].grad for name in INPUTS]
+            results.append([t.detach().numpy().tobytes() for t in (image, alpha, radii, means2d, means2d.grad, means2d.absgrad, *grads)])
+    finally:
+        torch.set_num_threads(before)
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (17, 3), (16, 16), (33, 50)])
+def test_any_image_size(width: int, height: int) -> None:
+    camera = Camera(width=width, height=height, fx=30.0, fy=30.0, cx=width / 2, cy=height / 2)
+    scene = make_scene(5, "plain")
+    inputs = {name: value.double() for name, value in scene.items()}
+    truth = render_reference(**inputs, sh_degree=3, camera=camera)
+    (image, *_), _ = run_kernels(scene, 3, camera=camera)
+    clear = truth.margin > NEAR_A_JUMP
+    assert (image - truth.image)[clear].abs().max() < 1e-5
+
+
+def test_nothing_visible_gives_the_background_and_zero_gradients() -> None:
+    scene = make_scene(1, "plain")
+    scene["means"][:, 2] -= 100.0
+    (image, alpha, radii, means2d), inputs = run_kernels(scene, 3)
+    assert torch.equal(image.detach(), scene["background"].expand_as(image))
+    assert not alpha.any() and not radii.any()
+    image.sum().backward()
+    assert all(not inputs[name].grad.any() for name in ("means", "quats", "scales", "opacities", "sh"))
+    assert not means2d.grad.any()
+    assert torch.allclose(inputs["background"].grad, torch.full((3,), float(CAMERA.width * CAMERA.height)))
+
+
+def test_non_finite_rows_are_not_drawn() -> None:
+    scene = make_scene(2, "plain")
+    (clean, *_), _ = run_kernels({name: (value[2:] if len(value) == 120 else value) for name, value in scene.items()}, 3)
+    scene["means"][0] = math.nan
+    scene["scales"][1] = math.inf
+    (image, _, radii, _), _ = run_kernels(scene, 3)
+    assert np.array_equal(image.detach().numpy(), clean.detach().numpy())
+    assert not radii[:2].any()

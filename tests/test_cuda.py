@@ -1,0 +1,197 @@
+"""The CPU kernels against gsplat's CUDA kernels on the same inputs: what makes a run on one machine mean the same on the other.
+
+Needs an NVIDIA GPU and skips without one. Both sides compute in float32 and in different orders, so a pixel where a Gaussian's alpha
+lies next to a cut (skipped below 1/255, capped at 0.999, stopped at a transmittance of 1e-4) may fall on either side of it. The float64
+reference says where that is so; those pixels are left out of the comparison and of the loss, and the tests check that they are few.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gs_train.model.gaussians import GaussianModel
+from gs_train.render import gsplat_cuda
+from gs_train.render.reference import render_reference
+from gs_train.render.select import select_rasterizer
+from gs_train.scene.types import Camera
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device"),
+]
+
+NAMES = ("means", "quats", "scales", "opacities", "colors", "viewmats")
+# Relative and absolute tolerances that gsplat's own tests grant its CUDA gradients. The absolute ones belong to gradients of size one,
+# which the test therefore scales to.
+GRADIENT_TOLERANCE = {
+    "means": (1e-2, 6e-2),
+    "quats": (2e-1, 2e-2),
+    "scales": (5e-1, 2e-1),
+    "opacities": (8e-3, 6e-3),
+    "colors": (1e-3, 1e-3),
+    "viewmats": (2e-3, 2e-3),
+}
+CAMERA = Camera(width=150, height=100, fx=120.0, fy=125.0, cx=70.0, cy=55.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kernels() -> None:
+    fault = gsplat_cuda.why_unusable(print)
+    if fault is not None:
+        pytest.skip(fault)
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """What one side gave, on the CPU."""
+
+    image: Tensor
+    """[H, W, 3]"""
+    alpha: Tensor
+    """[H, W, 1]"""
+    gradients: dict[str, Tensor]
+    """By argument name."""
+    meta: dict[str, Any]
+    """As returned, on its own device."""
+
+
+def random_scene(seed: int, count: int, sh_degree: int) -> dict[str, Tensor]:
+    """Gaussians before, beside, half off and behind a tilted camera, some nearly opaque, in the arguments of gsplat.rasterization."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(*shape: int, low: float, high: float) -> Tensor:
+        return torch.rand(*shape, generator=generator) * (high - low) + low
+
+    means = torch.cat([uniform(count, 2, low=-2.5, high=2.5), uniform(count, 1, low=-1.0, high=5.0)], dim=1)
+    angle = torch.tensor(0.3)
+    viewmat = torch.eye(4)
+    viewmat[0, 0] = viewmat[2, 2] = torch.cos(angle)
+    viewmat[0, 2] = torch.sin(angle)
+    viewmat[2, 0] = -torch.sin(angle)
+    viewmat[:3, 3] = torch.tensor([0.1, -0.2, 0.5])
+    opacities = uniform(count, low=0.02, high=0.95)
+    opacities[: count // 4] = 0.9999
+    return {
+        "means": means,
+        "quats": torch.randn(count, 4, generator=generator),
+        "scales": uniform(count, 3, low=-3.5, high=-0.7).exp(),
+        "opacities": opacities,
+        "colors": torch.randn(count, (sh_degree + 1) ** 2, 3, generator=generator) * 0.4,
+        "viewmats": viewmat[None],
+    }
+
+
+def rasterize(function: Callable[..., Any], device: str, scene: dict[str, Tensor], sh_degree: int, weights: Tensor) -> Rendered:
+    """Render with one side's ``rasterization`` and take the gradients of the sum weighted by ``weights`` [H, W, 4]."""
+    leaves = {name: scene[name].to(device, copy=True).requires_grad_() for name in NAMES}
+    camera = CAMERA
+    intrinsics = torch.tensor([[camera.fx, 0.0, camera.cx], [0.0, camera.fy, camera.cy], [0.0, 0.0, 1.0]], device=device)
+    size = {"width": camera.width, "height": camera.height}
+    colours, alphas, meta = function(**leaves, Ks=intrinsics[None], **size, sh_degree=sh_degree, packed=False)
+    image, alpha = colours[0], alphas[0]
+    (torch.cat([image, alpha], dim=-1) * weights.to(device)).sum().backward()
+    gradients = {name: leaf.grad.cpu() for name, leaf in leaves.items() if leaf.grad is not None}
+    return Rendered(image.detach().cpu(), alpha.detach().cpu(), gradients, meta)
+
+
+def far_from_cuts(scene: dict[str, Tensor], sh_degree: int) -> Tensor:
+    """[H, W] bool: no alpha and no transmittance lies within rounding of a cut at this pixel, by the float64 reference."""
+    means, quats, scales, opacities, colours, viewmats = (scene[name].double() for name in NAMES)
+    reference = render_reference(
+        means=means,
+        quats=quats,
+        scales=scales,
+        opacities=opacities,
+        sh=colours,
+        sh_degree=sh_degree,
+        view=viewmats[0],
+        camera=CAMERA,
+        background=torch.zeros(3, dtype=torch.float64),
+    )
+    return reference.margin > 5e-3
+
+
+def both(scene: dict[str, Tensor], sh_degree: int) -> tuple[Rendered, Rendered, Tensor]:
+    """The CPU's and gsplat's results with gradients, and the pixels that can be compared."""
+    import gsplat
+
+    from gs_train.render.cpu import rasterization
+
+    sound = far_from_cuts(scene, sh_degree)
+    generator = torch.Generator().manual_seed(1)
+    weights = torch.randn(CAMERA.height, CAMERA.width, 4, generator=generator) * sound[:, :, None]
+    ours = rasterize(rasterization, "cpu", scene, sh_degree, weights)
+    theirs = rasterize(gsplat.rasterization, "cuda", scene, sh_degree, weights)
+    return ours, theirs, sound
+
+
+@pytest.mark.parametrize("sh_degree", [0, 1, 2, 3])
+def test_image_and_gradients_agree(sh_degree: int) -> None:
+    ours, theirs, sound = both(random_scene(seed=sh_degree, count=400, sh_degree=sh_degree), sh_degree)
+    assert sound.float().mean() > 0.9
+    torch.testing.assert_close(ours.image[sound], theirs.image[sound], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours.alpha[sound], theirs.alpha[sound], rtol=1e-4, atol=1e-4)
+    for name in NAMES:
+        relative, absolute = GRADIENT_TOLERANCE[name]
+        ours_here, expected = ours.gradients[name], theirs.gradients[name]
+        if name == "viewmats":
+            # The last row is a constant of the matrix; what leaks into it is no gradient of anything.
+            ours_here, expected = ours_here[:, :3], expected[:, :3]
+        # Scaled to a root mean square of one, so that the absolute tolerance means the same for every input.
+        size = expected.square().mean().sqrt()
+        assert size > 0
+        torch.testing.assert_close(
+            ours_here / size, expected / size, rtol=relative, atol=absolute, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def test_visible_rows_agree() -> None:
+    ours, theirs, _ = both(random_scene(seed=7, count=400, sh_degree=0), 0)
+    seen_by_us = (ours.meta["radii"][0] > 0).all(dim=-1)
+    seen_by_gsplat = (theirs.meta["radii"][0] > 0).all(dim=-1).cpu()
+    # A radius is rounded up, so one Gaussian that just touches the border may be counted by one side only.
+    assert (seen_by_us != seen_by_gsplat).sum() <= 1
+    either = seen_by_us & seen_by_gsplat
+    assert 0 < either.sum() < len(either)
+    for key in ("means2d", "depths"):
+        torch.testing.assert_close(ours.meta[key][0][either].detach(), theirs.meta[key][0].detach().cpu()[either], rtol=1e-4, atol=1e-3)
+
+
+def model_on(device: torch.device | str) -> GaussianModel:
+    scene = random_scene(seed=11, count=300, sh_degree=3)
+    tensors = {
+        "xyz": scene["means"],
+        "f_dc": scene["colors"][:, :1],
+        "f_rest": scene["colors"][:, 1:],
+        "opacity": torch.logit(scene["opacities"].clamp(max=0.95))[:, None],
+        "scaling": scene["scales"].log(),
+        "rotation": scene["quats"],
+    }
+    return GaussianModel({name: tensor.to(device).contiguous() for name, tensor in tensors.items()}, active_sh_degree=2)
+
+
+def test_both_rasterizers_mean_the_same() -> None:
+    """Through the protocol: image over a background, and the screen-space gradient that density control lives on."""
+    view = random_scene(seed=11, count=1, sh_degree=0)["viewmats"][0]
+    outputs = []
+    for device in ("cpu", "cuda"):
+        selection = select_rasterizer(device, print)
+        model = model_on(selection.device)
+        background = torch.tensor([0.2, 0.5, 0.9], device=selection.device)
+        output = selection.rasterizer.render(model, CAMERA, view.to(selection.device), background)
+        output.image.square().sum().backward()
+        assert output.means2d.grad is not None
+        outputs.append((output.image.detach().cpu(), output.means2d.grad.cpu(), output.visible().cpu()))
+    (image, gradient, visible), (their_image, their_gradient, theirs_visible) = outputs
+    # Whole images here, so the few pixels next to a cut are forgiven by their number instead of being sought out.
+    assert ((image - their_image).abs() > 1e-4).float().mean() < 0.02
+    assert (image - their_image).abs().max() < 0.05
+    either = visible & theirs_visible
+    difference = (gradient[either] - their_gradient[either]).norm() / their_gradient[either].norm()
+    assert difference < 2e-2

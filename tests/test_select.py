@@ -1,0 +1,171 @@
+"""Which rasterizer ``--device`` yields, what it says, and how gsplat is called. No GPU needed: gsplat's and torch's answers are staged."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from gs_train.errors import UserError
+from gs_train.render import gsplat_cuda
+from gs_train.render.select import select_rasterizer
+from gs_train.scene.types import Camera
+
+CAMERA = Camera(width=6, height=4, fx=5.0, fy=5.5, cx=2.5, cy=2.0)
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA Test")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+
+
+def stage_backend(monkeypatch: pytest.MonkeyPatch, compiled: object) -> None:
+    """Put a loaded gsplat backend in place, so that nothing compiles."""
+    import gsplat.cuda
+
+    backend = ModuleType("gsplat.cuda._backend")
+    backend._C = compiled  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "gsplat.cuda._backend", backend)
+    monkeypatch.setattr(gsplat.cuda, "_backend", backend, raising=False)
+
+
+def test_cpu_on_request(gpu: None, said: list[str]) -> None:
+    selection = select_rasterizer("cpu", said.append)
+    assert selection.rasterizer.name == "cpu"
+    assert selection.device == torch.device("cpu")
+    assert selection.reason == "cpu: asked for by --device cpu"
+
+
+def test_auto_without_gpu_is_the_cpu(no_gpu: None, said: list[str]) -> None:
+    selection = select_rasterizer("auto", said.append)
+    assert selection.rasterizer.name == "cpu"
+    assert selection.reason == "cpu: torch sees no CUDA device"
+    assert said == []
+
+
+def test_cuda_without_gpu_is_the_users_error(no_gpu: None, said: list[str]) -> None:
+    with pytest.raises(UserError, match=r"^--device cuda: torch sees no CUDA device; .* use --device cpu\.$"):
+        select_rasterizer("cuda", said.append)
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_gpu_and_kernels_give_gsplat(device: Any, gpu: None, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    stage_backend(monkeypatch, compiled=object())
+    selection = select_rasterizer(device, said.append)
+    assert selection.rasterizer.name == "gsplat"
+    assert selection.device == torch.device("cuda", 0)
+    assert selection.reason.startswith("cuda: NVIDIA Test, gsplat 1.")
+    assert "\n" not in selection.reason
+
+
+def test_gpu_without_toolkit(gpu: None, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    stage_backend(monkeypatch, compiled=None)
+    selection = select_rasterizer("auto", said.append)
+    assert selection.rasterizer.name == "cpu"
+    assert selection.reason == "cpu: there is NVIDIA Test, but gsplat found no CUDA toolkit (nvcc) to compile its kernels with"
+    with pytest.raises(UserError, match=r"^--device cuda: gsplat found no CUDA toolkit .*--device cpu\.$"):
+        select_rasterizer("cuda", said.append)
+
+
+def test_kernels_that_do_not_load_are_told_in_one_line(gpu: None, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    # None in sys.modules makes the import raise, as it does where gsplat's undeclared dependency is missing.
+    stage_backend(monkeypatch, compiled=object())
+    monkeypatch.setitem(sys.modules, "gsplat.cuda._backend", None)
+    monkeypatch.delattr("gsplat.cuda._backend")
+    selection = select_rasterizer("auto", said.append)
+    assert selection.rasterizer.name == "cpu"
+    assert "gsplat's CUDA kernels do not load (" in selection.reason
+    assert "\n" not in selection.reason
+
+
+@pytest.mark.parametrize(("built", "lines"), [(True, 0), (False, 1)])
+def test_the_compilation_is_announced(built: bool, lines: int, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    stage_backend(monkeypatch, compiled=object())
+    monkeypatch.setattr(gsplat_cuda, "kernels_built", lambda: built)
+    assert gsplat_cuda.why_unusable(said.append) is None
+    assert len(said) == lines
+    assert all("minutes" in line for line in said)
+
+
+def stage_rasterization(monkeypatch: pytest.MonkeyPatch, calls: list[dict[str, Any]]) -> None:
+    """Replace gsplat.rasterization by a small differentiable stand-in that returns what gsplat returns, in its shapes."""
+    import gsplat
+
+    def rasterization(**arguments: Any) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+        calls.append(arguments)
+        shape = (1, arguments["height"], arguments["width"])
+        means2d = arguments["means"][None, :, :2] * 2.0
+        colours = means2d.sum() * torch.ones(*shape, 3)
+        radii = torch.ones(1, len(arguments["means"]), 2, dtype=torch.int32)
+        return colours, torch.full((*shape, 1), 0.25), {"means2d": means2d, "radii": radii}
+
+    monkeypatch.setattr(gsplat, "rasterization", rasterization)
+
+
+def small_model(count: int = 3) -> Any:
+    xyz = torch.arange(count * 3, dtype=torch.float32).reshape(count, 3).requires_grad_()
+    return SimpleNamespace(
+        xyz=xyz,
+        rotation=torch.ones(count, 4),
+        scales=lambda: torch.ones(count, 3),
+        opacities=lambda: torch.full((count,), 0.5),
+        f_dc=torch.ones(count, 1, 3),
+        f_rest=torch.zeros(count, 3, 3),
+        active_sh_degree=1,
+    )
+
+
+def test_gsplat_is_called_in_the_way_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[dict[str, Any]] = []
+    stage_rasterization(monkeypatch, calls)
+    background = torch.tensor([0.0, 0.5, 1.0])
+    model = small_model()
+    output = gsplat_cuda.GsplatRasterizer().render(model, CAMERA, torch.eye(4), background)
+
+    (call,) = calls
+    assert call["packed"] is False
+    assert "backgrounds" not in call
+    assert call["sh_degree"] == 1
+    assert call["colors"].shape == (3, 4, 3)
+    assert call["viewmats"].shape == (1, 4, 4)
+    assert call["Ks"][0].tolist() == [[5.0, 0.0, 2.5], [0.0, 5.5, 2.0], [0.0, 0.0, 1.0]]
+    assert output.image.shape == (4, 6, 3)
+    assert output.alpha.shape == (4, 6)
+    assert output.means2d.shape == output.radii.shape == (3, 2)
+    unlit = model.xyz[:, :2].sum() * 2.0
+    torch.testing.assert_close(output.image[0, 0], unlit + 0.75 * background)
+
+
+def test_means2d_receives_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage_rasterization(monkeypatch, [])
+    model = small_model()
+    output = gsplat_cuda.GsplatRasterizer().render(model, CAMERA, torch.eye(4), torch.zeros(3))
+    assert output.means2d.grad is None
+    output.image.sum().backward()
+    pixels_and_channels = 4 * 6 * 3
+    assert output.means2d.grad is not None
+    assert output.means2d.grad.tolist() == [[pixels_and_channels] * 2] * 3
+    assert model.xyz.grad[:, :2].tolist() == [[2 * pixels_and_channels] * 2] * 3
+
+
+def test_renders_without_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage_rasterization(monkeypatch, [])
+    with torch.no_grad():
+        output = gsplat_cuda.GsplatRasterizer().render(small_model(), CAMERA, torch.eye(4), torch.zeros(3))
+    assert not output.image.requires_grad
+    assert output.means2d.grad is None
