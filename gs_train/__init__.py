@@ -1,0 +1,37 @@
+"""gs_train: photos with known cameras in, a splat out.
+
+The package imports nothing until a name is asked for, so that ``gs-train --help`` does not wait for torch. Everything that is not named in
+``__all__`` is private.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gs_train.model.gaussians import GaussianModel
+    from gs_train.scene.load import SceneConfig, load_scene
+    from gs_train.train.config import TrainConfig
+    from gs_train.train.loop import train
+
+__version__ = "0.1.0"
+
+__all__ = ["GaussianModel", "SceneConfig", "TrainConfig", "__version__", "load_scene", "train"]
+
+_HOMES = {
+    "GaussianModel": "gs_train.model.gaussians",
+    "SceneConfig": "gs_train.scene.load",
+    "TrainConfig": "gs_train.train.config",
+    "load_scene": "gs_train.scene.load",
+    "train": "gs_train.train.loop",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from where it lives, on first use."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value

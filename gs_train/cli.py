@@ -1,0 +1,271 @@
+"""``gs-train``: what each subcommand does. The only place that prints or exits.
+
+The arguments are taken apart in ``flags.py``. Results go to stdout, notes, errors and the progress bar to stderr. torch and Numba are
+imported inside the subcommands that need them, so that --help answers at once. The invariant: what a user can put right ends in one
+sentence and exit code 2; everything else keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gs_train import flags
+from gs_train.errors import UserError
+
+if TYPE_CHECKING:
+    from gs_train.train.checkpoint import Checkpoint
+    from gs_train.train.state import TrainState
+
+_USER_ERROR = 2
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run ``gs-train`` with ``arguments`` (the process's own if not given) and exit with its code."""
+    try:
+        command = flags.parse(sys.argv[1:] if arguments is None else arguments)
+        code = _RUN[type(command)](command)
+    except UserError as error:
+        _complain(str(error))
+        code = _USER_ERROR
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        _complain(f"{_full(error)}: free space and run the command again; earlier files are intact.")
+        code = _USER_ERROR
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
+    sys.exit(code)
+
+
+def run_train(command: flags.TrainCommand) -> int:
+    """``gs-train train``: returns 0, or 128 and the signal's number when it was stopped."""
+    from gs_train.train.folder import RunFolder
+
+    began_s = time.perf_counter()
+    if command.scene is None:
+        raise UserError("gs-train train needs a SCENE: name its folder, or a run with --resume; gs-train sample DIR writes a scene to try.")
+    out = command.resume or command.out or Path("runs") / command.scene.resolve().name
+    folder = RunFolder(out)
+    if command.resume is None:
+        folder.check_free(overwrite=command.overwrite)
+    scene = _load_scene(command.scene, command.config)
+
+    from gs_train.train.loop import train
+
+    with _stop_signals() as caught:
+        try:
+            state = train(
+                scene,
+                command.config,
+                out,
+                resume=command.resume is not None,
+                overwrite=command.overwrite,
+                should_stop=lambda: bool(caught),
+                notify=_note,
+            )
+        except OSError as error:
+            if error.errno in _DISK_FULL:
+                raise UserError(
+                    f"{_full(error)}: free space and go on with gs-train train --resume {out}; earlier files are intact."
+                ) from error
+            raise
+    if state.iteration < command.config.iterations:
+        print(f"Stopped after iteration {state.iteration} of {command.config.iterations}. Go on with: gs-train train --resume {out}")
+        return 128 + caught[0]
+    _print_summary(folder, state, time.perf_counter() - began_s)
+    return 0
+
+
+def _print_summary(folder: Any, state: TrainState, spent_s: float) -> None:
+    peak = _peak_memory_gib()
+    memory = "" if peak is None else f", peak memory {peak:.2f} GiB"
+    seconds = f"{spent_s:.1f} s ({state.elapsed_s:.1f} s in the loop)"
+    print(f"Trained {state.iteration} iterations: {len(state.model):,} Gaussians, {seconds}{memory}.")
+    print(f"Splat:   {folder.point_cloud(state.iteration)}")
+    print(f"Metrics: {folder.metrics}")
+    print(f"Next:    gs-train eval {folder.path}")
+
+
+def run_eval(command: flags.EvalCommand) -> int:
+    """``gs-train eval``."""
+    from tqdm import tqdm
+
+    from gs_train.config import read_config
+    from gs_train.evaluate.evaluate import evaluate, write_figures
+    from gs_train.model.gaussians import GaussianModel
+    from gs_train.render.select import select_rasterizer
+    from gs_train.train.checkpoint import check_scene, newest_sound
+    from gs_train.train.folder import RunFolder
+
+    folder = RunFolder(command.run)
+    folder.check_run()
+    config, scene_path = read_config(folder.config)
+    scene_path = command.scene or scene_path
+    if scene_path is None:
+        raise UserError(f"{folder.config} does not say which scene the run was trained on: name it with --scene.")
+    scene = _load_scene(scene_path, config)
+    checkpoint = newest_sound(folder.checkpoints, _note)
+    check_scene(checkpoint, scene)
+    selection = select_rasterizer(command.device or config.device, _note)
+    _note(f"Device {selection.reason}.")
+    views, split = (scene.test_views, "test") if scene.test_views else (scene.train_views, "train")
+    if split == "train":
+        _note("There are no test views: evaluating on the training views, which says little about new ones.")
+    model = GaussianModel.from_state_dict(checkpoint.state["model"], selection.device)
+    with tqdm(total=len(views), desc="eval", unit="view") as bar:
+        evaluation = evaluate(
+            model,
+            views,
+            selection.rasterizer,
+            white_background=config.white_background,
+            renders=folder.path / "renders" / f"iteration_{checkpoint.iteration}",
+            after_view=bar.update,
+        )
+    name, gaussians = selection.rasterizer.name, len(model)
+    results, per_view = write_figures(
+        evaluation, folder.path, iteration=checkpoint.iteration, split=split, gaussians=gaussians, rasterizer=name
+    )
+    figures = f"PSNR {evaluation.psnr:.2f} dB, SSIM {evaluation.ssim:.4f} (valid region)"
+    print(f"Iteration {checkpoint.iteration}, {len(views)} {split} views: {figures}.")
+    print(f"Results: {results}\nPer view: {per_view}\nPhoto beside render: {evaluation.images[0]}")
+    print(f"Next: gs-train export {command.run} splat.ply")
+    return 0
+
+
+def run_export(command: flags.ExportCommand) -> int:
+    """``gs-train export``."""
+    from gs_train.formats.ply import read_ply, write_ply
+    from gs_train.info import sound_checkpoint
+    from gs_train.train.checkpoint import newest_sound
+    from gs_train.train.folder import RunFolder
+
+    source, target = command.source, command.target
+    if target.suffix != ".ply" or target.name.endswith(".compressed.ply"):
+        raise UserError(f"{target} has an ending that export does not write: name a file that ends in .ply.")
+    if source.is_dir():
+        RunFolder(source).check_run()
+        data = _splat_of(newest_sound(RunFolder(source).checkpoints, _note))
+    elif source.suffix == ".pt":
+        data = _splat_of(sound_checkpoint(source))
+    else:
+        data = read_ply(source)
+    write_ply(target, data)
+    print(f"Wrote {len(data):,} Gaussians to {target} ({target.stat().st_size / 2**20:.1f} MiB).")
+    return 0
+
+
+def run_sample(command: flags.SampleCommand) -> int:
+    """``gs-train sample``."""
+    from gs_train.scene.sample import write_sample_scene
+
+    write_sample_scene(
+        command.folder, seed=command.seed, views=command.views, width=command.width, height=command.height, points=command.points
+    )
+    print(f"Wrote {command.views} photos, cameras and points to {command.folder}.\nNext: gs-train train {command.folder}")
+    return 0
+
+
+def run_info(command: flags.InfoCommand) -> int:
+    """``gs-train info``."""
+    from gs_train.info import describe
+
+    _print_facts(describe(command.path, _note))
+    return 0
+
+
+def run_doctor(_command: flags.DoctorCommand) -> int:
+    """``gs-train doctor``: returns 1 when something is wrong."""
+    from gs_train.doctor import examine
+
+    findings = list(examine())
+    _print_facts([(finding.name, finding.told) for finding in findings])
+    remedies = [finding.remedy for finding in findings if finding.remedy is not None]
+    # The first one, because what follows often fails only because of it.
+    print(f"To mend it: {remedies[0]}" if remedies else "All is well: try gs-train sample scene, then gs-train train scene.")
+    return 1 if remedies else 0
+
+
+_RUN: dict[type[Any], Callable[[Any], int]] = {
+    flags.TrainCommand: run_train,
+    flags.EvalCommand: run_eval,
+    flags.ExportCommand: run_export,
+    flags.SampleCommand: run_sample,
+    flags.InfoCommand: run_info,
+    flags.DoctorCommand: run_doctor,
+}
+
+
+def _load_scene(path: Path, config: flags.TrainConfig) -> Any:
+    """The scene, with what it has to say said."""
+    from gs_train.scene.load import load_scene
+
+    scene = load_scene(path, config.scene)
+    for notice in scene.notices:
+        _note(notice)
+    return scene
+
+
+def _splat_of(checkpoint: Checkpoint) -> Any:
+    from gs_train.model.gaussians import GaussianModel
+
+    return GaussianModel.from_state_dict(checkpoint.state["model"]).to_splat_data()
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying of them; a second one ends at once."""
+    caught: list[int] = []
+
+    def note(number: int, _frame: Any) -> None:
+        caught.append(number)
+        for each in previous:
+            signal.signal(each, signal.SIG_DFL)
+        # Written past Python's buffers, which may be in the middle of a write of the progress bar.
+        os.write(2, b"\nFinishing this step, then saving. Again to end at once.\n")
+
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in previous:
+        signal.signal(number, note)
+    try:
+        yield caught
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _peak_memory_gib() -> float | None:
+    """Largest resident size of this process so far; None where the system does not say."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20
+
+
+def _full(error: OSError) -> str:
+    where = "" if error.filename is None else f" at {error.filename}"
+    return f"The disk is full{where} ({error.strerror})"
+
+
+def _print_facts(facts: Sequence[tuple[str, str]]) -> None:
+    width = max(len(name) for name, _ in facts)
+    for name, value in facts:
+        print(f"{name:<{width}}  {value}")
+
+
+def _note(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)
+
+
+def _complain(sentence: str) -> None:
+    print(f"gs-train: {' '.join(sentence.split())}", file=sys.stderr, flush=True)

@@ -1,0 +1,1 @@
+"""Measuring a trained run on views it has not seen."""

@@ -1,0 +1,122 @@
+"""Evaluation: renders views, compares them with the photos, and writes figures and side-by-side images.
+
+It knows no run folder and no training; whoever calls it says where things go. The invariant: the mean is the mean of the per-view figures
+written beside it, so anyone can check it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from gs_train.errors import UserError
+from gs_train.evaluate.metrics import SSIM_REGION, ViewMetrics, view_metrics
+from gs_train.formats.whole_file import write_text_whole, write_whole
+from gs_train.losses import WINDOW
+from gs_train.model.gaussians import GaussianModel
+from gs_train.render.types import Rasterizer
+from gs_train.scene.images import ImageCache
+from gs_train.scene.types import View
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Figures of a set of views."""
+
+    per_view: dict[str, ViewMetrics]
+    """By view name."""
+    images: tuple[Path, ...]
+    """The side-by-side PNGs, truth on the left, in the order of the views."""
+
+    @property
+    def psnr(self) -> float:
+        """Mean over the views, dB."""
+        return sum(metrics.psnr for metrics in self.per_view.values()) / len(self.per_view)
+
+    @property
+    def ssim(self) -> float:
+        """Mean over the views."""
+        return sum(metrics.ssim for metrics in self.per_view.values()) / len(self.per_view)
+
+
+def evaluate(
+    model: GaussianModel,
+    views: Sequence[View],
+    rasterizer: Rasterizer,
+    *,
+    white_background: bool,
+    renders: Path,
+    after_view: Callable[[], None] = lambda: None,
+) -> Evaluation:
+    """Render every view and compare it with its photo.
+
+    Args:
+        model: on the rasterizer's device.
+        views: at least one.
+        rasterizer: what renders.
+        white_background: as in training.
+        renders: folder for one PNG per view, the photo on the left and the render on the right.
+        after_view: called after every view.
+
+    Raises:
+        UserError: a photo cannot be decoded, or is too small for SSIM.
+        OSError: an image cannot be written.
+    """
+    for view in views:
+        if min(view.camera.width, view.camera.height) < WINDOW:
+            raise UserError(f"{view.image_path} is trained at less than {WINDOW} px, too small for SSIM: evaluate a larger --resolution.")
+    photos = ImageCache(views)
+    background = torch.full((3,), 1.0 if white_background else 0.0, device=model.device)
+    names = png_names([view.name for view in views])
+    per_view: dict[str, ViewMetrics] = {}
+    with torch.no_grad():
+        for index, view in enumerate(views):
+            pose = torch.from_numpy(view.world_to_camera).to(model.device, torch.float32)
+            image = rasterizer.render(model, view.camera, pose, background).image
+            photo = photos.get(index)
+            target = torch.from_numpy(photo).to(model.device).float() / 255.0
+            per_view[view.name] = view_metrics(image, target)
+            _save_beside(renders / names[index], photo, image)
+            after_view()
+    return Evaluation(per_view=per_view, images=tuple(renders / name for name in names))
+
+
+def write_figures(
+    evaluation: Evaluation, folder: Path, *, iteration: int, split: str, gaussians: int, rasterizer: str
+) -> tuple[Path, Path]:
+    """Write results.json (the means, and what they are means of) and per_view.json into ``folder``; returns both paths."""
+    results, per_view = folder / "results.json", folder / "per_view.json"
+    figures = {
+        "iteration": iteration,
+        "split": split,
+        "views": len(evaluation.per_view),
+        "psnr": evaluation.psnr,
+        "ssim": evaluation.ssim,
+        "ssim_region": SSIM_REGION,
+        "gaussians": gaussians,
+        "rasterizer": rasterizer,
+    }
+    write_text_whole(results, json.dumps(figures, indent=2) + "\n")
+    write_text_whole(per_view, json.dumps({name: asdict(metrics) for name, metrics in evaluation.per_view.items()}, indent=2) + "\n")
+    return results, per_view
+
+
+def png_names(names: Sequence[str]) -> list[str]:
+    """A flat .png name for each view name. View names come from a file, so no slash or dot of theirs may lead out of the folder."""
+    flat = [name.replace("/", "__").replace("\\", "__") for name in names]
+    stems = [PurePosixPath(name).stem for name in flat]
+    # cat.jpg and cat.png may both be in a scene: then the endings stay part of the names.
+    return [f"{stem}.png" for stem in (stems if len(set(stems)) == len(stems) else flat)]
+
+
+def _save_beside(path: Path, photo: NDArray[np.uint8], image: torch.Tensor) -> None:
+    shown = (image.clamp(0.0, 1.0) * 255.0).round().to(torch.uint8).cpu().numpy()
+    both = Image.fromarray(np.concatenate([photo, shown], axis=1))
+    write_whole(path, lambda file: both.save(file, format="PNG"))

@@ -1,0 +1,119 @@
+"""What ``gs-train info`` says of a path: the facts of a scene, a run, a checkpoint or a splat file, as lines of name and value.
+
+It reads and checks; it prints and changes nothing. The invariant: whatever it describes without a UserError, the other subcommands take.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gs_train.config import read_config
+from gs_train.errors import UserError
+from gs_train.formats.ply import read_ply
+from gs_train.formats.splat_data import SplatData
+from gs_train.scene.load import SceneConfig, load_scene
+from gs_train.train.checkpoint import Checkpoint, DamagedCheckpoint, list_checkpoints, newest_sound, read_checkpoint
+from gs_train.train.folder import RunFolder
+
+Facts = list[tuple[str, str]]
+
+
+def describe(path: Path, notify: Callable[[str], None]) -> Facts:
+    """Facts about ``path``, most important first.
+
+    Args:
+        path: scene folder, run folder, checkpoint (.pt) or splat (.ply).
+        notify: takes sentences about what is odd but not wrong.
+
+    Raises:
+        UserError: there is no such path, it is none of the four, or it does not pass its checks.
+    """
+    if not path.exists():
+        raise UserError(f"{path} does not exist: name a scene folder, a run folder, a checkpoint (.pt) or a splat (.ply).")
+    if path.is_dir():
+        return _run_facts(RunFolder(path), notify) if RunFolder(path).is_run() else _scene_facts(path, notify)
+    if path.suffix == ".pt":
+        return _checkpoint_facts(sound_checkpoint(path))
+    if path.suffix == ".ply":
+        return _splat_facts(read_ply(path))
+    raise UserError(f"{path} is none of what info knows: name a scene folder, a run folder, a checkpoint (.pt) or a splat (.ply).")
+
+
+def sound_checkpoint(path: Path) -> Checkpoint:
+    """One named checkpoint; UserError where it is damaged."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: name a checkpoint (.pt).")
+    try:
+        return read_checkpoint(path)
+    except DamagedCheckpoint:
+        raise UserError(
+            f"{path} is damaged or no checkpoint of gs-train: name another, or the run's folder for the newest sound one."
+        ) from None
+
+
+def _scene_facts(path: Path, notify: Callable[[str], None]) -> Facts:
+    scene = load_scene(path, SceneConfig())
+    for notice in scene.notices:
+        notify(notice)
+    sizes = Counter(f"{view.camera.width}x{view.camera.height}" for view in (*scene.train_views, *scene.test_views))
+    return [
+        ("scene", str(path)),
+        ("views", f"{len(scene.train_views)} to train on, {len(scene.test_views)} to test on"),
+        ("training size", ", ".join(f"{size} px ({count})" for size, count in sizes.most_common())),
+        ("points", f"{len(scene.points.xyz):,}"),
+        ("extent", f"{scene.extent:.4g} world units"),
+    ]
+
+
+def _run_facts(folder: RunFolder, notify: Callable[[str], None]) -> Facts:
+    config, scene = read_config(folder.config)
+    facts = [("run", str(folder.path)), ("scene", str(scene)), ("iterations", f"{config.iterations:,} asked for")]
+    if list_checkpoints(folder.checkpoints):
+        facts += _checkpoint_facts(newest_sound(folder.checkpoints, notify))
+    else:
+        facts.append(("checkpoint", "none yet"))
+    results = folder.path / "results.json"
+    if results.is_file():
+        figures = json.loads(results.read_text(encoding="utf-8"))
+        quality = f"PSNR {figures['psnr']:.2f} dB, SSIM {figures['ssim']:.4f}"
+        facts.append(("results", f"at iteration {figures['iteration']}: {quality} on {figures['views']} {figures['split']} views"))
+    return facts
+
+
+def _checkpoint_facts(checkpoint: Checkpoint) -> Facts:
+    model = checkpoint.state["model"]
+    return [
+        ("checkpoint", f"{checkpoint.path}, sound"),
+        ("iteration", f"{checkpoint.iteration:,}"),
+        ("Gaussians", f"{len(model['parameters']['xyz']):,}"),
+        ("SH degree", f"{model['active_sh_degree']} active"),
+        ("written with", f"gs-train {checkpoint.versions['gs_train']}, torch {checkpoint.versions['torch']}"),
+    ]
+
+
+def _splat_facts(data: SplatData) -> Facts:
+    arrays = (data.xyz, data.f_dc, data.f_rest, data.opacity, data.scaling, data.rotation)
+    finite = np.ones(len(data), dtype=bool)
+    for array in arrays:
+        finite &= np.isfinite(array).reshape(len(data), -1).all(axis=1)
+    facts = [("Gaussians", f"{len(data):,}"), ("SH degree", str(data.sh_degree))]
+    if not finite.all():
+        facts.append(("damaged", f"{int((~finite).sum()):,} Gaussians with NaN or infinite values"))
+    if finite.any():
+        opacity = 1.0 / (1.0 + np.exp(-data.opacity[finite].astype(np.float64)))
+        facts += [
+            ("box", f"{_triple(data.xyz[finite].min(axis=0))} to {_triple(data.xyz[finite].max(axis=0))}"),
+            ("opacity", f"median {np.median(opacity):.3f}"),
+            ("scale", f"median {np.median(np.exp(data.scaling[finite].astype(np.float64))):.4g} world units"),
+        ]
+    return facts
+
+
+def _triple(point: NDArray[np.float32]) -> str:
+    return "(" + ", ".join(f"{value:.3g}" for value in point) + ")"

@@ -1,0 +1,182 @@
+"""The training loop, on one page.
+
+It knows neither the command line nor evaluation nor a viewer: those look in through ``after_step``. The order of a step is fixed: learning
+rates, render, loss, backward, observe, Adam step, zero_grad, density, after-step callables. The invariant: N steps, a checkpoint, and M
+steps from it give the same bits on a CPU as N + M steps.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from gs_train.density.carry_out import carry_out
+from gs_train.errors import UserError
+from gs_train.losses import photometric_loss, psnr
+from gs_train.render.select import Selection, select_rasterizer
+from gs_train.scene.images import ImageCache
+from gs_train.scene.types import Scene
+from gs_train.train.checkpoint import check_scene, newest_sound, save_checkpoint, scene_fingerprint
+from gs_train.train.config import TrainConfig
+from gs_train.train.folder import RunFolder
+from gs_train.train.log import TrainLog
+from gs_train.train.state import TrainState, start_state
+
+_HIGHEST_PSNR = 100.0
+"""dB; a mean squared error below 1e-10 is nothing."""
+
+AfterStep = Callable[[TrainState], None]
+"""Called after every step with the state as the step left it; must not change it."""
+
+
+def train(
+    scene: Scene,
+    config: TrainConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    after_step: Sequence[AfterStep] = (),
+    should_stop: Callable[[], bool] = lambda: False,
+    notify: Callable[[str], None] = lambda _: None,
+) -> TrainState:
+    """Train a scene into the run folder ``out``: config.toml, metrics.jsonl, checkpoints, and at the end the splat and cameras.json.
+
+    Args:
+        scene: from ``load_scene``.
+        config: fractions of the schedule are resolved here.
+        out: the run folder; must be new or empty unless ``resume`` or ``overwrite`` is given.
+        resume: go on from the newest sound checkpoint in ``out``.
+        overwrite: replace the run in ``out``.
+        after_step: called in order after every step.
+        should_stop: asked between steps; when it says yes, a checkpoint is saved and the state so far returned.
+        notify: takes sentences that the user should hear.
+
+    Returns:
+        The state after the last step taken; ``state.iteration < config.iterations`` when it was stopped.
+
+    Raises:
+        UserError: ``out`` is taken, there is nothing sound to resume, the device cannot be had, or an image cannot be decoded.
+        OSError: the disk is full; what was written before is intact.
+    """
+    # ---- Everything that can be known to be wrong, before the first step
+    config, folder = config.resolved(), RunFolder(Path(out))
+    if not resume:
+        folder.check_free(overwrite=overwrite)
+    selection = select_rasterizer(config.device, notify)
+    notify(f"Device {selection.reason}.")
+    state = start_state(scene, config, selection.device)
+    if resume:
+        take_up(state, scene, config, folder, notify)
+    images = ImageCache(scene.train_views)
+
+    # ---- From here on files are written
+    if not resume:
+        folder.clear(overwrite=overwrite)
+    folder.write_config(config, scene)
+    _run(state, images, scene, config, folder, selection, after_step, should_stop)
+    if state.iteration == config.iterations:
+        folder.write_results(state.model, scene, state.iteration)
+    return state
+
+
+def take_up(state: TrainState, scene: Scene, config: TrainConfig, folder: RunFolder, notify: Callable[[str], None]) -> None:
+    """Load the newest sound checkpoint of a run into ``state``.
+
+    Raises:
+        UserError: there is none, it is of another scene or a newer version, or it lies past ``config.iterations``.
+    """
+    checkpoint = newest_sound(folder.checkpoints, notify)
+    check_scene(checkpoint, scene)
+    if checkpoint.iteration > config.iterations:
+        raise UserError(
+            f"--iterations {config.iterations} is less than the {checkpoint.iteration} iterations that {checkpoint.path} has: "
+            "give a larger number."
+        )
+    if checkpoint.versions["torch"] != torch.__version__:
+        written = checkpoint.versions["torch"]
+        notify(f"{checkpoint.path} was written with torch {written}: with {torch.__version__} the last bits may differ.")
+    state.load_state_dict(checkpoint.state)
+    notify(f"Going on from {checkpoint.path}.")
+
+
+def _run(
+    state: TrainState,
+    images: ImageCache,
+    scene: Scene,
+    config: TrainConfig,
+    folder: RunFolder,
+    selection: Selection,
+    after_step: Sequence[AfterStep],
+    should_stop: Callable[[], bool],
+) -> None:
+    """Take steps until ``config.iterations`` or until stopped, then save."""
+    model, rasterizer, device = state.model, selection.rasterizer, selection.device
+    assert model.optimizer is not None
+    cameras = [view.camera for view in scene.train_views]
+    poses = torch.stack([torch.from_numpy(view.world_to_camera) for view in scene.train_views]).to(device, torch.float32)
+    background = torch.full((3,), 1.0 if config.white_background else 0.0, device=device)
+    save = partial(save_checkpoint, folder.checkpoints, state, config=config, fingerprint=scene_fingerprint(scene), keep=config.keep)
+    began_s = time.perf_counter() - state.elapsed_s
+
+    with TrainLog(folder.metrics, first=state.iteration, last=config.iterations) as log:
+        while state.iteration < config.iterations and not should_stop():
+            # ---- Which view, and how fast
+            iteration = state.iteration + 1
+            index = state.next_view(len(cameras))
+            lr_xyz = model.update_learning_rate(iteration)
+            if iteration % config.sh_degree_interval == 0:
+                model.oneup_sh_degree()
+
+            # ---- Render and compare
+            target = torch.from_numpy(images.get(index)).to(device).float() / 255.0
+            render = rasterizer.render(model, cameras[index], poses[index], background)
+            loss = photometric_loss(render.image, target, config.lambda_dssim)
+
+            # ---- Learn
+            loss.backward()
+            state.density.observe(render, cameras[index])
+            model.optimizer.step()
+            model.optimizer.zero_grad(set_to_none=True)
+
+            # ---- Add and remove Gaussians
+            plan = state.density.plan(model, iteration)
+            if plan is not None:
+                carry_out(plan, model, state.density_generator, reset_opacity_to=config.density.reset_opacity_to)
+            state.iteration = iteration
+            state.elapsed_s = time.perf_counter() - began_s
+
+            # ---- Tell and keep
+            log.step()
+            if iteration % config.log_every == 0:
+                _record(log, state, loss.item(), psnr(render.image.detach().clamp(0.0, 1.0), target).item(), lr_xyz)
+            if iteration % config.save_every == 0 and iteration < config.iterations:
+                save()
+            for look in after_step:
+                look(state)
+        save()
+
+
+def _record(log: TrainLog, state: TrainState, loss: float, psnr_db: float, lr_xyz: float) -> None:
+    """One logging step. A loss that is not finite ends training, because no later step would mend it."""
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"the loss is {loss} at iteration {state.iteration}; checkpoints from before are sound")
+    # A view that is matched exactly (all black, say) would make the running mean infinite for good.
+    psnr_db = min(psnr_db, _HIGHEST_PSNR)
+    state.smooth("loss", loss)
+    state.smooth("psnr", psnr_db)
+    line = {
+        "iteration": state.iteration,
+        "loss": loss,
+        "psnr": psnr_db,
+        "gaussians": len(state.model),
+        "lr_xyz": lr_xyz,
+        "sh_degree": state.model.active_sh_degree,
+        "elapsed_s": round(state.elapsed_s, 3),
+    }
+    log.record(line, loss=state.smoothed["loss"], psnr=state.smoothed["psnr"])

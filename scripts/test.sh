@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Everything that must hold before a change lands: lint, types, tests. Makes .venv first, or reuses it.
+#
+#   bash scripts/test.sh                 all but the slow tests
+#   bash scripts/test.sh --all           the slow tests too
+#   bash scripts/test.sh -k name ...     other arguments go to pytest
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/setup_venv.sh
+
+select=(-m "not slow")
+if [ "${1:-}" = "--all" ]; then
+    select=()
+    shift
+fi
+
+setup_venv dev
+"$PY" -m ruff check .
+"$PY" -m mypy
+"$PY" -m pytest ${select[@]+"${select[@]}"} "$@"

@@ -1,0 +1,77 @@
+"""Writes small COLMAP models for tests, sound or broken, in both formats. Kept apart from the reader: it shares no layout with it."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+CameraRow = tuple[int, int, int, int, tuple[float, ...]]  # id, model id, width, height, params
+ImageRow = tuple[int, tuple[float, ...], tuple[float, ...], int, str]  # id, wxyz, translation, camera id, name
+PointRow = tuple[tuple[float, ...], tuple[int, int, int], int]  # xyz, rgb, track length
+
+MODEL_NAMES = {0: "SIMPLE_PINHOLE", 1: "PINHOLE", 2: "SIMPLE_RADIAL", 4: "OPENCV"}
+
+
+def _cameras() -> list[CameraRow]:
+    return [(1, 1, 40, 30, (42.0, 43.0, 21.0, 14.0)), (7, 0, 20, 30, (33.0, 10.5, 15.5))]
+
+
+def _images() -> list[ImageRow]:
+    quaternions = ((1.0, 0, 0, 0), (0.5, 0.5, -0.5, 0.5), (0.9, 0.1, -0.2, 0.3), (-0.2, 0.4, 0.1, 1.9))
+    names = ("b.png", "a.png", "sub/c d.png", "e.png")
+    return [(i + 3, q, (0.5 * i, -1.0, 2.0 + i), 7 if i == 1 else 1, name) for i, (q, name) in enumerate(zip(quaternions, names, strict=True))]
+
+
+def _points() -> list[PointRow]:
+    return [((0.1 * i, -2.0 * i, 5.0 + i), (i, 255 - i, 7), i % 4) for i in range(9)]
+
+
+@dataclass
+class Model:
+    """Rows of a sparse model; change them to break it."""
+
+    cameras: list[CameraRow] = field(default_factory=_cameras)
+    images: list[ImageRow] = field(default_factory=_images)
+    points: list[PointRow] = field(default_factory=_points)
+
+    def write_binary(self, folder: Path) -> None:
+        """cameras.bin, images.bin, points3D.bin."""
+        folder.mkdir(parents=True, exist_ok=True)
+        out = struct.pack("<Q", len(self.cameras))
+        for camera_id, model, width, height, params in self.cameras:
+            out += struct.pack(f"<iiQQ{len(params)}d", camera_id, model, width, height, *params)
+        (folder / "cameras.bin").write_bytes(out)
+        out = struct.pack("<Q", len(self.images))
+        for image_id, wxyz, translation, camera_id, name in self.images:
+            out += struct.pack("<i4d3di", image_id, *wxyz, *translation, camera_id) + name.encode() + b"\0"
+            out += struct.pack("<Q", 2) + struct.pack("<2dq", 1.5, 2.5, -1) + struct.pack("<2dq", 3.5, 4.5, 1)
+        (folder / "images.bin").write_bytes(out)
+        out = struct.pack("<Q", len(self.points))
+        for point_id, (xyz, rgb, track) in enumerate(self.points, 1):
+            out += struct.pack("<Q3d3BdQ", point_id, *xyz, *rgb, 0.7, track) + struct.pack(f"<{2 * track}i", *range(2 * track))
+        (folder / "points3D.bin").write_bytes(out)
+
+    def write_text(self, folder: Path) -> None:
+        """cameras.txt, images.txt, points3D.txt, with COLMAP's header comments."""
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = ["# Camera list", "#   CAMERA_ID, MODEL, WIDTH, HEIGHT, PARAMS[]", f"# Number of cameras: {len(self.cameras)}"]
+        lines += [f"{i} {MODEL_NAMES[m]} {w} {h} {' '.join(map(repr, params))}" for i, m, w, h, params in self.cameras]
+        (folder / "cameras.txt").write_text("\n".join(lines) + "\n")
+        lines = ["# Image list", f"# Number of images: {len(self.images)}, mean observations per image: 1"]
+        for row, (i, wxyz, translation, camera_id, name) in enumerate(self.images):
+            lines += [f"{i} {' '.join(map(repr, (*wxyz, *translation)))} {camera_id} {name}", "1.5 2.5 -1 3.5 4.5 1" if row % 2 else ""]
+        (folder / "images.txt").write_text("\n".join(lines) + "\n")
+        lines = ["# 3D point list", f"# Number of points: {len(self.points)}, mean track length: 2"]
+        for i, (xyz, rgb, track) in enumerate(self.points, 1):
+            lines.append(" ".join([str(i), *map(repr, xyz), *map(str, rgb), "0.7", *map(str, range(2 * track))]))
+        (folder / "points3D.txt").write_text("\n".join(lines) + "\n")
+
+    def write_photos(self, folder: Path, divided_by: int = 1) -> None:
+        """One grey PNG per image, of its camera's size over ``divided_by``."""
+        sizes = {camera_id: (width // divided_by, height // divided_by) for camera_id, _, width, height, _ in self.cameras}
+        for _, _, _, camera_id, name in self.images:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", sizes[camera_id], (90, 120, 150)).save(folder / name)

@@ -1,0 +1,301 @@
+"""Checkpoints: whole or not at all, damage is noticed, strangers are refused, the newest K stay."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pytest
+import torch
+
+from gs_train.errors import UserError
+from gs_train.formats.whole_file import write_text_whole, write_whole
+from gs_train.scene.load import SceneConfig, load_scene
+from gs_train.scene.types import Scene
+from gs_train.train import checkpoint as module
+from gs_train.train.checkpoint import (
+    FORMAT,
+    DamagedCheckpoint,
+    check_scene,
+    list_checkpoints,
+    newest_sound,
+    read_checkpoint,
+    save_checkpoint,
+    scene_fingerprint,
+)
+from gs_train.train.config import TrainConfig
+from gs_train.train.log import TrainLog, cut_metrics
+from gs_train.train.state import TrainState, start_state
+
+CONFIG = TrainConfig(iterations=50, sh_degree=1).resolved()
+
+
+@pytest.fixture(scope="module")
+def scene(tiny_scene: Path) -> Scene:
+    return load_scene(tiny_scene, SceneConfig())
+
+
+@pytest.fixture
+def state(scene: Scene) -> TrainState:
+    """A state with moments, statistics, a drawn order and smoothed numbers, without a render."""
+    state = start_state(scene, CONFIG, torch.device("cpu"))
+    adam = state.model.optimizer
+    assert adam is not None
+    sum(parameter.sum() for parameter in state.model.parameters.values()).backward()  # type: ignore[union-attr]
+    adam.step()
+    adam.zero_grad()
+    state.iteration = 7
+    state.next_view(8)
+    state.smooth("psnr", 20.0)
+    state.smooth("psnr", 30.0)
+    return state
+
+
+def save(folder: Path, state: TrainState, keep: int = 2) -> Path:
+    return save_checkpoint(folder, state, config=CONFIG, fingerprint="print", keep=keep)
+
+
+def equal(left: Any, right: Any) -> bool:
+    """Deep equality of state dicts, tensors bit for bit."""
+    if isinstance(left, torch.Tensor):
+        return isinstance(right, torch.Tensor) and left.dtype == right.dtype and torch.equal(left, right)
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(equal(left[key], right[key]) for key in left)
+    return bool(left == right)
+
+
+def test_what_is_saved_comes_back(tmp_path: Path, state: TrainState, scene: Scene) -> None:
+    checkpoint = read_checkpoint(save(tmp_path, state))
+    assert equal(checkpoint.state, state.state_dict())
+    fresh = start_state(scene, CONFIG, torch.device("cpu"))
+    assert not equal(fresh.state_dict(), state.state_dict())
+    fresh.load_state_dict(checkpoint.state)
+    assert equal(fresh.state_dict(), state.state_dict())
+    assert checkpoint.iteration == 7
+    assert checkpoint.scene_fingerprint == "print"
+    assert checkpoint.config["density"]["interval"] == 100
+    assert checkpoint.versions["torch"] == torch.__version__
+
+
+def test_a_loaded_state_shares_no_memory_with_the_saved_one(tmp_path: Path, state: TrainState, scene: Scene) -> None:
+    content = read_checkpoint(save(tmp_path, state)).state
+    before = content["model"]["parameters"]["xyz"].clone()
+    fresh = start_state(scene, CONFIG, torch.device("cpu"))
+    fresh.load_state_dict(content)
+    with torch.no_grad():
+        fresh.model.xyz.add_(1.0)
+    fresh.next_view(8)
+    assert torch.equal(content["model"]["parameters"]["xyz"], before)
+    assert len(content["view_order"]) == 7
+
+
+def test_each_view_once_then_again_in_another_order(scene: Scene) -> None:
+    state = start_state(scene, CONFIG, torch.device("cpu"))
+    first, second = ([state.next_view(8) for _ in range(8)] for _ in range(2))
+    assert sorted(first) == sorted(second) == list(range(8))
+    assert first != second
+
+
+def test_another_seed_draws_another_order(scene: Scene) -> None:
+    orders = {
+        tuple(start_state(scene, replace(CONFIG, seed=seed), torch.device("cpu")).next_view(8) for _ in range(1)) for seed in range(20)
+    }
+    assert len(orders) > 1
+
+
+def test_the_newest_are_kept(tmp_path: Path, state: TrainState) -> None:
+    for iteration in (5, 10, 1_000_000, 1_000_005):
+        state.iteration = iteration
+        save(tmp_path, state, keep=3)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["iteration_1000005.pt", "iteration_1000000.pt", "iteration_000010.pt"]
+
+
+def test_newer_ones_that_a_resume_passed_over_go(tmp_path: Path, state: TrainState) -> None:
+    (tmp_path / "iteration_000300.pt").write_bytes(b"damaged")
+    save(tmp_path, state)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["iteration_000007.pt"]
+
+
+def test_other_files_are_no_checkpoints(tmp_path: Path) -> None:
+    for name in ("iteration_x.pt", ".iteration_000001.pt.7.tmp", "iteration_000001.pt.bak"):
+        (tmp_path / name).touch()
+    assert list_checkpoints(tmp_path) == []
+
+
+# ---- damage
+
+
+def cut(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def flip(data: bytes) -> bytes:
+    """One bit of a tensor's content, which torch itself would not notice."""
+    place = len(data) // 2
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
+@pytest.mark.parametrize("damage", [cut, flip, lambda data: b"", lambda data: b"not a checkpoint", lambda data: data[:-1]])
+def test_damage_is_noticed_and_the_one_before_used(tmp_path: Path, state: TrainState, damage: Callable[[bytes], bytes]) -> None:
+    first = save(tmp_path, state)
+    state.iteration = 9
+    second = save(tmp_path, state)
+    second.write_bytes(damage(second.read_bytes()))
+    with pytest.raises(DamagedCheckpoint):
+        read_checkpoint(second)
+    told: list[str] = []
+    assert newest_sound(tmp_path, told.append).path == first
+    assert len(told) == 1
+    assert str(second) in told[0]
+
+
+def test_all_damaged_or_none_at_all(tmp_path: Path, state: TrainState) -> None:
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        newest_sound(tmp_path, print)
+    save(tmp_path, state).write_bytes(b"")
+    with pytest.raises(UserError, match="no sound checkpoint"):
+        newest_sound(tmp_path, print)
+
+
+def test_a_torch_file_of_something_else_is_damage(tmp_path: Path) -> None:
+    torch.save({"some": "dict"}, tmp_path / "iteration_000001.pt")
+    with pytest.raises(DamagedCheckpoint):
+        read_checkpoint(tmp_path / "iteration_000001.pt")
+
+
+class Malice:
+    """A pickle that would run code when loaded."""
+
+    def __reduce__(self) -> Any:
+        return (os.mkdir, ("ran",))
+
+
+def test_no_code_in_a_checkpoint_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"format": Malice()}, tmp_path / "iteration_000001.pt")
+    with pytest.raises(DamagedCheckpoint):
+        read_checkpoint(tmp_path / "iteration_000001.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_newer_format_is_refused_and_not_passed_over(tmp_path: Path, state: TrainState, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, state)
+    state.iteration = 9
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "FORMAT", FORMAT + 1)
+        save(tmp_path, state)
+    with pytest.raises(UserError, match="newer gs-train"):
+        newest_sound(tmp_path, print)
+
+
+# ---- of which scene
+
+
+def test_fingerprint_of_the_same_files_is_the_same(tiny_scene: Path, scene: Scene) -> None:
+    assert scene_fingerprint(load_scene(tiny_scene, SceneConfig())) == scene_fingerprint(scene)
+
+
+def test_fingerprint_sees_names_sizes_poses_and_the_split(tiny_scene: Path, scene: Scene) -> None:
+    view = scene.train_views[0]
+    moved = view.world_to_camera.copy()
+    moved[0, 3] += 1e-4
+    nudged = view.world_to_camera + 1e-12
+    variants = [
+        replace(scene, train_views=(replace(view, name="other.png"), *scene.train_views[1:])),
+        replace(scene, train_views=(replace(view, camera=replace(view.camera, width=1)), *scene.train_views[1:])),
+        replace(scene, train_views=(replace(view, world_to_camera=moved), *scene.train_views[1:])),
+        load_scene(tiny_scene, SceneConfig(test_every=0)),
+    ]
+    prints = {scene_fingerprint(scene), *map(scene_fingerprint, variants)}
+    assert len(prints) == 5
+    same = replace(scene, train_views=(replace(view, world_to_camera=nudged), *scene.train_views[1:]))
+    assert scene_fingerprint(same) == scene_fingerprint(scene)
+    assert not np.array_equal(nudged, view.world_to_camera)
+
+
+def test_a_checkpoint_of_another_scene_is_refused(tmp_path: Path, state: TrainState, scene: Scene) -> None:
+    checkpoint = read_checkpoint(save(tmp_path, state))
+    with pytest.raises(UserError, match="another scene"):
+        check_scene(checkpoint, scene)
+    check_scene(replace(checkpoint, scene_fingerprint=scene_fingerprint(scene)), scene)
+
+
+# ---- files that appear whole or not at all
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_text_whole(path, "before")
+
+    def half(file: BinaryIO) -> None:
+        file.write(b"aft")
+        raise RuntimeError("in the middle")
+
+    with pytest.raises(RuntimeError, match="in the middle"):
+        write_whole(path, half)
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
+def test_a_full_disk_while_saving_leaves_the_earlier_checkpoint(
+    tmp_path: Path, state: TrainState, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    first = save(tmp_path, state)
+    before = first.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    state.iteration = 9
+    with monkeypatch.context() as patch:
+        patch.setattr(os if failing == "fsync" else Path, failing, full)
+        with pytest.raises(OSError, match=re.escape(os.strerror(errno.ENOSPC))):
+            save(tmp_path, state)
+    assert list(tmp_path.iterdir()) == [first]
+    assert first.read_bytes() == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full, the device that is always full, is Linux's")
+def test_a_full_disk_while_torch_writes_is_told_as_such(state: TrainState) -> None:
+    with open("/dev/full", "wb") as file, pytest.raises(OSError, match=re.escape(os.strerror(errno.ENOSPC))) as caught:
+        try:
+            module._save({"tensor": torch.zeros(1_000_000)}, file)
+        finally:
+            _discard(file)
+    assert caught.value.errno == errno.ENOSPC
+
+
+def _discard(file: BinaryIO) -> None:
+    """Give what is left in the buffer somewhere to go, so that closing does not complain a second time."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, file.fileno())
+    os.close(null)
+
+
+# ---- metrics.jsonl
+
+
+def test_metrics_after_the_checkpoint_are_cut(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    cut_metrics(path, 20)
+    lines = [f'{{"iteration": {iteration}}}\n' for iteration in (10, 20, 30)]
+    path.write_text("".join(lines) + '{"iteration": 2')
+    cut_metrics(path, 20)
+    assert path.read_text() == "".join(lines[:2])
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full, the device that is always full, is Linux's")
+def test_metrics_on_a_full_disk_stop_the_run(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.symlink_to("/dev/full")
+    with pytest.raises(OSError, match=re.escape(os.strerror(errno.ENOSPC))), TrainLog(path, first=0, last=10) as log:
+        log.record({"iteration": 1, "gaussians": 3}, loss=0.1, psnr=20.0)
+    shutil.rmtree(tmp_path)

@@ -1,0 +1,327 @@
+"""Density control: the statistics, the plan, and what carrying it out does to the model and its Adam."""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gs_train.density.carry_out import carry_out
+from gs_train.density.classic import ClassicDensity
+from gs_train.density.config import DensityConfig
+from gs_train.density.types import DensityPlan
+from gs_train.errors import UserError
+from gs_train.model.gaussians import PARAMETER_NAMES, GaussianModel
+from gs_train.model.schedule import OptimizerConfig
+from gs_train.render.types import RenderOutput
+from gs_train.scene.types import Camera
+
+EXTENT = 10.0
+SMALL, LARGE, HUGE, GIANT = 0.05, 0.5, 1.2, 2.0
+"""Scales beside the limits 0.01 * extent = 0.1 (clone or split) and 0.1 * extent = 1 (too large): HUGE / 1.6 < 1 < GIANT / 1.6."""
+SOLID, FAINT = 0.5, 0.004
+HOT, COLD = 3e-4, 1e-4
+CAMERA = Camera(width=200, height=100, fx=1.0, fy=1.0, cx=100.0, cy=50.0)
+PAPER: dict[str, Any] = {"from_iteration": 500, "until_iteration": 15_000, "interval": 100, "opacity_reset_interval": 3000}
+
+
+def make_model(scales: list[float], opacities: list[float], *, setup: bool = True) -> GaussianModel:
+    rows = len(scales)
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.tensor(opacities).logit()
+    model = GaussianModel(
+        {
+            "xyz": torch.randn(rows, 3, generator=generator),
+            "f_dc": torch.randn(rows, 1, 3, generator=generator),
+            "f_rest": torch.randn(rows, 3, 3, generator=generator),
+            "opacity": logits.reshape(rows, 1),
+            # The largest of the three scales is the one that counts.
+            "scaling": torch.tensor([[0.1 * s, s, 0.01 * s] for s in scales]).reshape(rows, 3).log(),
+            "rotation": torch.randn(rows, 4, generator=generator),
+        }
+    )
+    if setup:
+        model.training_setup(OptimizerConfig(xyz_lr_max_steps=100))
+    return model
+
+
+def make_density(count: int, *, max_gaussians: int = 1000, white_background: bool = False, **changes: Any) -> ClassicDensity:
+    config = DensityConfig(**{**PAPER, **changes})
+    return ClassicDensity(config, extent=EXTENT, max_gaussians=max_gaussians, count=count, device="cpu", white_background=white_background)
+
+
+def make_render(gradients_px: list[list[float]], radii: list[list[int]]) -> RenderOutput:
+    means2d = torch.zeros(len(gradients_px), 2, requires_grad=True)
+    means2d.grad = torch.tensor(gradients_px)
+    return RenderOutput(image=torch.zeros(1), alpha=torch.zeros(1), means2d=means2d, radii=torch.tensor(radii, dtype=torch.int32))
+
+
+def with_norms(density: ClassicDensity, norms: list[float]) -> ClassicDensity:
+    """Let every Gaussian be seen once, with these gradient norms."""
+    density.observe(make_render([[norm / 100.0, 0.0] for norm in norms], [[1, 1]] * len(norms)), CAMERA)
+    return density
+
+
+def rows(tensor: Tensor) -> list[int]:
+    return [int(row) for row in tensor]
+
+
+def named_rows(plan: DensityPlan | None) -> dict[str, list[int]]:
+    assert plan is not None
+    return {"clone": rows(plan.clone), "split": rows(plan.split), "drop": rows(plan.drop)}
+
+
+# ---- statistics ----
+
+
+def test_statistics_are_means_over_the_views_that_see_a_gaussian() -> None:
+    density = make_density(3)
+    density.observe(make_render([[3.0, 0.0], [math.nan, 0.0], [1.0, 1.0]], [[1, 1], [0, 5], [2, 2]]), CAMERA)
+    density.observe(make_render([[0.0, 2.0], [3.0, 8.0], [math.inf, 1.0]], [[1, 1], [1, 1], [3, 0]]), CAMERA)
+    state = density.state_dict()
+    # Half the image is 100 x 50 px; row 1 is seen once, and so is row 2.
+    assert state["grad_sum"].tolist() == pytest.approx([300.0 + 100.0, 500.0, math.hypot(100.0, 50.0)])
+    assert state["grad_count"].tolist() == [2, 1, 1]
+
+
+def test_gradients_that_are_not_numbers_count_as_zero() -> None:
+    density = make_density(2)
+    density.observe(make_render([[math.nan, 1.0], [-math.inf, 1.0]], [[1, 1], [1, 1]]), CAMERA)
+    assert density.state_dict()["grad_sum"].tolist() == [0.0, 0.0]
+    assert density.state_dict()["grad_count"].tolist() == [1, 1]
+
+
+def test_observe_refuses_what_is_not_its_model() -> None:
+    density = make_density(2)
+    with pytest.raises(ValueError, match="expected 2 rows, got 1"):
+        density.observe(make_render([[1.0, 1.0]], [[1, 1]]), CAMERA)
+    render = make_render([[1.0, 1.0]] * 2, [[1, 1]] * 2)
+    render.means2d.grad = None
+    with pytest.raises(ValueError, match="after backward"):
+        density.observe(render, CAMERA)
+    with pytest.raises(ValueError, match="expected 2 rows, got 3"):
+        density.plan(make_model([SMALL] * 3, [SOLID] * 3), 600)
+
+
+def test_the_statistics_survive_a_save() -> None:
+    density = with_norms(make_density(2), [HOT, COLD])
+    buffer = io.BytesIO()
+    torch.save(density.state_dict(), buffer)
+    buffer.seek(0)
+    other = make_density(5)
+    other.load_state_dict(torch.load(buffer, weights_only=True))
+    density.observe(make_render([[1.0, 1.0]] * 2, [[1, 1]] * 2), CAMERA)
+    assert other.state_dict()["grad_sum"].tolist() == pytest.approx([HOT, COLD])
+    assert named_rows(other.plan(make_model([SMALL] * 2, [SOLID] * 2), 600))["clone"] == [0]
+    with pytest.raises(ValueError, match=r"\[2\] and \[3\]"):
+        other.load_state_dict({"grad_sum": torch.zeros(2), "grad_count": torch.zeros(3, dtype=torch.int64)})
+
+
+# ---- when ----
+
+
+def test_the_originals_iterations() -> None:
+    model = make_model([SMALL], [SOLID])
+    grows, resets = [], []
+    for iteration in range(1, 16_001):
+        density = with_norms(make_density(1), [HOT]) if iteration % 50 == 0 else make_density(1)
+        plan = density.plan(model, iteration)
+        if plan is not None and len(plan.clone) > 0:
+            grows.append(iteration)
+        if plan is not None and plan.reset_opacity:
+            resets.append(iteration)
+    assert grows == list(range(600, 15_000, 100))
+    assert resets == [3000, 6000, 9000, 12_000]
+
+
+def test_a_white_background_resets_once_more() -> None:
+    model = make_model([SMALL], [SOLID])
+    assert make_density(1).plan(model, 500) is None
+    plan = make_density(1, white_background=True).plan(model, 500)
+    assert plan is not None and plan.reset_opacity and len(plan.clone) == 0
+
+
+def test_zero_intervals_mean_never() -> None:
+    model = make_model([GIANT], [SOLID])
+    density = with_norms(make_density(1, interval=0, opacity_reset_interval=0), [HOT])
+    assert all(density.plan(model, iteration) is None for iteration in (600, 3000, 6000))
+
+
+@pytest.mark.parametrize("norm", [HOT, COLD])
+def test_a_round_clears_the_statistics_whatever_it_finds(norm: float) -> None:
+    model = make_model([SMALL, LARGE], [SOLID, SOLID])
+    density = with_norms(make_density(2), [norm, norm])
+    assert density.plan(model, 599) is None
+    assert density.state_dict()["grad_count"].tolist() == [1, 1]
+    plan = density.plan(model, 600)
+    assert (plan is None) == (norm == COLD)
+    assert density.state_dict()["grad_sum"].tolist() == [0.0] * (2 if norm == COLD else 4)
+    assert not density.state_dict()["grad_count"].any()
+
+
+# ---- what ----
+
+
+def test_clone_split_and_drop() -> None:
+    scales = [SMALL, SMALL, LARGE, LARGE, SMALL, LARGE, HUGE, GIANT, GIANT]
+    opacities = [SOLID, SOLID, SOLID, SOLID, FAINT, FAINT, SOLID, SOLID, SOLID]
+    norms = [HOT, COLD, HOT, COLD, HOT, HOT, HOT, HOT, COLD]
+    model = make_model(scales, opacities)
+    early = with_norms(make_density(9), norms).plan(model, 2900)
+    assert named_rows(early) == {"clone": [0], "split": [2, 6, 7], "drop": [4, 5]}
+    # Up to and including the first reset, size does not matter; afterwards a split is judged by its children's size.
+    at_reset = with_norms(make_density(9), norms).plan(model, 3000)
+    assert named_rows(at_reset) == {"clone": [0], "split": [2, 6, 7], "drop": [4, 5]}
+    late = with_norms(make_density(9), norms).plan(model, 3100)
+    assert named_rows(late) == {"clone": [0], "split": [2, 6], "drop": [4, 5, 7, 8]}
+
+
+def test_what_no_view_saw_does_not_grow() -> None:
+    model = make_model([SMALL, LARGE], [SOLID, SOLID])
+    assert make_density(2, grad_threshold=0.0).plan(model, 600) is None
+
+
+@pytest.mark.parametrize(
+    ("max_gaussians", "clone", "split"),
+    [(10, [0, 3], [1, 4]), (8, [0, 3], [1, 4]), (7, [0, 3], [4]), (6, [3], [4]), (5, [3], []), (4, [], []), (1, [], [])],
+)
+def test_the_cap_keeps_the_largest_gradients(max_gaussians: int, clone: list[int], split: list[int]) -> None:
+    model = make_model([SMALL, LARGE, SMALL, SMALL, LARGE], [SOLID, SOLID, FAINT, SOLID, SOLID])
+    density = with_norms(make_density(5, max_gaussians=max_gaussians), [4e-4, 3e-4, 9e-4, 6e-4, 5e-4])
+    plan = density.plan(model, 600)
+    assert named_rows(plan) == {"clone": clone, "split": split, "drop": [2]}
+    assert plan is not None
+    carry_out(plan, model, torch.Generator().manual_seed(0), reset_opacity_to=0.01)
+    assert len(model) == len(density.state_dict()["grad_sum"]) == 4 + len(clone) + len(split) <= max(max_gaussians, 4)
+
+
+def test_ties_at_the_cap_go_to_the_lower_rows() -> None:
+    model = make_model([SMALL] * 200, [SOLID] * 200)
+    plan = with_norms(make_density(200, max_gaussians=270), [HOT] * 200).plan(model, 600)
+    assert named_rows(plan)["clone"] == list(range(70))
+
+
+@pytest.mark.parametrize(("iteration", "scale", "best"), [(600, SMALL, 2), (3100, GIANT, 1)])
+def test_one_gaussian_always_stays(iteration: int, scale: float, best: int) -> None:
+    opacities = [FAINT / 4, FAINT / 2, FAINT, FAINT / 3] if scale == SMALL else [SOLID / 2, SOLID, SOLID, FAINT]
+    model = make_model([scale] * 4, opacities)
+    density = with_norms(make_density(4), [COLD] * 4)
+    plan = density.plan(model, iteration)
+    assert named_rows(plan) == {"clone": [], "split": [], "drop": [row for row in range(4) if row != best]}
+    assert plan is not None
+    carry_out(plan, model, torch.Generator(), reset_opacity_to=0.01)
+    assert len(model) == 1
+    again = with_norms(density, [COLD])
+    assert again.plan(model, iteration + 100) is None
+
+
+def test_unresolved_or_senseless_settings_are_refused() -> None:
+    with pytest.raises(ValueError, match="from_iteration, until_iteration, interval, opacity_reset_interval: still fractions"):
+        ClassicDensity(DensityConfig(), extent=1.0, max_gaussians=1, count=1, device="cpu")
+    with pytest.raises(ValueError, match="max_gaussians"):
+        make_density(1, max_gaussians=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("interval", -1), ("until_iteration", 1.5), ("from_iteration", math.nan), ("grad_threshold", -1.0), ("percent_dense", math.nan),
+     ("min_opacity", 0.0), ("reset_opacity_to", 1.0), ("max_world_scale", math.inf)],
+)  # fmt: skip
+def test_config_names_the_flag(name: str, value: float) -> None:
+    with pytest.raises(UserError, match=f"--density.{name.replace('_', '-')} is"):
+        DensityConfig(**{name: value})  # type: ignore[arg-type]
+
+
+# ---- carrying it out ----
+
+
+def plan_of(clone: list[int], split: list[int], drop: list[int], *, reset: bool = False) -> DensityPlan:
+    def as_rows(values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64)
+
+    return DensityPlan(clone=as_rows(clone), split=as_rows(split), drop=as_rows(drop), reset_opacity=reset)
+
+
+@pytest.mark.parametrize("stepped", [False, True])
+def test_carry_out_moves_rows_and_moments(stepped: bool) -> None:
+    model = make_model([SMALL, SMALL, LARGE, SMALL, SMALL], [SOLID] * 5)
+    assert model.optimizer is not None
+    if stepped:
+        for name, parameter in model.parameters.items():
+            parameter.grad = torch.full_like(parameter, float(PARAMETER_NAMES.index(name) + 1)) * torch.arange(5.0).reshape(
+                5, *[1] * (parameter.dim() - 1)
+            )
+        model.optimizer.step()
+    before = {name: parameter.detach().clone() for name, parameter in model.parameters.items()}
+    moments = {name: model.optimizer.state[p]["exp_avg"].clone() for name, p in model.parameters.items() if stepped}
+    carry_out(plan_of([1], [2], [0]), model, torch.Generator().manual_seed(3), reset_opacity_to=0.01)
+    # Kept rows 1, 3, 4; a clone of 1; two children of 2.
+    assert len(model) == 6
+    for name in PARAMETER_NAMES:
+        now = model.parameters[name].detach()
+        assert torch.equal(now[:4], before[name][[1, 3, 4, 1]]), name
+        if name not in ("xyz", "scaling"):
+            assert torch.equal(now[4:], before[name][[2, 2]]), name
+        if stepped:
+            moment = model.optimizer.state[model.parameters[name]]["exp_avg"]
+            assert torch.equal(moment[:3], moments[name][[1, 3, 4]]) and moments[name][1].any(), name
+            assert not moment[3:].any(), name
+    assert torch.allclose(model.scales()[4:], before["scaling"][[2, 2]].exp() / 1.6)
+    assert not torch.equal(model.xyz[4], model.xyz[5])
+
+
+def test_children_are_sampled_from_the_parent() -> None:
+    """Their covariance is the parent's R diag(scale^2) R^T, and their mean the parent's place."""
+    count = 40_000
+    model = make_model([1.0], [SOLID], setup=False)
+    parent = GaussianModel({name: p[[0] * count] for name, p in model.parameters.items()})
+    w, x, y, z = model.quaternions()[0].tolist()
+    rotation = torch.tensor(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+        ]
+    )
+    expected = rotation @ torch.diag(model.scales()[0] ** 2) @ rotation.T
+    carry_out(plan_of([], list(range(count)), []), parent, torch.Generator().manual_seed(1), reset_opacity_to=0.01)
+    assert len(parent) == 2 * count
+    offsets = (parent.xyz - model.xyz[0]).detach()
+    assert torch.allclose(offsets.T @ offsets / len(offsets), expected.detach(), atol=0.02)
+    assert torch.allclose(offsets.mean(dim=0), torch.zeros(3), atol=0.02)
+
+
+def test_the_same_generator_gives_the_same_children() -> None:
+    models = [make_model([LARGE] * 3, [SOLID] * 3) for _ in range(3)]
+    for model, seed in zip(models, (1, 1, 2), strict=True):
+        carry_out(plan_of([], [0, 2], []), model, torch.Generator().manual_seed(seed), reset_opacity_to=0.01)
+    assert torch.equal(models[0].xyz, models[1].xyz) and not torch.equal(models[0].xyz, models[2].xyz)
+
+
+def test_a_plan_that_only_resets_touches_opacities_only() -> None:
+    model = make_model([SMALL] * 3, [SOLID, 0.006, SOLID])
+    before = model.parameters
+    carry_out(plan_of([], [], [], reset=True), model, torch.Generator(), reset_opacity_to=0.01)
+    assert model.opacities().tolist() == pytest.approx([0.01, 0.006, 0.01])
+    assert all(model.parameters[name] is before[name] for name in PARAMETER_NAMES if name != "opacity")
+
+
+def test_a_reset_reaches_the_new_rows() -> None:
+    model = make_model([SMALL, LARGE], [SOLID, SOLID])
+    carry_out(plan_of([0], [1], [], reset=True), model, torch.Generator(), reset_opacity_to=0.02)
+    assert model.opacities().tolist() == pytest.approx([0.02] * 4)
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"), [(plan_of([3], [], []), "expected rows from 0 to 2"), (plan_of([1], [1], []), "named more than once")]
+)
+def test_a_plan_that_does_not_fit_changes_nothing(plan: DensityPlan, message: str) -> None:
+    model = make_model([SMALL] * 3, [SOLID] * 3)
+    before = model.parameters
+    with pytest.raises(ValueError, match=message):
+        carry_out(plan, model, torch.Generator(), reset_opacity_to=0.01)
+    assert all(model.parameters[name] is before[name] for name in PARAMETER_NAMES)

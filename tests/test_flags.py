@@ -1,0 +1,130 @@
+"""Freezes the list of flags: whoever adds, renames or removes one changes this file knowingly. And --help answers fast, for every flag."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+from conftest import RunCommand
+
+from gs_train.errors import UserError
+from gs_train.flags import COMMANDS, TrainCommand, flags_of, parse
+
+FLAGS = {
+    "train": """
+        --out --preset --resume --overwrite
+        --iterations --sh-degree --sh-degree-interval --lambda-dssim --max-gaussians --white-background --no-white-background --seed
+        --device --save-every --keep --log-every
+        --images --resolution --test-every --skip-missing --no-skip-missing
+        --optimizer.xyz-lr-init --optimizer.xyz-lr-final --optimizer.xyz-lr-delay-steps --optimizer.xyz-lr-delay-mult
+        --optimizer.xyz-lr-max-steps --optimizer.f-dc-lr --optimizer.f-rest-lr --optimizer.opacity-lr --optimizer.scaling-lr
+        --optimizer.rotation-lr
+        --density.from-iteration --density.until-iteration --density.interval --density.opacity-reset-interval --density.grad-threshold
+        --density.percent-dense --density.min-opacity --density.reset-opacity-to --density.max-world-scale
+    """,
+    "eval": "--scene --device",
+    "export": "",
+    "sample": "--seed --views --width --height --points",
+    "info": "",
+    "doctor": "",
+}
+
+
+def test_the_list_of_flags_is_frozen() -> None:
+    assert {name: list(flags_of(kind)) for name, kind in COMMANDS.items()} == {name: flags.split() for name, flags in FLAGS.items()}
+
+
+@pytest.mark.parametrize("command", list(COMMANDS))
+def test_help_shows_every_flag_with_its_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        parse([command, "--help"])
+    assert done.value.code == 0
+    shown = re.sub(r"[│╭╰─╮╯]", " ", capsys.readouterr().out)
+    # From each flag to the next one lies its help; every one of ours ends in the default that tyro adds.
+    parts = re.split(r"\n +(?=--)", shown)[1:]
+    helps = {flag: part for part in parts for flag in re.findall(r"--[\w.-]+", part.split("  ")[0].split("\n")[0])}
+    for flag in FLAGS[command].split():
+        words = re.sub(r"\s+", " ", helps[flag])
+        told = re.sub(r"\(default:.*", "", re.sub(r"--[\w.-]+,?|\{[^}]*\}|\b[A-Z|]{2,}\b", "", words))
+        assert len(told.split()) >= 3, f"{flag} has no help: {words!r}"
+
+
+def test_help_answers_within_a_second(gs_train: RunCommand) -> None:
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        done = gs_train("--help")
+        times.append(time.perf_counter() - began)
+        assert done.returncode == 0
+        assert all(command in done.stdout for command in COMMANDS)
+    # The fastest of three, because the machine may be busy with other tests.
+    assert min(times) < 1.0
+
+
+def test_preset_then_flags() -> None:
+    command = parse(["train", "scene", "--preset=paper", "--iterations", "70", "--density.interval", "0.5", "--no-white-background"])
+    assert isinstance(command, TrainCommand)
+    assert command.scene == Path("scene")
+    assert command.config.iterations == 70
+    assert command.config.density.interval == 0.5
+    assert command.config.density.until_iteration == 15_000
+
+
+def test_a_decimal_point_makes_a_fraction() -> None:
+    command = parse(["train", "scene", "--density.until-iteration", "1", "--density.from-iteration", "1.0"])
+    assert isinstance(command, TrainCommand)
+    assert type(command.config.density.until_iteration) is int
+    assert type(command.config.density.from_iteration) is float
+
+
+def test_underscores_do_for_hyphens() -> None:
+    command = parse(["train", "scene", "--max_gaussians", "7", "--density.grad_threshold=1e-3"])
+    assert isinstance(command, TrainCommand)
+    assert command.config.max_gaussians == 7
+    assert command.config.density.grad_threshold == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("trian scene", "no subcommand trian (did you mean train?)"),
+        ("train scene --iteration 5", "no flag --iteration (did you mean --iterations?)"),
+        ("train scene --xyzzy", "no flag --xyzzy: see"),
+        ("train --unknown 5 scene", "no flag --unknown"),
+        ("train scene other", "does not know what to do with other"),
+        ("train scene --iterations many", "--iterations: many is not a whole number"),
+        ("train scene --iterations 5.5", "--iterations: 5.5 is not a whole number"),
+        ("train scene --lambda-dssim x", "--lambda-dssim: x is not a number"),
+        ("train scene --density.interval x", "--density.interval: x is not a number"),
+        ("train scene --iterations", "--iterations"),
+        ("train scene --resolution 3", "'3' for argument '--resolution'"),
+        ("train scene --device gpu", "'auto', 'cuda', 'cpu'"),
+        ("train scene --iterations -5", "--iterations is -5"),
+        ("eval", "RUN is missing"),
+        ("eval run --device tpu", "tpu"),
+        ("export run", "OUT.ply is missing"),
+        ("sample dir --views 1", "--views is 1"),
+        ("doctor --verbose", "no flag --verbose"),
+    ],
+)
+def test_wrong_arguments_end_in_one_sentence(arguments: str, told: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse(arguments.split())
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("flag", ["--out x", "--preset paper", "--overwrite", "--seed 3", "--density.interval 5", "--test-every 0"])
+def test_flags_that_would_make_another_run_are_refused_with_resume(own_run: Path, flag: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse(["train", "--resume", str(own_run), *flag.split()])
+    assert str(caught.value).startswith(flag.split(maxsplit=1)[0])
+
+
+def test_resume_starts_from_the_config_of_the_run(own_run: Path, tiny_scene: Path) -> None:
+    command = parse(["train", "--resume", str(own_run), "--iterations", "99", "--keep=5"])
+    assert isinstance(command, TrainCommand)
+    assert command.scene == tiny_scene
+    assert (command.config.iterations, command.config.keep, command.config.max_gaussians) == (99, 5, 2000)

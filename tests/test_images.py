@@ -1,0 +1,99 @@
+"""Decoding: every kind of pixel ends as RGB uint8 at the camera's size, and damage is a UserError."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gs_train.errors import UserError
+from gs_train.scene.images import ImageCache, decode_image, image_size
+from gs_train.scene.types import Camera, View
+
+
+def _view(path: Path, size: tuple[int, int]) -> View:
+    camera = Camera(width=size[0], height=size[1], fx=1, fy=1, cx=0, cy=0)
+    return View(name=path.name, image_path=path, camera=camera, world_to_camera=np.eye(4))
+
+
+def _noise(size: tuple[int, int], seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.tif", "a.webp", "a.ppm"])
+def test_lossless_formats_keep_every_pixel(tmp_path: Path, name: str) -> None:
+    pixels = _noise((13, 7))
+    Image.fromarray(pixels).save(tmp_path / name, lossless=True)
+    assert image_size(tmp_path / name) == (13, 7)
+    decoded = decode_image(_view(tmp_path / name, (13, 7)))
+    assert decoded.dtype == np.uint8 and decoded.flags["C_CONTIGUOUS"] and decoded.flags["WRITEABLE"]
+    np.testing.assert_array_equal(decoded, pixels)
+
+
+def test_grey_palette_cmyk_and_sixteen_bits(tmp_path: Path) -> None:
+    ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    as_rgb = np.repeat(ramp[:, :, None], 3, axis=2)
+    file = tmp_path / "a.png"
+    for image in (Image.fromarray(ramp), Image.fromarray(ramp).convert("P"), Image.fromarray(ramp.astype(np.uint16) * 257)):
+        image.save(file)
+        np.testing.assert_array_equal(decode_image(_view(file, (16, 16))), as_rgb)
+    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "a.tif")
+    np.testing.assert_array_equal(decode_image(_view(tmp_path / "a.tif", (16, 16)))[0, 0], (255, 0, 0))
+
+
+def test_alpha_is_composited_over_black(tmp_path: Path) -> None:
+    pixels = np.full((2, 3, 4), 200, np.uint8)
+    pixels[:, :, 3] = [[255, 128, 0], [0, 255, 128]]
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    decoded = decode_image(_view(tmp_path / "a.png", (3, 2)))
+    np.testing.assert_allclose(decoded[:, :, 0], [[200, 100, 0], [0, 200, 100]], atol=1)
+
+
+def test_exif_orientation_is_not_applied(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(_noise((12, 8))).save(tmp_path / "a.jpg", exif=exif)
+    assert image_size(tmp_path / "a.jpg") == (12, 8)
+    assert decode_image(_view(tmp_path / "a.jpg", (12, 8))).shape == (8, 12, 3)
+
+
+def test_resizing_keeps_the_pixel_grid_in_place(tmp_path: Path) -> None:
+    """A linear ramp stays the ramp that pixel centres at +0.5 see: value = slope * x at the middle of each larger pixel."""
+    ramp = np.repeat((2.0 * (np.arange(96) + 0.5))[None, :, None], 64, axis=0).repeat(3, axis=2)
+    Image.fromarray(np.round(ramp).astype(np.uint8)).save(tmp_path / "a.png")
+    for size in ((48, 32), (24, 16), (41, 29)):
+        decoded = decode_image(_view(tmp_path / "a.png", size))
+        assert decoded.shape == (size[1], size[0], 3)
+        expected = 2.0 * (np.arange(size[0]) + 0.5) * 96 / size[0]
+        np.testing.assert_allclose(decoded[10, 4:-4, 1], expected[4:-4], atol=1.0)
+
+
+def test_the_cache_keeps_order_and_sizes(tmp_path: Path) -> None:
+    sizes = [(5 + i, 9 - i % 3) for i in range(20)]
+    for i, size in enumerate(sizes):
+        Image.fromarray(_noise(size, i)).save(tmp_path / f"{i}.png")
+    cache = ImageCache([_view(tmp_path / f"{i}.png", size) for i, size in enumerate(sizes)])
+    assert len(cache) == 20
+    assert cache.byte_count() == sum(3 * width * height for width, height in sizes)
+    for i, size in enumerate(sizes):
+        np.testing.assert_array_equal(cache.get(i), _noise(size, i))
+    assert len(ImageCache([])) == 0
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+def test_a_truncated_image_is_named(tmp_path: Path, suffix: str) -> None:
+    good, bad = tmp_path / f"good.{suffix}", tmp_path / f"bad.{suffix}"
+    Image.fromarray(_noise((64, 48))).save(good)
+    whole = good.read_bytes()
+    views = [_view(good, (64, 48)), _view(bad, (64, 48)), _view(good, (64, 48))]
+    for share in (0.0, 0.02, 0.3, 0.9):
+        bad.write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(UserError, match=re.escape(f"{bad} cannot be decoded (")) as caught:
+            ImageCache(views)
+        assert "\n" not in str(caught.value)
+    bad.unlink()
+    with pytest.raises(UserError, match=re.escape(str(bad))):
+        ImageCache(views)

@@ -1,0 +1,137 @@
+"""Holds the import arrows: which package of the project may import which, and what ``gs-train --help`` must not load.
+
+The arrows are read from the source by ``ast``, imports inside functions and type-checking blocks included, so nothing has to be
+importable for the test to run. Every rule is also shown a source that breaks it.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "gs_train"
+
+# Each package's own modules, gs_train.errors and gs_train.__version__ are always allowed.
+# An entry allows that module and whatever lies below it.
+MAY_IMPORT: dict[str, tuple[str, ...]] = {
+    "errors": (),
+    "scene": (),
+    "formats": (),
+    # How kernels are compiled for a CPU, shared by the two that have kernels: the rasterizer and the loss.
+    "jit": (),
+    "losses_cpu": ("jit",),
+    "losses": ("losses_cpu",),
+    "model": ("scene.types", "formats.splat_data"),
+    "render": ("model", "scene.types", "jit"),
+    "density": ("model", "render.types", "scene.types"),
+    "train": ("scene", "model", "render", "losses", "density", "formats"),
+    "evaluate": ("scene", "model", "render", "losses", "formats"),
+    "viewer": ("scene", "model", "render", "losses", "formats"),
+    # The configuration knows the config classes of those above; nothing but the command line and the public names know it.
+    "config": ("scene", "model", "render", "losses", "density", "train"),
+}
+# The command line (cli.py and what only it uses) wires everything together; gs_train/__init__.py names the public entry points.
+UNRESTRICTED = {"cli", "flags", "doctor", "info", "__main__", "__init__"}
+
+# Where the third-party imports are limited too.
+OUTSIDE: dict[str, set[str]] = {"errors": set(), "formats": {"numpy", "plyfile"}, "losses": {"torch"}}
+
+
+def imports_of(source: str, module: str, is_package: bool) -> set[str]:
+    """Full dotted names that a module's source imports, ``from a import b`` giving ``a.b``; relative imports are resolved."""
+    found: set[str] = set()
+    package = module.split(".") if is_package else module.split(".")[:-1]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            prefix = ".".join([*base, *([node.module] if node.module else [])])
+            found.update(f"{prefix}.{alias.name}" for alias in node.names)
+    return found
+
+
+def broken_arrows(source: str, module: str, is_package: bool = False) -> list[str]:
+    """Imports of ``module`` that the tables above do not allow."""
+    owner = module.split(".")[1] if "." in module else "__init__"
+    if owner in UNRESTRICTED:
+        return []
+    allowed = [f"gs_train.{name}" for name in (owner, "errors", "__version__", *MAY_IMPORT.get(owner, ()))]
+    broken = []
+    for name in sorted(imports_of(source, module, is_package)):
+        if name == "gs_train" or name.startswith("gs_train."):
+            if not any(name == entry or name.startswith(f"{entry}.") for entry in allowed):
+                broken.append(name)
+        elif owner in OUTSIDE and name.split(".")[0] not in OUTSIDE[owner] | sys.stdlib_module_names:
+            broken.append(name)
+    return broken
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_arrows(path: Path) -> None:
+    broken = broken_arrows(path.read_text(encoding="utf-8"), module_name(path), path.name == "__init__.py")
+    assert not broken, f"{path.relative_to(ROOT)} imports {', '.join(broken)}, which the table of import arrows does not allow"
+
+
+def test_every_package_has_a_rule() -> None:
+    owners = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in modules()}
+    assert owners <= MAY_IMPORT.keys() | UNRESTRICTED
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("gs_train.scene.load", "from gs_train.model.gaussians import GaussianModel"),
+        ("gs_train.scene.load", "def f():\n    import gs_train.losses"),
+        ("gs_train.scene.load", "from ..config import TrainConfig"),
+        ("gs_train.formats.ply", "import torch"),
+        ("gs_train.formats.ply", "from scipy.spatial import cKDTree"),
+        ("gs_train.losses", "import numpy as np"),
+        ("gs_train.model.gaussians", "from gs_train.scene.load import load_scene"),
+        ("gs_train.model.gaussians", "from gs_train.formats import ply"),
+        ("gs_train.density.classic", "from gs_train.render.select import select_rasterizer"),
+        ("gs_train.train.loop", "from gs_train.evaluate.evaluate import evaluate"),
+        ("gs_train.train.loop", "from gs_train.config import TrainConfig"),
+        ("gs_train.train.loop", "from gs_train import TrainConfig"),
+        ("gs_train.evaluate.evaluate", "from gs_train.train.state import TrainState"),
+        ("gs_train.config", "from gs_train.cli import main"),
+    ],
+)
+def test_a_broken_arrow_is_seen(module: str, source: str) -> None:
+    assert len(broken_arrows(source, module)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("gs_train.scene.load", "from gs_train.errors import UserError\nfrom gs_train.scene import colmap\nimport numpy"),
+        ("gs_train.scene.load", "from .types import Scene"),
+        ("gs_train.model.initialise", "from gs_train.scene.types import PointCloud"),
+        ("gs_train.losses", "import torch.nn.functional as F\nfrom torch import Tensor\nimport math"),
+        ("gs_train.cli", "from gs_train.train.loop import train"),
+    ],
+)
+def test_an_allowed_arrow_passes(module: str, source: str) -> None:
+    assert broken_arrows(source, module) == []
+
+
+def test_the_command_line_loads_no_heavy_library() -> None:
+    heavy = ("torch", "numba", "scipy", "gsplat")
+    program = f"import sys, gs_train.cli; print([name for name in {heavy!r} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "[]"

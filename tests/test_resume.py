@@ -1,0 +1,170 @@
+"""Stopping and going on gives the same bits as not stopping: parameters, moments, statistics, generators, metrics and the .ply."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gs_train.density.config import DensityConfig
+from gs_train.errors import UserError
+from gs_train.scene.load import SceneConfig, load_scene
+from gs_train.scene.types import Scene
+from gs_train.train.checkpoint import list_checkpoints, read_checkpoint
+from gs_train.train.config import TrainConfig
+from gs_train.train.loop import train
+from gs_train.train.state import TrainState
+
+# Growth and an opacity reset on both sides of the stop at 150, and log lines that do not fall on it.
+CONFIG = TrainConfig(
+    iterations=300,
+    device="cpu",
+    sh_degree_interval=60,
+    max_gaussians=1200,
+    save_every=40,
+    log_every=7,
+    density=DensityConfig(from_iteration=20, until_iteration=290, interval=50, opacity_reset_interval=120, grad_threshold=5e-5),
+)
+STOP = 150
+
+
+@pytest.fixture(scope="module")
+def scene(tiny_scene: Path) -> Scene:
+    return load_scene(tiny_scene, SceneConfig())
+
+
+class Trace:
+    """Counts and opacities after every step."""
+
+    def __init__(self) -> None:
+        self.counts: list[int] = []
+        self.highest_opacity: list[float] = []
+
+    def __call__(self, state: TrainState) -> None:
+        self.counts.append(len(state.model))
+        self.highest_opacity.append(float(state.model.opacities().max()))
+
+
+@pytest.fixture(scope="module")
+def at_once(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Trace]:
+    out, trace = tmp_path_factory.mktemp("resume") / "at_once", Trace()
+    state = train(scene, CONFIG, out, after_step=[trace])
+    assert state.iteration == CONFIG.iterations
+    return out, trace
+
+
+@pytest.fixture(scope="module")
+def in_two_parts(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out, steps = tmp_path_factory.mktemp("resume") / "parts", Trace()
+    stopped = train(scene, CONFIG, out, after_step=[steps], should_stop=lambda: len(steps.counts) == STOP)
+    assert stopped.iteration == STOP
+    assert not (out / "point_cloud").exists()
+    train(scene, CONFIG, out, resume=True)
+    return out
+
+
+def differences(left: Any, right: Any, where: str = "") -> list[str]:
+    """Paths at which two state dicts differ by as much as a bit; times are no part of the result."""
+    if where.endswith("elapsed_s"):
+        return []
+    if isinstance(left, torch.Tensor):
+        same = isinstance(right, torch.Tensor) and left.dtype == right.dtype and left.numpy().tobytes() == right.numpy().tobytes()
+        return [] if same else [where]
+    if isinstance(left, dict):
+        if left.keys() != right.keys():
+            return [f"{where}: keys"]
+        return [path for key in left for path in differences(left[key], right[key], f"{where}/{key}")]
+    return [] if left == right else [where]
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "elapsed_s"} for line in lines]
+
+
+def ply(run: Path, iteration: int = CONFIG.iterations) -> bytes:
+    return (run / "point_cloud" / f"iteration_{iteration}" / "point_cloud.ply").read_bytes()
+
+
+def test_the_run_crosses_what_it_claims_to_cross(at_once: tuple[Path, Trace]) -> None:
+    counts, opacity = at_once[1].counts, at_once[1].highest_opacity
+    assert counts[STOP - 1] != counts[0], "no densification before the stop"
+    assert counts[-1] != counts[STOP - 1], "no densification after the stop"
+    for reset in (120, 240):
+        assert opacity[reset - 1] <= 0.0101 < opacity[reset - 2]
+
+
+def test_the_state_is_the_same_to_the_bit(at_once: tuple[Path, Trace], in_two_parts: Path) -> None:
+    left, right = (read_checkpoint(list_checkpoints(run / "checkpoints")[0]) for run in (at_once[0], in_two_parts))
+    assert left.iteration == right.iteration == CONFIG.iterations
+    assert {"model", "density", "view_generator", "density_generator", "view_order", "smoothed"} <= left.state.keys()
+    assert differences(left.state, right.state) == []
+    assert left.config == right.config
+
+
+def test_the_comparison_sees_a_single_bit(at_once: tuple[Path, Trace]) -> None:
+    path = list_checkpoints(at_once[0] / "checkpoints")[0]
+    left, right = read_checkpoint(path).state, read_checkpoint(path).state
+    xyz = right["model"]["parameters"]["xyz"]
+    xyz[0, 0] = torch.nextafter(xyz[0, 0], torch.tensor(torch.inf))
+    assert differences(left, right) == ["/model/parameters/xyz"]
+
+
+def test_metrics_and_splat_are_the_same(at_once: tuple[Path, Trace], in_two_parts: Path) -> None:
+    lines = metrics(at_once[0])
+    assert [line["iteration"] for line in lines] == list(range(7, 301, 7))
+    assert metrics(in_two_parts) == lines
+    assert set(lines[0]) == {"iteration", "loss", "psnr", "gaussians", "lr_xyz", "sh_degree"}
+    assert ply(in_two_parts) == ply(at_once[0])
+
+
+def test_lines_past_the_checkpoint_are_cut_when_a_killed_run_goes_on(scene: Scene, at_once: tuple[Path, Trace], tmp_path: Path) -> None:
+    config = replace(CONFIG, iterations=60)
+    train(scene, config, tmp_path / "run")
+    newest = list_checkpoints(tmp_path / "run" / "checkpoints")[0]
+    assert newest.name == "iteration_000060.pt"
+    newest.unlink()  # as if it had been killed after step 60, before it could save
+    train(scene, config, tmp_path / "run", resume=True)
+    assert metrics(tmp_path / "run") == metrics(at_once[0])[: 60 // 7]
+
+
+def test_going_on_past_the_old_end_keeps_the_schedule(scene: Scene, tmp_path: Path) -> None:
+    config = TrainConfig(iterations=20, device="cpu", density=DensityConfig(interval=0)).resolved()
+    train(scene, config, tmp_path / "run")
+    longer = replace(config, iterations=30)
+    state = train(scene, longer, tmp_path / "run", resume=True)
+    assert state.iteration == 30
+    assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["iteration_000030.pt", "iteration_000020.pt"]
+    assert len(ply(tmp_path / "run", 30)) == len(ply(tmp_path / "run", 20))
+    # Rates had decayed to the end after 20 steps; going on does not raise them again.
+    lr = [line["lr_xyz"] for line in metrics(tmp_path / "run")]
+    assert lr[-1] == lr[-2] < lr[0]
+
+
+def test_fewer_iterations_than_the_checkpoint_has_are_refused(scene: Scene, in_two_parts: Path) -> None:
+    with pytest.raises(UserError, match="--iterations 100 is less than the 300"):
+        train(scene, replace(CONFIG, iterations=100), in_two_parts, resume=True)
+
+
+def test_a_taken_folder_is_refused_and_overwritten_only_when_asked(scene: Scene, tmp_path: Path) -> None:
+    config = replace(CONFIG, iterations=2)
+    out = tmp_path / "run"
+    train(scene, config, out)
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="--overwrite"):
+        train(scene, config, out)
+    train(scene, replace(config, iterations=3), out, overwrite=True)
+    assert (out / "notes.txt").read_text() == "mine"
+    assert [path.name for path in list_checkpoints(out / "checkpoints")] == ["iteration_000003.pt"]
+    assert not (out / "point_cloud" / "iteration_2").exists()
+
+
+def test_a_folder_that_is_no_run_is_never_overwritten(scene: Scene, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="not a run"):
+        train(scene, CONFIG, tmp_path, overwrite=True)
+    assert (tmp_path / "thesis.tex").exists()

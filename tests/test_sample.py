@@ -1,0 +1,118 @@
+"""The sample scene: a sound scene, the same each time, whose points and photos agree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gs_train.errors import UserError
+from gs_train.scene.images import ImageCache
+from gs_train.scene.load import SceneConfig, camera_centres, load_scene
+from gs_train.scene.sample import still_life, write_sample_scene
+from gs_train.scene.sample_render import Box, Frustum, Shape, Sphere, cast
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+def test_it_loads_like_any_scene(tiny_scene: Path) -> None:
+    scene = load_scene(tiny_scene, SceneConfig())
+    assert [view.name for view in scene.train_views] == [f"view_{i:03d}.png" for i in range(1, 8)]
+    assert [view.name for view in scene.test_views] == ["view_000.png"]
+    assert 350 < len(scene.points.xyz) <= 400
+    assert scene.notices == ()
+    heights = camera_centres(scene.train_views)[:, 2]
+    assert (heights[:3] < 2.2).all() and (heights[3:] > 2.2).all(), "two rings"
+    camera = scene.train_views[0].camera
+    assert camera.cx != camera.width / 2 and camera.cy != camera.height / 2
+
+
+def test_the_same_bytes_each_time_and_other_bytes_for_another_seed(tmp_path: Path, tiny_scene: Path) -> None:
+    write_sample_scene(tmp_path / "again", views=8, width=64, height=48, points=400)
+    again, first = _files(tmp_path / "again"), _files(tiny_scene)
+    assert len(first) == 8 + 3
+    assert again == first
+    write_sample_scene(tmp_path / "other", seed=1, views=8, width=64, height=48, points=400)
+    other = _files(tmp_path / "other")
+    assert all(other[name] != first[name] for name in first if name != "sparse/0/cameras.bin")
+    assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
+
+
+def test_points_have_the_colour_of_the_pixels_they_fall_on(tmp_path: Path) -> None:
+    write_sample_scene(tmp_path / "scene", views=6, width=160, height=120, points=1500)
+    scene = load_scene(tmp_path / "scene", SceneConfig(test_every=0))
+    cache = ImageCache(scene.train_views)
+    differences = []
+    for index, view in enumerate(scene.train_views):
+        local = scene.points.xyz @ view.world_to_camera[:3, :3].T + view.world_to_camera[:3, 3]
+        x = view.camera.fx * local[:, 0] / local[:, 2] + view.camera.cx
+        y = view.camera.fy * local[:, 1] / local[:, 2] + view.camera.cy
+        inside = (x > 0) & (x < view.camera.width) & (y > 0) & (y < view.camera.height)
+        pixels = cache.get(index)[y[inside].astype(int), x[inside].astype(int)]
+        differences.append(np.abs(pixels.astype(int) - scene.points.rgb[inside]).max(axis=1))
+    assert np.median(np.concatenate(differences)) < 12, "hidden points differ, most others must not"
+
+
+def test_highlights_move_with_the_viewer(tmp_path: Path) -> None:
+    """The brightest pixels of the marble ball lie elsewhere on it from elsewhere: something for the SH coefficients to learn."""
+    write_sample_scene(tmp_path / "scene", views=4, width=96, height=72, points=0)
+    scene = load_scene(tmp_path / "scene", SceneConfig(test_every=0))
+    assert "random initialisation" in scene.notices[0]
+    photos = [ImageCache(scene.train_views).get(i) for i in range(4)]
+    assert all(photo.min() < 60 and photo.max() > 235 for photo in photos)
+
+
+def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "note.txt").write_text("mine")
+    with pytest.raises(UserError, match="exists and is not empty"):
+        write_sample_scene(tmp_path, views=2, width=16, height=12, points=10)
+    assert _files(tmp_path) == {"note.txt": b"mine"}
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    write_sample_scene(empty, views=2, width=16, height=12, points=10)
+    assert (empty / "images/view_001.png").is_file()
+
+
+@pytest.mark.parametrize("shape", [Sphere(0.7), Box((0.3, 0.5, 0.8)), Frustum(0.5, 0.5, 0.6), Frustum(0.6, 0.05, 0.4), Frustum(0.2, 0.5, 0.3)])
+def test_rays_meet_each_shape_where_a_march_does(shape: Shape) -> None:
+    rng = np.random.default_rng(3)
+    origin = rng.standard_normal((400, 3))
+    origin = (2.5 * origin / np.linalg.norm(origin, axis=1, keepdims=True)).astype(np.float32)
+    direction = rng.uniform(-0.8, 0.8, (400, 3)) - origin
+    direction = (direction / np.linalg.norm(direction, axis=1, keepdims=True)).astype(np.float32)
+    distance = shape.distance(origin, direction)
+
+    steps = np.linspace(0, 5, 5001)
+    places = origin[:, None] + direction[:, None] * steps[:, None]
+    x, y, z = np.moveaxis(places, -1, 0)
+    if isinstance(shape, Sphere):
+        inside = np.linalg.norm(places, axis=-1) < shape.r
+    elif isinstance(shape, Box):
+        inside = (np.abs(places) < shape.half).all(axis=-1)
+    else:
+        assert isinstance(shape, Frustum)
+        inside = (np.abs(z) < shape.h) & (np.hypot(x, y) < shape.low + (shape.high - shape.low) * (z + shape.h) / (2 * shape.h))
+    marched = np.where(inside.any(axis=1), steps[inside.argmax(axis=1)], np.inf)
+    # A march in steps misses a graze that the exact answer sees, never the other way round.
+    both = np.isfinite(marched)
+    assert both.sum() > 100 and np.isfinite(distance[both]).all() and (np.isfinite(distance) & ~both).sum() <= 6
+    np.testing.assert_allclose(distance[both], marched[both], atol=2e-3)
+
+    place = origin[both] + direction[both] * distance[both, None]
+    normal = shape.normal(place)
+    np.testing.assert_allclose(np.linalg.norm(normal, axis=1), 1, atol=1e-5)
+    assert (np.einsum("ij,ij->i", normal, direction[both]) < 1e-3).all(), "normals face the ray"
+
+
+def test_cast_finds_the_nearest_solid() -> None:
+    solids = still_life(np.random.default_rng(0))
+    down = np.array([[0, 0, -1]], np.float32)
+    distance, which = cast(solids, np.array([[0, 0.1, 5.0]], np.float32), down)
+    assert which[0] == 2 and distance[0] == pytest.approx(5 - 0.68 - 0.52, abs=1e-4)
+    distance, which = cast(solids, np.array([[2.1, 0, 5.0]], np.float32), down)
+    assert which[0] == 0 and distance[0] == pytest.approx(5.0, abs=1e-4)
+    distance, which = cast(solids, np.array([[3.0, 0, 5.0]], np.float32), down)
+    assert which[0] == -1 and np.isinf(distance[0])
