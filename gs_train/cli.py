@@ -145,13 +145,14 @@ def run_export(command: flags.ExportCommand) -> int:
     """``gs-train export``."""
     from gs_train.formats.ply import read_ply, write_ply
     from gs_train.info import sound_checkpoint
-    from gs_train.train.checkpoint import newest_sound
     from gs_train.train.folder import RunFolder
 
     source, target = command.source, command.target
     if target.suffix != ".ply" or target.name.endswith(".compressed.ply"):
         raise UserError(f"{target} has an ending that export does not write: name a file that ends in .ply.")
     if source.is_dir():
+        from gs_train.train.checkpoint import newest_sound
+
         RunFolder(source).check_run()
         data = _splat_of(newest_sound(RunFolder(source).checkpoints, _note))
     elif source.suffix == ".pt":

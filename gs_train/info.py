@@ -9,6 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +19,11 @@ from gs_train.errors import UserError
 from gs_train.formats.ply import read_ply
 from gs_train.formats.splat_data import SplatData
 from gs_train.scene.load import SceneConfig, load_scene
-from gs_train.train.checkpoint import Checkpoint, DamagedCheckpoint, list_checkpoints, newest_sound, read_checkpoint
 from gs_train.train.folder import RunFolder
+
+if TYPE_CHECKING:
+    # Checkpoints need torch, which takes seconds to load; scenes and splat files answer without it.
+    from gs_train.train.checkpoint import Checkpoint
 
 Facts = list[tuple[str, str]]
 
@@ -47,6 +51,8 @@ def describe(path: Path, notify: Callable[[str], None]) -> Facts:
 
 def sound_checkpoint(path: Path) -> Checkpoint:
     """One named checkpoint; UserError where it is damaged."""
+    from gs_train.train.checkpoint import DamagedCheckpoint, read_checkpoint
+
     if not path.is_file():
         raise UserError(f"{path} does not exist: name a checkpoint (.pt).")
     try:
@@ -72,6 +78,8 @@ def _scene_facts(path: Path, notify: Callable[[str], None]) -> Facts:
 
 
 def _run_facts(folder: RunFolder, notify: Callable[[str], None]) -> Facts:
+    from gs_train.train.checkpoint import list_checkpoints, newest_sound
+
     config, scene = read_config(folder.config)
     facts = [("run", str(folder.path)), ("scene", str(scene)), ("iterations", f"{config.iterations:,} asked for")]
     if list_checkpoints(folder.checkpoints):

@@ -1,8 +1,8 @@
 """How our kernels are compiled: one set of Numba options, and the exponential that vectorises.
 
-Not here: any rasterization. The invariant: nothing in the options lets the compiler reorder arithmetic, so that two kernels
-which share an expression agree on it bit for bit; the one exception is ``accumulate``, for sums inside one loop. ``error_model="numpy"`` keeps division free of exceptions, and plain select statements free
-of branches, without which LLVM does not vectorise the inner loops.
+Not here: any rasterization. The invariant: nothing in the options lets the compiler reorder arithmetic, so that two kernels which share
+an expression agree on it bit for bit; the one exception is ``accumulate``, for sums inside one loop. ``error_model="numpy"`` keeps division
+free of exceptions, and with them of branches, without which LLVM does not vectorise the inner loops.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def accumulate(total: float, term: float) -> float:
 @helper
 def exp2_nonpositive(p: float) -> float:
     """2**p for float32 p, with p limited to [-10, 0]: below, every alpha is under 1/255; above, every alpha is saturated."""
-    p = min(max(p, np.float32(-10.0)), np.float32(0.0))
-    whole = _truncate(p)
-    f = p - whole
+    limited = min(max(p, np.float32(-10.0)), np.float32(0.0))
+    whole = _truncate(limited)
+    f = limited - whole
     poly = _C0 + f * (_C1 + f * (_C2 + f * (_C3 + f * (_C4 + f * _C5))))
     return poly * _two_to_whole(whole)

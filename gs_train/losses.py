@@ -65,7 +65,7 @@ class _PhotometricLoss(torch.autograd.Function):
     def forward(ctx: Any, image: Tensor, target: Tensor, lambda_dssim: float) -> Tensor:
         if image.device.type == "cpu" and image.dtype == torch.float32:
             # Imported here, so that a CUDA machine does not wait for the compiler of CPU kernels.
-            from gs_train import jit, losses_cpu  # noqa: PLC0415
+            from gs_train import jit, losses_cpu
 
             jit.follow_torch_threads()
             pixels = image.detach().contiguous().numpy(), target.contiguous().numpy()

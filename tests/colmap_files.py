@@ -22,7 +22,8 @@ def _cameras() -> list[CameraRow]:
 def _images() -> list[ImageRow]:
     quaternions = ((1.0, 0, 0, 0), (0.5, 0.5, -0.5, 0.5), (0.9, 0.1, -0.2, 0.3), (-0.2, 0.4, 0.1, 1.9))
     names = ("b.png", "a.png", "sub/c d.png", "e.png")
-    return [(i + 3, q, (0.5 * i, -1.0, 2.0 + i), 7 if i == 1 else 1, name) for i, (q, name) in enumerate(zip(quaternions, names, strict=True))]
+    rows = enumerate(zip(quaternions, names, strict=True))
+    return [(i + 3, wxyz, (0.5 * i, -1.0, 2.0 + i), 7 if i == 1 else 1, name) for i, (wxyz, name) in rows]
 
 
 def _points() -> list[PointRow]:
@@ -75,3 +76,21 @@ class Model:
         for _, _, _, camera_id, name in self.images:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", sizes[camera_id], (90, 120, 150)).save(folder / name)
+
+
+def read_observations(folder: Path) -> dict[str, list[tuple[float, float, int]]]:
+    """image name -> (x, y, row of the point in points3D.bin), parsed anew with plain struct calls."""
+    data = (folder / "points3D.bin").read_bytes()
+    offset, rows = 8, {}
+    for row in range(struct.unpack_from("<Q", data)[0]):
+        rows[struct.unpack_from("<q", data, offset)[0]] = row
+        offset += 51 + 8 * struct.unpack_from("<Q", data, offset + 43)[0]
+    data = (folder / "images.bin").read_bytes()
+    offset, found = 8, {}
+    for _ in range(struct.unpack_from("<Q", data)[0]):
+        end = data.index(b"\0", offset + 64)
+        count = struct.unpack_from("<Q", data, end + 1)[0]
+        triples = struct.iter_unpack("<ddq", data[end + 9 : end + 9 + 24 * count])
+        found[data[offset + 64 : end].decode()] = [(x, y, rows[point]) for x, y, point in triples if point >= 0]
+        offset = end + 9 + 24 * count
+    return found

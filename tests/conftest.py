@@ -6,9 +6,11 @@ The invariant: nobody writes into a folder that a fixture here hands out; a test
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
+from command_line import gs_train
 
 from gs_train.scene.sample import write_sample_scene
 
@@ -31,3 +33,19 @@ def tiny_scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "scene"
     write_sample_scene(folder, views=8, width=64, height=48, points=400)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 24 iterations on the tiny scene with two checkpoints, at 16 and 24. The kernels are compiled and cached once it is there."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    flags = ("--iterations", 24, "--save-every", 8, "--log-every", 4, "--device", "cpu", "--max-gaussians", 2000)
+    done = gs_train("train", tiny_scene, "--out", folder, *flags)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def own_run(tiny_run: Path, tmp_path: Path) -> Path:
+    """A copy of ``tiny_run``, to be changed at will."""
+    return Path(shutil.copytree(tiny_run, tmp_path / "run"))

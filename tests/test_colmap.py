@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from colmap_files import Model
+from colmap_files import Model, read_observations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
@@ -252,27 +252,9 @@ def test_bytes_that_are_no_text_name_the_line(tmp_path: Path) -> None:
 # ---- real models: their own observations are the outside witness of every convention
 
 
-def _observations(folder: Path) -> dict[str, list[tuple[float, float, int]]]:
-    """image name -> (x, y, row of the point in points3D.bin), parsed anew with plain struct calls."""
-    data = (folder / "points3D.bin").read_bytes()
-    offset, rows = 8, {}
-    for row in range(struct.unpack_from("<Q", data)[0]):
-        rows[struct.unpack_from("<q", data, offset)[0]] = row
-        offset += 51 + 8 * struct.unpack_from("<Q", data, offset + 43)[0]
-    data = (folder / "images.bin").read_bytes()
-    offset, found = 8, {}
-    for _ in range(struct.unpack_from("<Q", data)[0]):
-        end = data.index(b"\0", offset + 64)
-        count = struct.unpack_from("<Q", data, end + 1)[0]
-        triples = struct.iter_unpack("<ddq", data[end + 9 : end + 9 + 24 * count])
-        found[data[offset + 64 : end].decode()] = [(x, y, rows[point]) for x, y, point in triples if point >= 0]
-        offset = end + 9 + 24 * count
-    return found
-
-
 def _reprojection_errors(folder: Path) -> np.ndarray:
     model = read_model(folder)
-    observed = _observations(folder)
+    observed = read_observations(folder)
     errors = []
     for image in model.images:
         x, y, rows = np.array(observed[image.name]).T

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import RunCommand
+from command_line import gs_train
 
 from gs_train.errors import UserError
 from gs_train.flags import COMMANDS, TrainCommand, flags_of, parse
@@ -51,7 +51,7 @@ def test_help_shows_every_flag_with_its_help(command: str, capsys: pytest.Captur
         assert len(told.split()) >= 3, f"{flag} has no help: {words!r}"
 
 
-def test_help_answers_within_a_second(gs_train: RunCommand) -> None:
+def test_help_answers_within_a_second() -> None:
     times = []
     for _ in range(3):
         began = time.perf_counter()

@@ -76,7 +76,7 @@ def assert_bound(model: GaussianModel) -> None:
 def plain_adam(expected: Snapshot, lrs: dict[str, float]) -> dict[str, Parameter]:
     """An Adam made by hand from ``expected``, stepped twice; returns its parameters."""
     parameters = {name: Parameter(value.clone()) for name, (value, _) in expected.items()}
-    adam = torch.optim.Adam([{"params": [p], "lr": lrs[name]} for name, p in parameters.items()], lr=0.0, eps=1e-15)
+    adam = torch.optim.Adam([{"params": [p], "lr": lrs[name]} for name, p in parameters.items()], lr=0.0, eps=1e-15, fused=True)
     for name, parameter in parameters.items():
         if expected[name][1]:
             adam.state[parameter] = {key: value.clone() for key, value in expected[name][1].items()}

@@ -142,7 +142,8 @@ class GaussianModel:
             "rotation": config.rotation_lr,
         }
         groups = [{"params": [self._parameters[name]], "lr": rates[name], "name": name} for name in PARAMETER_NAMES]
-        self.optimizer = torch.optim.Adam(groups, lr=0.0, eps=1e-15)
+        # The fused step is one pass over memory per tensor, several times faster than the default on a CPU.
+        self.optimizer = torch.optim.Adam(groups, lr=0.0, eps=1e-15, fused=True)
         self._config = config
         self._xyz_lr = schedule
 

@@ -149,10 +149,11 @@ def load_state(
     for name, tensor in tensors.items():
         loaded = {key: value.detach().clone() if isinstance(value, Tensor) else value for key, value in state[name]["state"].items()}
         for key, value in loaded.items():
-            if key == "step" or not isinstance(value, Tensor):
+            if not isinstance(value, Tensor):
                 continue
-            if value.shape != tensor.shape:
+            if key != "step" and value.shape != tensor.shape:
                 raise ValueError(f"{name}: {key} has shape {list(value.shape)}, the parameter {list(tensor.shape)}")
+            # A fused Adam keeps ``step`` beside the parameter, too.
             loaded[key] = value.to(tensor.device)
         built[name] = (Parameter(tensor.detach().clone()), loaded)
     rates = {name: float(state[name]["lr"]) for name in built}

@@ -96,7 +96,8 @@ def render_reference(
 ) -> ReferenceOutput:  # fmt: skip
     """Render one view; every tensor float64, shapes as in ``cpu.autograd.rasterize``, sh [N, K, 3]."""
     means2d, covariance, depths, ratio = project(means, quats, scales, view, camera)
-    means2d.retain_grad() if means2d.requires_grad else None
+    if means2d.requires_grad:
+        means2d.retain_grad()
     opacity = opacities * ratio.clamp(min=0).sqrt() if antialiased else opacities
     directions = torch.nn.functional.normalize(means - torch.linalg.inv(view)[:3, 3], dim=-1)
     basis = spherical_harmonics(sh_degree, directions)
@@ -115,7 +116,8 @@ def render_reference(
             continue
         dx, dy = means2d[i, 0] - xs.to(means.dtype), means2d[i, 1] - ys.to(means.dtype)
         if dx.requires_grad:
-            dx.retain_grad(), dy.retain_grad()
+            dx.retain_grad()
+            dy.retain_grad()
             terms.append((i, dx, dy))
         sigma = 0.5 * (conics[i, 0, 0] * dx * dx + conics[i, 1, 1] * dy * dy) + conics[i, 0, 1] * dx * dy
         raw = opacity[i] * torch.exp(-sigma)

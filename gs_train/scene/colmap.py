@@ -45,6 +45,7 @@ CAMERA_MODELS: dict[int, tuple[str, int]] = {
 _PARAMETER_COUNTS = dict(CAMERA_MODELS.values())
 _ONE_FOCAL_LENGTH = {"SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE"}
 _LARGEST_SIDE_PX = 1_000_000
+_LARGEST = 1e18  # of a pose's numbers: its square still fits float32, and NaN fails the comparison
 _AGAIN = "export the model again or copy it afresh"
 
 _CAMERA_HEAD = struct.Struct("<IiQQ")
@@ -173,7 +174,7 @@ def _image(where: str, quaternion: tuple[float, ...], translation: tuple[float, 
     if not name or ".." in parts or name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:[/\\]", name):
         raise UserError(f"{where}: the image name {name!r} leads out of the images folder: rename it in the model.")
     norm = math.hypot(*quaternion)
-    if not math.isfinite(norm) or norm < np.finfo(np.float32).tiny or not all(map(math.isfinite, translation)):
+    if not 1 / _LARGEST <= norm <= _LARGEST or not all(abs(component) <= _LARGEST for component in translation):
         raise UserError(f"{where}: the pose of image {name!r} is no rotation and position ({quaternion}, {translation}): {_AGAIN}.")
     w, x, y, z = (component / norm for component in quaternion)
     world_to_camera = np.eye(4)

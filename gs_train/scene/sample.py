@@ -58,17 +58,17 @@ def write_sample_scene(path: Path, *, seed: int = 0, views: int = 40, width: int
     solids = bake(still_life(np.random.default_rng(texture_seed)), seed)
     intrinsics = _Intrinsics(width, height)
     poses = _ring_poses(np.random.default_rng(camera_seed), views)
-    cloud = _surface_points(solids, intrinsics, poses, points, np.random.default_rng(point_seed))
+    with ThreadPoolExecutor() as pool:
+        photos = list(pool.map(lambda pose: _photo(solids, intrinsics, pose), poses))
+    cloud = _surface_points(solids, intrinsics, poses, photos, points, np.random.default_rng(point_seed))
 
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "images").mkdir(parents=True)
     (partial / "sparse" / "0").mkdir(parents=True)
     names = [f"view_{index:03d}.png" for index in range(views)]
-    with ThreadPoolExecutor() as pool:
-        photos = pool.map(lambda pose: _photo(solids, intrinsics, pose), poses)
-        for name, photo in zip(names, photos, strict=True):
-            Image.fromarray(photo).save(partial / "images" / name)
+    for name, photo in zip(names, photos, strict=True):
+        Image.fromarray(photo).save(partial / "images" / name)
     _write_model(partial / "sparse" / "0", intrinsics, poses, names, cloud)
     if path.exists():
         path.rmdir()
@@ -267,11 +267,11 @@ def _look(
     return seen, place, hit
 
 
-def _contrasts(seen: Array, which: NDArray[np.intp]) -> NDArray[np.bool_]:
-    """[H, W] pixels that differ from a neighbour in solid or clearly in colour, given [H, W, 3] and [H, W]."""
-    found = np.zeros(which.shape, np.bool_)
+def _contrasts(seen: Array) -> NDArray[np.bool_]:
+    """[H, W] pixels that differ clearly from a neighbour, given [H, W, 3] colours in 0..1."""
+    found = np.zeros(seen.shape[:2], np.bool_)
     for here, there in (((slice(1, None),), (slice(-1),)), ((slice(None), slice(1, None)), (slice(None), slice(-1)))):
-        differs = (which[here] != which[there]) | (np.abs(seen[here] - seen[there]).max(axis=-1) > _CONTRAST)
+        differs = np.abs(seen[here] - seen[there]).max(axis=-1) > _CONTRAST
         found[here] |= differs
         found[there] |= differs
     return found
@@ -281,8 +281,8 @@ def _photo(solids: tuple[Solid, ...], intrinsics: _Intrinsics, pose: NDArray[np.
     """[H, W, 3] uint8: one ray for every pixel, and the mean of several where one does not do."""
     width, height, side = intrinsics.width, intrinsics.height, _SUPERSAMPLING
     y, x = np.divmod(np.arange(width * height), width)
-    seen, _, which = _look(solids, pose, intrinsics.rays(x + 0.5, y + 0.5))
-    rough = np.flatnonzero(_contrasts(seen.reshape(height, width, 3), which.reshape(height, width)))
+    seen = _look(solids, pose, intrinsics.rays(x + 0.5, y + 0.5))[0]
+    rough = np.flatnonzero(_contrasts(seen.reshape(height, width, 3)))
     down, across = ((np.mgrid[:side, :side] + 0.5) / side).reshape(2, 1, -1)
     rays = intrinsics.rays((x[rough, None] + across).ravel(), (y[rough, None] + down).ravel())
     seen[rough] = _look(solids, pose, rays)[0].reshape(len(rough), -1, 3).mean(axis=1)
@@ -305,16 +305,26 @@ class _Cloud:
 
 
 def _surface_points(
-    solids: tuple[Solid, ...], intrinsics: _Intrinsics, poses: list[NDArray[np.float64]], count: int, rng: np.random.Generator
+    solids: tuple[Solid, ...],
+    intrinsics: _Intrinsics,
+    poses: list[NDArray[np.float64]],
+    photos: list[NDArray[np.uint8]],
+    count: int,
+    rng: np.random.Generator,
 ) -> _Cloud:
     """What a reconstruction would find: places that pixels look at, a little off, seen by some of the views that could see them."""
     found = []
     # More than asked for: some of them will be seen by too few views.
     drawn = math.ceil(1.3 * count)
     each = math.ceil(3 * drawn / len(poses))
-    for pose in poses:
-        rays = intrinsics.rays(rng.uniform(0, intrinsics.width, each), rng.uniform(0, intrinsics.height, each))
-        found.append(_look(solids, pose, rays))
+    for pose, photo in zip(poses, photos, strict=True):
+        # Every other one where the photo has contrast, as feature detectors do; the rest anywhere.
+        pixels = rng.integers(0, photo.shape[0] * photo.shape[1], each)
+        contrasts = np.flatnonzero(_contrasts(photo / np.float32(255)))
+        if len(contrasts):
+            pixels[::2] = rng.choice(contrasts, len(pixels[::2]))
+        y, x = np.divmod(pixels, intrinsics.width)
+        found.append(_look(solids, pose, intrinsics.rays(x + rng.random(each), y + rng.random(each))))
     colour, place, which = (np.concatenate(parts) for parts in zip(*found, strict=True))
     order = rng.permutation(len(place))
     backdrop = order[which[order] < 0][: round(_BACKDROP_SHARE * drawn)]

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gs_train.render.cpu import projection
-from gs_train.render.cpu.blending import backward_kernel, forward_kernel
 from gs_train.jit import follow_torch_threads
+from gs_train.render.cpu import projection
+from gs_train.render.cpu.blending import blend_backward, blend_forward
 from gs_train.render.cpu.tiles import bin_gaussians
 
 _TILES_AT_ONCE = 8  # Scheduling grain: tiles differ in cost, so threads take a few at a time.
@@ -76,7 +76,7 @@ class Rasterize(torch.autograd.Function):
         colours = np.zeros(channels, np.float32)
         colours[:3] = _array(background)
         with numba.parallel_chunksize(_TILES_AT_ONCE):
-            forward_kernel(settings.depth)(records, tile_start, pairs, colours, image, transmittance)
+            blend_forward(records, tile_start, pairs, colours, image, transmittance)
         image_tensor, radii_tensor = torch.from_numpy(image), torch.from_numpy(radii)
         ctx.save_for_backward(means, quats, scales, opacities, sh0, sh_rest, view, centre, image_tensor)
         ctx.camera, ctx.settings, ctx.absolute = camera, settings, absolute
@@ -94,9 +94,10 @@ class Rasterize(torch.autograd.Function):
         image_grad = image_grad.contiguous()
         slot_sums = np.empty((pairs.shape[0], projection.SUM_COUNT), np.float32)
         with numba.parallel_chunksize(_TILES_AT_ONCE):
-            backward_kernel(settings.depth, settings.absolute)(
-                records, tile_start, pairs, _array(image), transmittance, _array(image_grad), _array(alpha_grad.contiguous()), slot_sums
-            )
+            blend_backward(
+                records, tile_start, pairs, _array(image), transmittance, _array(image_grad), _array(alpha_grad.contiguous()),
+                settings.absolute, slot_sums,
+            )  # fmt: skip
         grads = [torch.zeros_like(t) for t in parameters]
         means2d_grad = torch.zeros(len(records), 2)
         chunk_grads = np.zeros(((len(visible) + projection.CHUNK - 1) // projection.CHUNK, 5, 4))
@@ -110,7 +111,8 @@ class Rasterize(torch.autograd.Function):
         # NumPy sums a fixed number of chunks in a fixed order, whatever the number of threads.
         pose_grad = torch.from_numpy(chunk_grads.sum(axis=0).astype(np.float32))
         view_grad = torch.cat([pose_grad[:3], torch.zeros(1, 4)])
-        background_grad = torch.from_numpy(np.einsum("hw,hwc->c", transmittance, image_grad[..., :3].numpy(), dtype=np.float64).astype(np.float32))
+        through = np.einsum("hw,hwc->c", transmittance, image_grad[..., :3].numpy(), dtype=np.float64)
+        background_grad = torch.from_numpy(through.astype(np.float32))
         return *grads, view_grad, pose_grad[3, :3].clone(), None, background_grad, means2d_grad, None, None
 
 

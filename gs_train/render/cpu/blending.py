@@ -6,15 +6,15 @@ signed indices, LLVM has to assume overlap and silently stops vectorising. A pix
 transmittance. The backward pass runs front to back as the forward pass does and recomputes the same transmittance, bit for bit.
 
 The gradient of a pixel, with v the gradient of its colour and v_alpha that of its alpha: let R_i be what lies behind Gaussian i,
-R_i = sum_{j>i} T_j alpha_j (c_j . v) + T_final (background . v - v_alpha). Then dL/dalpha_i = T_i (c_i . v) - R_i / (1 - alpha_i), and R_i follows
-from R_{i-1} by subtraction, starting at colour . v - T_final v_alpha. The invariant: sums over pixels are taken in a fixed order.
+R_i = sum_{j>i} T_j alpha_j (c_j . v) + T_final (background . v - v_alpha). Then dL/dalpha_i = T_i (c_i . v) - R_i / (1 - alpha_i), and
+R_i follows from R_{i-1} by subtraction, starting at colour . v - T_final v_alpha.
+
+The invariant: sums over pixels are taken in an order that is fixed when the kernel is compiled, whatever the number of threads.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numba import prange
@@ -60,20 +60,27 @@ _CHECK_EVERY = 32  # Gaussians between two looks at whether the whole tile has h
 _PLANE = np.uint64(TILE * TILE)
 _TILE = np.uint64(TILE)
 _N0 = np.uint64(0)
+_TWO_LN2 = np.float32(2.0 / LOG2_E)
+
+# Planes of the scratch array: a tile's 256 values each. Forward and backward share the first three.
+_AT_T, _AT_X, _AT_Y = (np.uint64(k) * _PLANE for k in range(3))
+_AT_R, _AT_G, _AT_B, _AT_D = (np.uint64(k) * _PLANE for k in range(3, 7))  # forward: what has been blended
+_AT_VR, _AT_VG, _AT_VB, _AT_VD, _AT_REST = (np.uint64(k) * _PLANE for k in range(3, 8))  # backward: gradients, and R_i
+_FORWARD_SIZE, _BACKWARD_SIZE = 7 * TILE * TILE, 8 * TILE * TILE
 
 
 @helper
-def _set_up_planes(s, at_x, at_y):  # type: ignore[no-untyped-def]
+def _set_up_planes(s):  # type: ignore[no-untyped-def]
     """Each pixel's column and row in the tile, as planes: read in the inner loop, which a conversion from integers would slow down."""
     for row in range(_TILE):
         for x in range(_TILE):
-            s[at_x + row * _TILE + x] = np.float32(x)
-            s[at_y + row * _TILE + x] = np.float32(row)
+            s[_AT_X + row * _TILE + x] = np.float32(x)
+            s[_AT_Y + row * _TILE + x] = np.float32(row)
 
 
 @helper
 def _all_done(s):  # type: ignore[no-untyped-def]
-    """Whether no pixel of the tile (transmittance is plane 0) takes any more light."""
+    """Whether no pixel of the tile (transmittance is the first plane) takes any more light."""
     most = s[_N0]
     for pixel in range(_PLANE):
         most = max(most, s[pixel])
@@ -90,15 +97,8 @@ def _place(record, x0, y0):  # type: ignore[no-untyped-def]
     return dx0, dy0, np.uint64(first) * _TILE, np.uint64(max(stop - first, 0)) * _TILE
 
 
-@functools.cache
-def forward_kernel(with_depth: bool) -> Callable[..., Any]:
-    """The forward kernel: ``(records, tile_start, pairs, background, image, transmittance)``.
-
-    background: [C] float32; image: [H, W, C] float32, written; transmittance: [H, W] float32, written; C = 3, or 4 with depth (whose
-    background is the caller's, 0 in gsplat).
-    """
-    at_t, at_r, at_g, at_b, at_d, at_x, at_y = (np.uint64(k) * _PLANE for k in range(7))
-    size = 7 * TILE * TILE
+def _make_forward(with_depth: bool) -> Callable[..., None]:
+    """The loop over the pixels of one Gaussian in one tile; ``with_depth`` is fixed when it is compiled."""
 
     @helper  # type: ignore[untyped-decorator]
     def blend_one(s, record, x0, y0):  # type: ignore[no-untyped-def]
@@ -107,90 +107,93 @@ def forward_kernel(with_depth: bool) -> Callable[..., Any]:
         dx0, dy0, first, count = _place(record, x0, y0)
         for j in range(count):
             p = first + j
-            dy = dy0 - s[at_y + p]
-            u = dx0 + k * dy - s[at_x + p]
+            dy = dy0 - s[_AT_Y + p]
+            u = dx0 + k * dy - s[_AT_X + p]
             alpha = min(exp2_nonpositive(log2_opacity - c * dy * dy - a * u * u), _ALPHA_MAX)
-            t = s[at_t + p]
+            t = s[_AT_T + p]
             alpha = alpha if (alpha >= _ALPHA_MIN) & (t > _ZERO) else _ZERO
             rest = t * (_ONE - alpha)
             enough = (rest <= _STOP) & (t > _ZERO)
             weight = _ZERO if enough else alpha * t
-            s[at_t + p] = -t if enough else rest
-            s[at_r + p] += weight * red
-            s[at_g + p] += weight * green
-            s[at_b + p] += weight * blue
+            s[_AT_T + p] = -t if enough else rest
+            s[_AT_R + p] += weight * red
+            s[_AT_G + p] += weight * green
+            s[_AT_B + p] += weight * blue
             if with_depth:
-                s[at_d + p] += weight * depth
+                s[_AT_D + p] += weight * depth
 
-    @parallel_kernel  # type: ignore[untyped-decorator]
-    def blend_forward(records, tile_start, pairs, background, image, transmittance):  # type: ignore[no-untyped-def]
-        height, width = transmittance.shape
-        tiles_x = (width + TILE - 1) // TILE
-        for tile in prange(tile_start.shape[0] - 1):
-            s = np.zeros(size, np.float32)
-            _set_up_planes(s, at_x, at_y)
-            for pixel in range(_PLANE):
-                s[at_t + pixel] = _ONE
-            x0, y0 = (tile % tiles_x) * TILE, (tile // tiles_x) * TILE
-            for entry in range(tile_start[tile], tile_start[tile + 1]):
-                if (entry - tile_start[tile]) % _CHECK_EVERY == 0 and _all_done(s):
-                    break
-                blend_one(s, records[pairs[entry, 0]], x0, y0)
-            for row in range(min(TILE, height - y0)):
-                for x in range(min(TILE, width - x0)):
-                    pixel = np.uint64(row * TILE + x)
-                    t = abs(s[at_t + pixel])
-                    transmittance[y0 + row, x0 + x] = t
-                    image[y0 + row, x0 + x, 0] = s[at_r + pixel] + t * background[0]
-                    image[y0 + row, x0 + x, 1] = s[at_g + pixel] + t * background[1]
-                    image[y0 + row, x0 + x, 2] = s[at_b + pixel] + t * background[2]
-                    if with_depth:
-                        image[y0 + row, x0 + x, 3] = s[at_d + pixel] + t * background[3]
-
-    return blend_forward
+    return blend_one  # type: ignore[no-any-return]
 
 
-@functools.cache
-def backward_kernel(with_depth: bool, absolute: bool) -> Callable[..., Any]:
-    """The backward kernel: ``(records, tile_start, pairs, image, transmittance, image_grad, alpha_grad, slot_sums)``.
+_forward_rgb, _forward_rgbd = _make_forward(False), _make_forward(True)
 
-    image [H, W, C] and transmittance [H, W]: what the forward kernel wrote; image_grad [H, W, C] and alpha_grad [H, W]: float32 gradients;
-    slot_sums [P, 12] float32: every slot is written, columns as ``projection.SUM_*``. ``absolute`` also sums |dL/dmean2d| per axis.
+
+@parallel_kernel
+def blend_forward(records, tile_start, pairs, background, image, transmittance):  # type: ignore[no-untyped-def]
+    """Blend every tile.
+
+    Args:
+        records [N, 16] float32; tile_start [tiles + 1] int64; pairs [P, 2] int32: see ``projection`` and ``tiles``.
+        background: [C] float32, C = 3, or 4 with depth.
+        image: [H, W, C] float32, written. transmittance: [H, W] float32, written.
     """
-    at_t, at_rest, at_vr, at_vg, at_vb, at_vd, at_x, at_y = (np.uint64(k) * _PLANE for k in range(8))
-    size = 8 * TILE * TILE
-    two_ln2 = np.float32(2.0 / LOG2_E)
+    height, width, channels = image.shape
+    tiles_x = (width + TILE - 1) // TILE
+    for tile in prange(tile_start.shape[0] - 1):
+        s = np.zeros(_FORWARD_SIZE, np.float32)
+        _set_up_planes(s)
+        for pixel in range(_PLANE):
+            s[_AT_T + pixel] = _ONE
+        x0, y0 = (tile % tiles_x) * TILE, (tile // tiles_x) * TILE
+        for entry in range(tile_start[tile], tile_start[tile + 1]):
+            if (entry - tile_start[tile]) % _CHECK_EVERY == 0 and _all_done(s):
+                break
+            if channels == 4:
+                _forward_rgbd(s, records[pairs[entry, 0]], x0, y0)
+            else:
+                _forward_rgb(s, records[pairs[entry, 0]], x0, y0)
+        for row in range(min(TILE, height - y0)):
+            for x in range(min(TILE, width - x0)):
+                pixel = np.uint64(row * TILE + x)
+                t = abs(s[_AT_T + pixel])
+                transmittance[y0 + row, x0 + x] = t
+                for channel in range(channels):
+                    image[y0 + row, x0 + x, channel] = s[_AT_R + np.uint64(channel) * _PLANE + pixel] + t * background[channel]
+
+
+def _make_backward(full: bool) -> Callable[..., None]:
+    """The loop over the pixels of one Gaussian in one tile; ``full`` adds depth and the sums of |dL/dmean2d| per axis."""
 
     @helper  # type: ignore[untyped-decorator]
     def blend_one(s, record, x0, y0, sums):  # type: ignore[no-untyped-def]
         a, k, c, log2_opacity = record[HALF_A], record[SHEAR], record[HALF_C], record[LOG2_OPACITY]
         red, green, blue, depth = record[RED], record[GREEN], record[BLUE], record[DEPTH]
         # d sigma / d mean = (A u, (A k) u + c dy), with A = 2 ln(2) * HALF_A and so on.
-        mean_x_u, mean_y_u, mean_y_y = two_ln2 * a, two_ln2 * a * k, two_ln2 * c
+        mean_x_u, mean_y_u, mean_y_y = _TWO_LN2 * a, _TWO_LN2 * a * k, _TWO_LN2 * c
         dx0, dy0, first, count = _place(record, x0, y0)
         sum_g = sum_u = sum_uu = sum_y = sum_uy = sum_yy = sum_r = sum_gr = sum_b = sum_d = sum_ax = sum_ay = _ZERO
         for j in range(count):
             p = first + j
-            dy = dy0 - s[at_y + p]
-            u = dx0 + k * dy - s[at_x + p]
+            dy = dy0 - s[_AT_Y + p]
+            u = dx0 + k * dy - s[_AT_X + p]
             raw = exp2_nonpositive(log2_opacity - c * dy * dy - a * u * u)
             alpha = min(raw, _ALPHA_MAX)
-            t = s[at_t + p]
+            t = s[_AT_T + p]
             alpha = alpha if (alpha >= _ALPHA_MIN) & (t > _ZERO) else _ZERO
             through = _ONE - alpha
             rest = t * through
             enough = (rest <= _STOP) & (t > _ZERO)
             alpha = _ZERO if enough else alpha
-            s[at_t + p] = -t if enough else rest
+            s[_AT_T + p] = -t if enough else rest
             weight = alpha * t
-            vr, vg, vb = s[at_vr + p], s[at_vg + p], s[at_vb + p]
+            vr, vg, vb = s[_AT_VR + p], s[_AT_VG + p], s[_AT_VB + p]
             gain = red * vr + green * vg + blue * vb
-            if with_depth:
-                gain += depth * s[at_vd + p]
-                sum_d = accumulate(sum_d, weight * s[at_vd + p])
+            if full:
+                gain += depth * s[_AT_VD + p]
+                sum_d = accumulate(sum_d, weight * s[_AT_VD + p])
             gain *= weight
-            behind = s[at_rest + p] - gain
-            s[at_rest + p] = behind
+            behind = s[_AT_REST + p] - gain
+            s[_AT_REST + p] = behind
             # g = alpha * dL/dalpha; none where alpha was limited.
             g = gain - behind * (alpha / through)
             g = _ZERO if raw > _ALPHA_MAX else g
@@ -204,41 +207,55 @@ def backward_kernel(with_depth: bool, absolute: bool) -> Callable[..., Any]:
             sum_r = accumulate(sum_r, weight * vr)
             sum_gr = accumulate(sum_gr, weight * vg)
             sum_b = accumulate(sum_b, weight * vb)
-            if absolute:
+            if full:
                 sum_ax = accumulate(sum_ax, abs(mean_x_u * gu))
                 sum_ay = accumulate(sum_ay, abs(mean_y_u * gu + mean_y_y * gy))
         sums[SUM_G], sums[SUM_U], sums[SUM_UU], sums[SUM_Y], sums[SUM_UY], sums[SUM_YY] = sum_g, sum_u, sum_uu, sum_y, sum_uy, sum_yy
         sums[SUM_RED], sums[SUM_GREEN], sums[SUM_BLUE], sums[SUM_DEPTH] = sum_r, sum_gr, sum_b, sum_d
         sums[SUM_ABS_X], sums[SUM_ABS_Y] = sum_ax, sum_ay
 
-    @parallel_kernel  # type: ignore[untyped-decorator]
-    def blend_backward(records, tile_start, pairs, image, transmittance, image_grad, alpha_grad, slot_sums):  # type: ignore[no-untyped-def]
-        height, width = transmittance.shape
-        tiles_x = (width + TILE - 1) // TILE
-        for tile in prange(tile_start.shape[0] - 1):
-            s = np.zeros(size, np.float32)
-            _set_up_planes(s, at_x, at_y)
-            x0, y0 = (tile % tiles_x) * TILE, (tile // tiles_x) * TILE
-            # Pixels beyond the image keep a transmittance of zero, so they take no part.
-            for row in range(min(TILE, height - y0)):
-                for x in range(min(TILE, width - x0)):
-                    pixel = np.uint64(row * TILE + x)
-                    s[at_t + pixel] = _ONE
-                    vr, vg, vb = image_grad[y0 + row, x0 + x, 0], image_grad[y0 + row, x0 + x, 1], image_grad[y0 + row, x0 + x, 2]
-                    s[at_vr + pixel], s[at_vg + pixel], s[at_vb + pixel] = vr, vg, vb
-                    rest = image[y0 + row, x0 + x, 0] * vr + image[y0 + row, x0 + x, 1] * vg + image[y0 + row, x0 + x, 2] * vb
-                    if with_depth:
-                        vd = image_grad[y0 + row, x0 + x, 3]
-                        s[at_vd + pixel] = vd
-                        rest += image[y0 + row, x0 + x, 3] * vd
-                    s[at_rest + pixel] = rest - transmittance[y0 + row, x0 + x] * alpha_grad[y0 + row, x0 + x]
-            done = False
-            for entry in range(tile_start[tile], tile_start[tile + 1]):
-                if not done and (entry - tile_start[tile]) % _CHECK_EVERY == 0:
-                    done = _all_done(s)
-                if done:
-                    slot_sums[pairs[entry, 1], :] = _ZERO
-                else:
-                    blend_one(s, records[pairs[entry, 0]], x0, y0, slot_sums[pairs[entry, 1]])
+    return blend_one  # type: ignore[no-any-return]
 
-    return blend_backward
+
+_backward_rgb, _backward_full = _make_backward(False), _make_backward(True)
+
+
+@parallel_kernel
+def blend_backward(records, tile_start, pairs, image, transmittance, image_grad, alpha_grad, absolute, slot_sums):  # type: ignore[no-untyped-def]
+    """Sums of gradients for every pair of a Gaussian and a tile.
+
+    Args:
+        records, tile_start, pairs: as in the forward kernel; image [H, W, C] and transmittance [H, W]: what it wrote.
+        image_grad [H, W, C], alpha_grad [H, W]: float32 gradients.
+        absolute: whether to sum |dL/dmean2d| per axis, too.
+        slot_sums: [P, 12] float32, columns as ``projection.SUM_*``; every slot is written.
+    """
+    height, width, channels = image.shape
+    tiles_x = (width + TILE - 1) // TILE
+    full = channels == 4 or absolute
+    for tile in prange(tile_start.shape[0] - 1):
+        s = np.zeros(_BACKWARD_SIZE, np.float32)
+        _set_up_planes(s)
+        x0, y0 = (tile % tiles_x) * TILE, (tile // tiles_x) * TILE
+        # Pixels beyond the image keep a transmittance of zero, so they take no part.
+        for row in range(min(TILE, height - y0)):
+            for x in range(min(TILE, width - x0)):
+                pixel = np.uint64(row * TILE + x)
+                s[_AT_T + pixel] = _ONE
+                rest = -transmittance[y0 + row, x0 + x] * alpha_grad[y0 + row, x0 + x]
+                for channel in range(channels):
+                    v = image_grad[y0 + row, x0 + x, channel]
+                    s[_AT_VR + np.uint64(channel) * _PLANE + pixel] = v
+                    rest += image[y0 + row, x0 + x, channel] * v
+                s[_AT_REST + pixel] = rest
+        done = False
+        for entry in range(tile_start[tile], tile_start[tile + 1]):
+            if not done and (entry - tile_start[tile]) % _CHECK_EVERY == 0:
+                done = _all_done(s)
+            record, sums = records[pairs[entry, 0]], slot_sums[pairs[entry, 1]]
+            if done:
+                sums[:] = _ZERO
+            elif full:
+                _backward_full(s, record, x0, y0, sums)
+            else:
+                _backward_rgb(s, record, x0, y0, sums)

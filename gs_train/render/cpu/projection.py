@@ -7,6 +7,8 @@ covariance is a difference of large numbers and scalar float64 costs hardly more
 The 2D form stored is sigma = 0.5 * (A * u**2 + c * dy**2) with u = dx + k * dy, k = B / A and c = C - B**2 / A = 1 / cov_yy, i.e. the
 conic with its square completed: both terms are non-negative, so nothing cancels where an ellipse is long and thin.
 
+The two kernels are longer than a function should be: a helper per Gaussian would be handed fifteen arrays, which costs as much as its work.
+
 The invariant: the function computed is gsplat 1.5.3's (EWA splatting, Zwicker et al. 2001; 3D Gaussian Splatting, Kerbl et al. 2023).
 """
 
@@ -18,10 +20,11 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from gs_train.render.cpu.harmonics import evaluate_basis, evaluate_gradient
 from gs_train.jit import helper, parallel_kernel
+from gs_train.render.cpu.harmonics import evaluate_basis, evaluate_gradient
 
-# Columns of a record. Means are split into a whole and a fractional part, so that the distance to a pixel keeps full precision in large images.
+# Columns of a record. Means are split into a whole and a fractional part, so that the distance to a pixel keeps full precision however
+# large the image.
 MEAN_X, MEAN_Y, MEAN_X_FRACTION, MEAN_Y_FRACTION = 0, 1, 2, 3
 HALF_A, SHEAR, HALF_C, LOG2_OPACITY = 4, 5, 6, 7  # HALF_A = A/2 * log2(e), HALF_C = c/2 * log2(e), SHEAR = k
 RED, GREEN, BLUE, DEPTH = 8, 9, 10, 11

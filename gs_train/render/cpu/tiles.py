@@ -1,8 +1,9 @@
-"""Which Gaussian touches which tile, in depth order: a radix sort by depth, exact ellipse-against-tile-row intervals, a stable sort by tile.
+"""Which Gaussian touches which tile, in depth order: radix sort by depth, exact ellipse-against-tile-row intervals, stable sort by tile.
 
-Not here: the records (``projection``) and what happens inside a tile (``blending``). Each pair of a Gaussian and a tile has a slot, numbered
-Gaussian by Gaussian in depth order; blending's backward pass writes its sums there, so that adding them up needs no atomics. The invariant:
-within a tile, pairs are sorted by (float32 depth, Gaussian index), and only pairs with alpha < 1/255 at every pixel centre are left out.
+Not here: the records (``projection``) and what happens inside a tile (``blending``). Each pair of a Gaussian and a tile has a slot,
+numbered Gaussian by Gaussian in depth order; blending's backward pass writes its sums there, so that adding them up needs no atomics. The
+invariant: within a tile, pairs are sorted by (float32 depth, Gaussian index), and only pairs with alpha < 1/255 at every pixel centre are
+left out.
 """
 
 from __future__ import annotations

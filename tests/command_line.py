@@ -1,0 +1,28 @@
+"""Runs ``gs-train`` as a person does: in a process of its own, seen only through its output, its exit code and its files."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def environment() -> dict[str, str]:
+    """The environment of a child: this checkout first, and no colours or terminal width of the machine the tests run on."""
+    inherited = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "FORCE_COLOR")}
+    return {**inherited, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}
+
+
+def command(*arguments: object) -> list[str]:
+    """The command line of ``gs-train`` with arguments."""
+    return [sys.executable, "-m", "gs_train", *map(str, arguments)]
+
+
+def gs_train(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run ``gs-train`` to its end; keywords go to ``subprocess.run``."""
+    settings: dict[str, Any] = {"capture_output": True, "text": True, "env": environment(), "timeout": 300, **options}
+    return subprocess.run(command(*arguments), check=False, **settings)

@@ -1,0 +1,230 @@
+"""The subcommands end to end, by subprocess: what they print, what they write, how they stop. Bad input has a file of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command_line import command, environment, gs_train
+from PIL import Image
+
+from gs_train.config import read_config
+from gs_train.evaluate.evaluate import png_names
+from gs_train.formats.ply import read_ply
+from gs_train.scene.load import SceneConfig, load_scene
+
+CPU = ("--device", "cpu")
+
+
+def test_a_run_folder_holds_what_it_should(tiny_run: Path, tiny_scene: Path) -> None:
+    names = {str(path.relative_to(tiny_run)) for path in tiny_run.rglob("*") if path.is_file()}
+    assert names == {
+        "config.toml",
+        "metrics.jsonl",
+        "cameras.json",
+        "checkpoints/iteration_000016.pt",
+        "checkpoints/iteration_000024.pt",
+        "point_cloud/iteration_24/point_cloud.ply",
+    }
+    config, scene = read_config(tiny_run / "config.toml")
+    assert scene == tiny_scene
+    assert config == config.resolved()
+    lines = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == [4, 8, 12, 16, 20, 24]
+    assert set(lines[0]) == {"iteration", "loss", "psnr", "gaussians", "lr_xyz", "sh_degree", "elapsed_s"}
+
+
+def test_cameras_json_is_camera_to_world_in_the_original_layout(tiny_run: Path, tiny_scene: Path) -> None:
+    entries = json.loads((tiny_run / "cameras.json").read_text())
+    scene = load_scene(tiny_scene, SceneConfig())
+    assert [entry["img_name"] for entry in entries] == [view.name for view in (*scene.test_views, *scene.train_views)]
+    assert set(entries[0]) == {"id", "img_name", "width", "height", "position", "rotation", "fx", "fy"}
+    for entry, view in zip(entries, (*scene.test_views, *scene.train_views), strict=True):
+        centre = view.world_to_camera[:3, :3] @ np.array(entry["position"]) + view.world_to_camera[:3, 3]
+        np.testing.assert_allclose(centre, 0.0, atol=1e-9)
+        # A step along the camera's own z axis is its third column in the world.
+        ahead = np.array(entry["position"]) + np.array(entry["rotation"])[:, 2]
+        seen = view.world_to_camera @ np.array([*ahead, 1.0])
+        np.testing.assert_allclose(seen[:3], [0.0, 0.0, 1.0], atol=1e-9)
+        assert (entry["width"], entry["height"], entry["fx"]) == (view.camera.width, view.camera.height, view.camera.fx)
+
+
+def test_the_same_command_twice_gives_the_same_bytes(tiny_run: Path, tiny_scene: Path, tmp_path: Path) -> None:
+    flags = ("--iterations", 24, "--save-every", 8, "--log-every", 4, *CPU, "--max-gaussians", 2000)
+    done = gs_train("train", tiny_scene, *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    # Without --out a run lands in runs/ under the name of its scene.
+    run = tmp_path / "runs" / tiny_scene.name
+    splat = "point_cloud/iteration_24/point_cloud.ply"
+    assert (run / splat).read_bytes() == (tiny_run / splat).read_bytes()
+    assert "Trained 24 iterations" in done.stdout
+    assert "peak memory" in done.stdout
+    assert f"gs-train eval {run.relative_to(tmp_path)}" in done.stdout
+    assert "100%" in done.stderr
+    assert "PSNR" in done.stderr
+
+
+def test_eval_writes_figures_and_pictures(own_run: Path, tiny_scene: Path) -> None:
+    done = gs_train("eval", own_run)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((own_run / "results.json").read_text())
+    per_view = json.loads((own_run / "per_view.json").read_text())
+    scene = load_scene(tiny_scene, SceneConfig())
+    assert list(per_view) == [view.name for view in scene.test_views]
+    assert results["psnr"] == pytest.approx(np.mean([view["psnr"] for view in per_view.values()]))
+    assert results["ssim"] == pytest.approx(np.mean([view["ssim"] for view in per_view.values()]))
+    assert (results["iteration"], results["split"], results["ssim_region"]) == (24, "test", "valid")
+    assert f"{results['psnr']:.2f} dB" in done.stdout
+    for view in scene.test_views:
+        picture = own_run / "renders" / "iteration_24" / Path(view.name).with_suffix(".png").name
+        both = np.asarray(Image.open(picture))
+        assert both.shape == (view.camera.height, 2 * view.camera.width, 3)
+        np.testing.assert_array_equal(both[:, : view.camera.width], np.asarray(Image.open(view.image_path)))
+        # The figure can be checked from the picture, but for the rounding to 8 bits.
+        photo, render = (half.astype(np.float64) / 255 for half in np.split(both, 2, axis=1))
+        assert per_view[view.name]["psnr"] == pytest.approx(-10 * np.log10(((photo - render) ** 2).mean()), abs=0.05)
+
+
+def test_eval_without_test_views_says_so(tiny_scene: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    trained = gs_train("train", tiny_scene, "--out", run, "--iterations", 2, "--test-every", 0, *CPU)
+    assert trained.returncode == 0, trained.stderr
+    done = gs_train("eval", run)
+    assert done.returncode == 0, done.stderr
+    assert "no test views" in done.stderr
+    assert json.loads((run / "results.json").read_text())["split"] == "train"
+
+
+def test_export_from_run_checkpoint_and_ply_is_the_same(tiny_run: Path, tmp_path: Path) -> None:
+    splat = tiny_run / "point_cloud" / "iteration_24" / "point_cloud.ply"
+    for number, source in enumerate((tiny_run, tiny_run / "checkpoints" / "iteration_000024.pt", splat)):
+        target = tmp_path / "deep" / f"{number}.ply"
+        done = gs_train("export", source, target)
+        assert done.returncode == 0, done.stderr
+        assert target.read_bytes() == splat.read_bytes()
+        assert str(target) in done.stdout
+
+
+def test_info_on_all_four(tiny_run: Path, tiny_scene: Path) -> None:
+    splat = tiny_run / "point_cloud" / "iteration_24" / "point_cloud.ply"
+    count = len(read_ply(splat))
+    for path, expected in (
+        (tiny_scene, ("7 to train on, 1 to test on", "64x48 px (8)", "extent")),
+        (tiny_run, (str(tiny_scene), "iteration_000024.pt, sound", f"{count:,}")),
+        (tiny_run / "checkpoints" / "iteration_000016.pt", ("sound", "16", "torch")),
+        (splat, (f"{count:,}", "SH degree", "box")),
+    ):
+        done = gs_train("info", path)
+        assert done.returncode == 0, done.stderr
+        for words in expected:
+            assert words in done.stdout
+
+
+def test_sample_writes_a_scene(tmp_path: Path) -> None:
+    done = gs_train("sample", tmp_path / "scene", "--views", 4, "--width", 32, "--height", 24, "--points", 50)
+    assert done.returncode == 0, done.stderr
+    assert len(load_scene(tmp_path / "scene", SceneConfig(test_every=0)).train_views) == 4
+    assert f"gs-train train {tmp_path / 'scene'}" in done.stdout
+
+
+def test_doctor_finds_this_machine_well() -> None:
+    done = gs_train("doctor")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for words in ("Python", "torch", "nvcc", "gsplat", "Numba", "CPU kernels", "threading layer", "All is well"):
+        assert words in done.stdout
+
+
+def test_the_console_script_is_main(tiny_scene: Path) -> None:
+    code = f"import sys; from gs_train.cli import main; sys.argv = ['gs-train', 'info', {str(tiny_scene)!r}]; main()"
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "points" in done.stdout
+
+
+def test_public_names_come_when_asked_for() -> None:
+    code = "import sys, gs_train; assert 'torch' not in sys.modules; gs_train.TrainConfig; assert 'torch' not in sys.modules; "
+    code += "from gs_train import GaussianModel, TrainConfig, load_scene, train; assert 'torch' in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+# ---- stopping
+
+
+def started(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(command(*arguments), env=environment(), cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(ready: Any, process: subprocess.Popen[str]) -> None:
+    """Wait until ``ready()`` holds; fail when the process ends first."""
+    deadline = time.monotonic() + 240
+    while not ready():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_after_the_step_and_saves(tiny_run: Path, tiny_scene: Path, tmp_path: Path, number: int, code: int) -> None:
+    assert tiny_run.is_dir()  # the kernels are compiled, so that steps are short
+    run = tmp_path / "run"
+    process = started("train", tiny_scene, "--out", run, "--iterations", 1_000_000, "--log-every", 1, *CPU, cwd=tmp_path)
+    metrics = run / "metrics.jsonl"
+    wait_for(lambda: metrics.is_file() and metrics.read_text().count("\n") > 2, process)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == code, err
+    assert "Traceback" not in err
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    steps = int(checkpoint.stem.removeprefix("iteration_"))
+    assert f"Stopped after iteration {steps} of 1000000" in out
+    assert f"--resume {run}" in out
+    assert json.loads(metrics.read_text().splitlines()[-1])["iteration"] == steps
+    if number == signal.SIGTERM:
+        again = gs_train("train", "--resume", run, "--iterations", steps + 2)
+        assert again.returncode == 0, again.stderr
+        assert f"Going on from {checkpoint}" in again.stderr
+        assert (run / "point_cloud" / f"iteration_{steps + 2}" / "point_cloud.ply").is_file()
+
+
+def test_resume_at_the_end_only_completes_the_run(own_run: Path) -> None:
+    (own_run / "cameras.json").unlink()
+    done = gs_train("train", "--resume", own_run)
+    assert done.returncode == 0, done.stderr
+    assert (own_run / "cameras.json").is_file()
+
+
+def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, time\nfrom gs_train.cli import _stop_signals\n"
+        "with _stop_signals() as caught:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n    assert caught == [2]\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(30)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode == -signal.SIGINT
+    assert "Again to end at once" in done.stderr
+
+
+# ---- names of pictures
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["a.jpg", "b.JPG"], ["a.png", "b.png"]),
+        (["left/a.jpg", "right/a.jpg"], ["left__a.png", "right__a.png"]),
+        (["a.jpg", "a.png"], ["a.jpg.png", "a.png.png"]),
+        (["../../out.png"], ["..__..__out.png"]),
+    ],
+)
+def test_pictures_get_flat_and_different_names(names: list[str], expected: list[str]) -> None:
+    assert png_names(names) == expected
