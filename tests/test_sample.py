@@ -129,7 +129,7 @@ def test_cast_finds_the_nearest_solid() -> None:
     down = np.array([[0, 0, -1]], np.float32)
     distance, which = cast(solids, np.array([[0, 0.1, 5.0]], np.float32), down)
     assert which[0] == 2 and distance[0] == pytest.approx(5 - 0.68 - 0.52, abs=1e-4)
-    distance, which = cast(solids, np.array([[2.1, 0, 5.0]], np.float32), down)
+    distance, which = cast(solids, np.array([[1.95, 0, 5.0]], np.float32), down)
     assert which[0] == 0 and distance[0] == pytest.approx(5.0, abs=1e-4)
     distance, which = cast(solids, np.array([[3.0, 0, 5.0]], np.float32), down)
     assert which[0] == -1 and np.isinf(distance[0])

@@ -21,7 +21,7 @@ from PIL import Image
 from gs_train.errors import UserError
 from gs_train.scene.sample_render import Array, Box, Frustum, Solid, Sphere, Texture, backdrop_distance, bake, cast, colours
 
-_RING_RADII = (4.7, 4.3)
+_RING_RADII = (4.8, 4.4)
 _RING_HEIGHTS = (1.55, 3.1)
 _LOOK_AT = (0.0, 0.0, 0.28)
 _FOCAL_PER_WIDTH = 1.06
@@ -30,7 +30,7 @@ _PRINCIPAL_POINT = (0.512, 0.489)
 _SUPERSAMPLING = 2
 _CONTRAST = 0.06
 _RAYS_AT_ONCE = 16384
-_BACKDROP_SHARE = 0.16
+_BACKDROP_SHARE = 0.2
 # The share of the views that could see a point in which it is found; all of them where there are few.
 _SEEN_SHARE = 0.3
 _FEW_VIEWS = 8
@@ -84,7 +84,7 @@ def still_life(rng: np.random.Generator) -> tuple[Solid, ...]:
     umber, walnut = (0.38, 0.24, 0.16), (0.52, 0.35, 0.23)
     brick, amber, rose = (0.74, 0.26, 0.19), (0.91, 0.63, 0.20), (0.87, 0.48, 0.46)
     return (
-        Solid(shape=Frustum(2.3, 2.3, 0.06), centre=(0, 0, -0.06), texture=_table(rng), gloss=0.05),
+        Solid(shape=Frustum(2.05, 2.05, 0.06), centre=(0, 0, -0.06), texture=_table(rng), gloss=0.05),
         Solid(shape=Frustum(0.66, 0.62, 0.08), centre=(0, 0.1, 0.08), texture=_wood(rng, umber, walnut), gloss=0.15),
         Solid(shape=Sphere(0.52), centre=(0, 0.1, 0.68), texture=_marble(rng, cream, teal), gloss=0.6),
         Solid(shape=Sphere(0.32), centre=(1.12, -0.5, 0.32), texture=_checked_ball(brick, cream), gloss=0.5),

@@ -24,9 +24,11 @@ _SUN = np.array((-0.52, 0.38, 0.76), np.float32) / np.float32(math.sqrt(0.52**2 
 _FAR = np.float32(np.inf)
 _TINY = np.float32(1e-7)
 _NEAR = np.float32(1e-3)
-_BACKDROP_RADIUS = 7.0
+_BACKDROP_RADIUS = 9.0
 _BACKDROP_LOW = np.array((0.80, 0.79, 0.78), np.float32)
 _BACKDROP_HIGH = np.array((0.60, 0.70, 0.80), np.float32)
+_CLOUDS = np.array(((1.1, 0.5, 1.9, 0.3), (-0.8, 1.3, -1.5, 1.9), (0.6, -1.7, 1.2, 4.0), (1.8, 1.1, -0.9, 5.2)), np.float32)
+_CLOUD_GAIN = 0.014
 _SUNLIGHT = np.array((1.05, 0.99, 0.88), np.float32)
 _SKYLIGHT = np.array((0.50, 0.55, 0.60), np.float32)
 _GAMMA = np.float32(2.2)
@@ -217,10 +219,7 @@ def colours(solids: Sequence[Solid], origin: Array, direction: Array, distance: 
     """[n, 3] colours seen along rays from the one ``origin`` [1, 3], given what ``cast`` found."""
     seen = np.empty_like(direction)
     missed = np.flatnonzero(which < 0)
-    height = direction[missed, 2] * backdrop_distance(origin, direction[missed]) + origin[0, 2]
-    share = np.clip(height / np.float32(_BACKDROP_RADIUS) + np.float32(0.55), 0, 1)
-    share = share * share * (3 - 2 * share)
-    seen[missed] = _BACKDROP_LOW + (_BACKDROP_HIGH - _BACKDROP_LOW) * share[:, None]
+    seen[missed] = _backdrop(origin + direction[missed] * backdrop_distance(origin, direction[missed])[:, None])
     for index, solid in enumerate(solids):
         rows = np.flatnonzero(which == index)
         if len(rows) == 0:
@@ -230,6 +229,21 @@ def colours(solids: Sequence[Solid], origin: Array, direction: Array, distance: 
         normal = solid.shape.normal(place) @ turn.T
         seen[rows] = _shade(solid, place, normal, direction[rows])
     return seen
+
+
+def _backdrop(wall: Array) -> Array:
+    """[n, 3] colours at places on the wall: from light below to blue above, with faint clouds.
+
+    Without the clouds any size would do for a splat on the wall; splats would grow until they reach around the cameras, and fog views
+    that training does not see.
+    """
+    share = np.clip(wall[:, 2] / np.float32(_BACKDROP_RADIUS) + np.float32(0.55), 0, 1)
+    share = share * share * (3 - 2 * share)
+    clouds = np.zeros(len(wall), np.float32)
+    for x, y, z, phase in _CLOUDS:
+        clouds += np.sin(x * wall[:, 0] + y * wall[:, 1] + z * wall[:, 2] + phase)
+    colour = _BACKDROP_LOW + (_BACKDROP_HIGH - _BACKDROP_LOW) * share[:, None] + np.float32(_CLOUD_GAIN) * clouds[:, None]
+    return np.asarray(colour, np.float32)
 
 
 def _shade(solid: Solid, place: Array, normal: Array, direction: Array) -> Array:

@@ -21,7 +21,7 @@ from gs_train.losses import photometric_loss, psnr
 from gs_train.render.select import Selection, select_rasterizer
 from gs_train.scene.images import ImageCache
 from gs_train.scene.types import Scene
-from gs_train.train.checkpoint import check_scene, newest_sound, save_checkpoint, scene_fingerprint
+from gs_train.train.checkpoint import Checkpoint, check_scene, newest_sound, save_checkpoint, scene_fingerprint
 from gs_train.train.config import TrainConfig
 from gs_train.train.folder import RunFolder
 from gs_train.train.log import TrainLog
@@ -68,11 +68,13 @@ def train(
     config, folder = config.resolved(), RunFolder(Path(out))
     if not resume:
         folder.check_free(overwrite=overwrite)
+    checkpoint = checkpoint_to_resume(scene, config, folder, notify) if resume else None
     selection = select_rasterizer(config.device, notify)
     notify(f"Device {selection.reason}.")
     state = start_state(scene, config, selection.device)
-    if resume:
-        take_up(state, scene, config, folder, notify)
+    if checkpoint is not None:
+        state.load_state_dict(checkpoint.state)
+        notify(f"Going on from {checkpoint.path}.")
     images = ImageCache(scene.train_views)
 
     # ---- From here on files are written
@@ -85,8 +87,8 @@ def train(
     return state
 
 
-def take_up(state: TrainState, scene: Scene, config: TrainConfig, folder: RunFolder, notify: Callable[[str], None]) -> None:
-    """Load the newest sound checkpoint of a run into ``state``.
+def checkpoint_to_resume(scene: Scene, config: TrainConfig, folder: RunFolder, notify: Callable[[str], None]) -> Checkpoint:
+    """The newest sound checkpoint of a run, which is of this scene and not past the end.
 
     Raises:
         UserError: there is none, it is of another scene or a newer version, or it lies past ``config.iterations``.
@@ -101,8 +103,7 @@ def take_up(state: TrainState, scene: Scene, config: TrainConfig, folder: RunFol
     if checkpoint.versions["torch"] != torch.__version__:
         written = checkpoint.versions["torch"]
         notify(f"{checkpoint.path} was written with torch {written}: with {torch.__version__} the last bits may differ.")
-    state.load_state_dict(checkpoint.state)
-    notify(f"Going on from {checkpoint.path}.")
+    return checkpoint
 
 
 def _run(
@@ -165,7 +166,7 @@ def _run(
 def _record(log: TrainLog, state: TrainState, loss: float, psnr_db: float, lr_xyz: float) -> None:
     """One logging step. A loss that is not finite ends training, because no later step would mend it."""
     if not math.isfinite(loss):
-        raise FloatingPointError(f"the loss is {loss} at iteration {state.iteration}; checkpoints from before are sound")
+        raise FloatingPointError(f"the loss is {loss} at iteration {state.iteration}")
     # A view that is matched exactly (all black, say) would make the running mean infinite for good.
     psnr_db = min(psnr_db, _HIGHEST_PSNR)
     state.smooth("loss", loss)

@@ -95,33 +95,53 @@ def _tile_interval(record: NDArray, tile_row: int, width: int, height: int) -> t
     return int(first) // TILE, int(last) // TILE
 
 
+@helper
+def _tile_rows(record):  # type: ignore[no-untyped-def]
+    """First tile row that the ellipse's rows reach, and the one after the last."""
+    first = int(record[ROW_FIRST]) // TILE
+    return first, max(int(record[ROW_LAST]) // TILE + 1, first)
+
+
 @parallel_kernel
-def count_pairs(records: NDArray, visible: NDArray, width: int, height: int, first_slot: NDArray) -> None:
-    """Write the number of tiles of visible Gaussian v to first_slot[v + 1]; the caller sums them up."""
+def count_tile_rows(records: NDArray, visible: NDArray, first_interval: NDArray) -> None:
+    """Write the number of tile rows of visible Gaussian v to first_interval[v + 1]; the caller sums them up."""
+    count = visible.shape[0]
+    for chunk in prange((count + CHUNK - 1) // CHUNK):
+        for index in range(chunk * CHUNK, min(count, (chunk + 1) * CHUNK)):
+            first, stop = _tile_rows(records[visible[index]])
+            first_interval[index + 1] = stop - first
+
+
+@parallel_kernel
+def find_intervals(records, visible, width, height, first_interval, intervals, first_slot):  # type: ignore[no-untyped-def]
+    """Write each tile row's columns (first, one after the last) to intervals [R, 2] int32, and the number of tiles to first_slot[v + 1]."""
     count = visible.shape[0]
     for chunk in prange((count + CHUNK - 1) // CHUNK):
         for index in range(chunk * CHUNK, min(count, (chunk + 1) * CHUNK)):
             record = records[visible[index]]
+            first_row, stop_row = _tile_rows(record)
             pairs = 0
-            for tile_row in range(int(record[ROW_FIRST]) // TILE, int(record[ROW_LAST]) // TILE + 1):
+            for tile_row in range(first_row, stop_row):
                 first, last = _tile_interval(record, tile_row, width, height)
-                pairs += last - first + 1
+                at = first_interval[index] + tile_row - first_row
+                intervals[at, 0] = first
+                intervals[at, 1] = last + 1
+                pairs += last + 1 - first
             first_slot[index + 1] = pairs
 
 
 @parallel_kernel
-def fill_pairs(records, visible, width, height, first_slot, pair_tile, pair_gaussian):  # type: ignore[no-untyped-def]
+def fill_pairs(records, visible, tiles_x, first_interval, intervals, first_slot, pair_tile, pair_gaussian):  # type: ignore[no-untyped-def]
     """Write the tile and the Gaussian of every slot, [P] int32 each."""
     count = visible.shape[0]
-    tiles_x = (width + TILE - 1) // TILE
     for chunk in prange((count + CHUNK - 1) // CHUNK):
         for index in range(chunk * CHUNK, min(count, (chunk + 1) * CHUNK)):
             gaussian = visible[index]
-            record = records[gaussian]
+            first_row, stop_row = _tile_rows(records[gaussian])
             slot = first_slot[index]
-            for tile_row in range(int(record[ROW_FIRST]) // TILE, int(record[ROW_LAST]) // TILE + 1):
-                first, last = _tile_interval(record, tile_row, width, height)
-                for tile_column in range(first, last + 1):
+            for tile_row in range(first_row, stop_row):
+                at = first_interval[index] + tile_row - first_row
+                for tile_column in range(intervals[at, 0], intervals[at, 1]):
                     pair_tile[slot] = tile_row * tiles_x + tile_column
                     pair_gaussian[slot] = gaussian
                     slot += 1
@@ -152,12 +172,14 @@ def bin_gaussians(records: NDArray, radii: NDArray, depths: NDArray, width: int,
         visible [V] int32, first_slot [V + 1] int64, tile_start [tiles + 1] int64, pairs [P, 2] int32.
     """
     visible = order_by_depth(radii, depths)
-    first_slot = np.zeros(visible.shape[0] + 1, np.int64)
-    count_pairs(records, visible, width, height, first_slot)
+    tiles_x, tiles_y = (width + TILE - 1) // TILE, (height + TILE - 1) // TILE
+    first_interval, first_slot = np.zeros(len(visible) + 1, np.int64), np.zeros(len(visible) + 1, np.int64)
+    count_tile_rows(records, visible, first_interval)
+    np.cumsum(first_interval, out=first_interval)
+    intervals = np.empty((int(first_interval[-1]), 2), np.int32)
+    find_intervals(records, visible, width, height, first_interval, intervals, first_slot)
     np.cumsum(first_slot, out=first_slot)
-    total = int(first_slot[-1])
-    pair_tile, pair_gaussian = np.empty(total, np.int32), np.empty(total, np.int32)
-    fill_pairs(records, visible, width, height, first_slot, pair_tile, pair_gaussian)
-    tiles = ((width + TILE - 1) // TILE) * ((height + TILE - 1) // TILE)
-    tile_start, pairs = sort_by_tile(pair_tile, pair_gaussian, tiles)
+    pair_tile, pair_gaussian = (np.empty(int(first_slot[-1]), np.int32) for _ in range(2))
+    fill_pairs(records, visible, tiles_x, first_interval, intervals, first_slot, pair_tile, pair_gaussian)
+    tile_start, pairs = sort_by_tile(pair_tile, pair_gaussian, tiles_x * tiles_y)
     return visible, first_slot, tile_start, pairs

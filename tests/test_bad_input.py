@@ -1,0 +1,326 @@
+"""What bad input gets, by subprocess: one sentence that names the file or flag and the remedy, exit code 2, and no traceback.
+
+One test per kind of bad input; the readers' own tests go through the variants of each. The notices (no points, NaN points, a damaged newest
+checkpoint) are here too: they are said aloud, and training goes on.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from colmap_files import Model
+from command_line import environment, gs_train
+from PIL import Image
+
+from gs_train.scene.colmap import CAMERA_MODELS
+from gs_train.train.checkpoint import list_checkpoints, read_checkpoint
+
+SHORT = ("--iterations", 2, "--device", "cpu", "--max-gaussians", 300)
+
+
+def refused(*arguments: object, **options: Any) -> str:
+    """Run, check that it was refused as a user's mistake is, and return the sentence."""
+    done = gs_train(*arguments, **options)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("gs-train: ")
+    return last.removeprefix("gs-train: ")
+
+
+def refused_before_training(*arguments: object, **options: Any) -> str:
+    """As ``refused``, with that sentence as the only output."""
+    done = gs_train(*arguments, **options)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("gs-train: ")
+    assert done.stderr.count("\n") == 1
+    return done.stderr.removeprefix("gs-train: ").rstrip("\n")
+
+
+def scene_of(model: Model, folder: Path, *, text: bool = True) -> Path:
+    """A scene folder with photos for a model."""
+    (model.write_text if text else model.write_binary)(folder / "sparse" / "0")
+    model.write_photos(folder / "images")
+    return folder
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Path:
+    """A sound scene of four photos, of which three are to train on, with a text model."""
+    return scene_of(Model(), tmp_path / "scene")
+
+
+# ---- the scene, before torch is even loaded
+
+
+def test_no_such_folder(tmp_path: Path) -> None:
+    sentence = refused_before_training("train", tmp_path / "nowhere")
+    assert f"{tmp_path / 'nowhere'} does not exist" in sentence
+    assert "gs-train sample" in sentence
+
+
+def test_not_a_scene(tmp_path: Path) -> None:
+    sentence = refused("train", tmp_path)
+    assert f"{tmp_path} is not a scene" in sentence
+    for looked_in in ("sparse/0", "sparse", "colmap/sparse/0", "cameras", "images"):
+        assert looked_in in sentence
+
+
+def test_missing_images_are_named_up_to_five(tmp_path: Path) -> None:
+    model = Model()
+    model.images = [(i, wxyz, t, 1, f"photo_{i}.png") for i in range(9) for _, wxyz, t, _, _ in model.images[:1]]
+    folder = scene_of(model, tmp_path / "scene")
+    for i in range(6):
+        (folder / "images" / f"photo_{i}.png").unlink()
+    sentence = refused("train", folder)
+    assert "6 of 9 images" in sentence
+    assert all(f"photo_{i}.png" in sentence for i in range(5))
+    assert "photo_5.png" not in sentence
+    assert "--skip-missing" in sentence
+    done = gs_train("train", folder, "--skip-missing", "--out", tmp_path / "run", *SHORT)
+    assert done.returncode == 0, done.stderr
+    assert "6 of 9 images" in done.stderr
+    assert "going on without them" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["cameras.bin", "images.bin", "points3D.bin"])
+def test_truncated_binary_file_tells_the_byte(tmp_path: Path, name: str) -> None:
+    folder = scene_of(Model(), tmp_path / "scene", text=False)
+    file = folder / "sparse" / "0" / name
+    file.write_bytes(file.read_bytes()[:-5])
+    sentence = refused("train", folder)
+    assert str(file) in sentence
+    assert "byte" in sentence
+
+
+@pytest.mark.parametrize(("name", "line"), [("cameras.txt", 4), ("images.txt", 3), ("points3D.txt", 3)])
+def test_corrupt_text_file_tells_the_line(scene: Path, name: str, line: int) -> None:
+    file = scene / "sparse" / "0" / name
+    lines = file.read_text().splitlines()
+    lines[line - 1] = "1 garbage"
+    file.write_text("\n".join(lines) + "\n")
+    assert f"{file}, line {line}" in refused("train", scene)
+
+
+def test_image_of_another_size_than_its_camera(scene: Path) -> None:
+    Image.new("RGB", (23, 17)).save(scene / "images" / "b.png")
+    sentence = refused("train", scene)
+    assert str(scene / "images" / "b.png") in sentence
+    assert "23x17" in sentence
+    assert "40x30" in sentence
+
+
+def test_zero_registered_images(tmp_path: Path) -> None:
+    folder = scene_of(Model(images=[]), tmp_path / "scene")
+    sentence = refused("train", folder)
+    assert f"{folder / 'sparse' / '0' / 'images.txt'} registers no images" in sentence
+
+
+def test_fewer_than_two_training_views(tmp_path: Path) -> None:
+    folder = scene_of(Model(images=Model().images[:2]), tmp_path / "scene")
+    sentence = refused("train", folder)
+    assert "1 of its 2 views" in sentence
+    assert "--test-every 0" in sentence
+
+
+def test_distorted_camera_model(tmp_path: Path) -> None:
+    model = Model()
+    opencv = next(number for number, (name, _) in CAMERA_MODELS.items() if name == "OPENCV")
+    model.cameras[0] = (1, opencv, 40, 30, (42.0, 43.0, 21.0, 14.0, 0.1, 0.0, 0.0, 0.0))
+    sentence = refused("train", scene_of(model, tmp_path / "scene"))
+    assert "OPENCV" in sentence
+    assert "undistort" in sentence
+
+
+# ---- flags, presets, folders
+
+
+def test_unknown_preset(scene: Path) -> None:
+    sentence = refused_before_training("train", scene, "--preset", "papr")
+    assert sentence == "--preset papr: there is no such preset (did you mean paper?); presets are default, paper."
+
+
+def test_unknown_flag(scene: Path) -> None:
+    assert "no flag --itertions (did you mean --iterations?)" in refused_before_training("train", scene, "--itertions", 5)
+
+
+def test_unknown_toml_key(scene: Path, tmp_path: Path) -> None:
+    preset = tmp_path / "mine.toml"
+    preset.write_text("[density]\ngrad_treshold = 0.1\n")
+    sentence = refused_before_training("train", scene, "--preset", preset)
+    assert f"{preset}: unknown key density.grad_treshold (did you mean grad_threshold?)" in sentence
+
+
+def test_value_of_the_wrong_kind(scene: Path) -> None:
+    assert "--iterations: soon is not a whole number" in refused_before_training("train", scene, "--iterations", "soon")
+
+
+def test_value_that_makes_no_sense(scene: Path) -> None:
+    assert "--density.min-opacity is 2.0" in refused("train", scene, "--density.min-opacity", 2.0)
+
+
+def test_no_scene_named() -> None:
+    assert "needs a SCENE" in refused("train")
+
+
+def test_out_that_holds_a_run(scene: Path, own_run: Path) -> None:
+    before = sorted(own_run.rglob("*"))
+    sentence = refused_before_training("train", scene, "--out", own_run)
+    assert f"--out {own_run} already holds a run" in sentence
+    assert f"--resume {own_run}" in sentence
+    assert "--overwrite" in sentence
+    assert sorted(own_run.rglob("*")) == before
+
+
+def test_out_that_holds_something_else(scene: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    for extra in ((), ("--overwrite",)):
+        sentence = refused("train", scene, "--out", tmp_path / "other", *extra)
+        assert "is not empty and not a run" in sentence
+    assert (tmp_path / "other" / "file").exists()
+
+
+def test_resume_of_what_is_no_run(tmp_path: Path) -> None:
+    assert f"{tmp_path} is not a run" in refused_before_training("train", "--resume", tmp_path)
+    assert f"{tmp_path} is not a run" in refused("eval", tmp_path)
+
+
+def test_a_flag_that_does_not_go_with_resume(own_run: Path) -> None:
+    sentence = refused("train", "--resume", own_run, "--seed", 3)
+    assert sentence.startswith("--seed does not go with --resume")
+
+
+def test_export_to_an_ending_that_is_not_written(own_run: Path, tmp_path: Path) -> None:
+    assert "ends in .ply" in refused("export", own_run, tmp_path / "splat.spz")
+
+
+def test_export_from_what_is_no_splat(scene: Path, tmp_path: Path) -> None:
+    assert str(scene) in refused("export", scene, tmp_path / "splat.ply")
+    assert str(tmp_path / "none.ply") in refused("export", tmp_path / "none.ply", tmp_path / "splat.ply")
+
+
+def test_info_on_what_it_does_not_know(tmp_path: Path) -> None:
+    (tmp_path / "file.txt").touch()
+    assert str(tmp_path / "file.txt") in refused("info", tmp_path / "file.txt")
+    assert str(tmp_path / "none") in refused("info", tmp_path / "none")
+
+
+def test_sample_into_a_folder_that_is_not_empty(scene: Path) -> None:
+    assert f"{scene} exists and is not empty" in refused("sample", scene)
+
+
+# ---- what is known once torch is loaded, and still before training
+
+
+def test_truncated_image(scene: Path, own_run: Path) -> None:
+    photo = scene / "images" / "b.png"
+    photo.write_bytes(photo.read_bytes()[: photo.stat().st_size // 2])
+    sentence = refused("train", scene, "--out", own_run, "--overwrite", *SHORT)
+    assert str(photo) in sentence
+    # The run that was to be replaced is still there, because the fault was found first.
+    assert read_checkpoint(own_run / "checkpoints" / "iteration_000024.pt").iteration == 24
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_cuda_without_cuda(scene: Path, tmp_path: Path) -> None:
+    sentence = refused("train", scene, "--out", tmp_path / "run", "--device", "cuda")
+    assert "--device cuda" in sentence
+    assert "--device cpu" in sentence
+    assert not (tmp_path / "run").exists()
+
+
+def test_checkpoint_of_another_scene(own_run: Path, scene: Path) -> None:
+    sentence = refused("train", scene, "--resume", own_run)
+    assert "belongs to another scene" in sentence
+    assert str(scene) in sentence
+
+
+def test_checkpoint_of_a_newer_version(own_run: Path) -> None:
+    newest = list_checkpoints(own_run / "checkpoints")[0]
+    content = torch.load(newest, weights_only=True)
+    torch.save({**content, "format": content["format"] + 1}, newest)
+    sentence = refused("train", "--resume", own_run)
+    assert f"{newest} was written by a newer gs-train" in sentence
+
+
+# ---- what is said aloud while training goes on
+
+
+def test_no_points_means_random_ones(tmp_path: Path) -> None:
+    folder = scene_of(Model(points=[]), tmp_path / "scene")
+    done = gs_train("train", folder, "--out", tmp_path / "run", *SHORT)
+    assert done.returncode == 0, done.stderr
+    assert "The scene has no points: random initialisation." in done.stderr
+    assert "300 Gaussians" in done.stdout
+
+
+def test_nan_and_infinite_points_are_dropped_and_counted(tmp_path: Path) -> None:
+    model = Model()
+    bad = [((float("nan"), 0.0, 0.0), (1, 2, 3), 0), ((0.0, float("inf"), 0.0), (1, 2, 3), 0)]
+    count = len(model.points)
+    model.points += bad
+    folder = scene_of(model, tmp_path / "scene", text=False)
+    done = gs_train("train", folder, "--out", tmp_path / "run", *SHORT)
+    assert done.returncode == 0, done.stderr
+    assert f"2 of {count + 2} points are NaN or infinite: dropped." in done.stderr
+    assert f"{count} Gaussians" in done.stdout
+
+
+def test_damaged_newest_checkpoint_gives_way_to_the_one_before(own_run: Path) -> None:
+    newest, before = list_checkpoints(own_run / "checkpoints")
+    newest.write_bytes(newest.read_bytes()[:-100])
+    done = gs_train("train", "--resume", own_run)
+    assert done.returncode == 0, done.stderr
+    assert f"{newest} is damaged" in done.stderr
+    assert f"Going on from {before}" in done.stderr
+    assert read_checkpoint(newest).iteration == 24
+
+
+# ---- a full disk
+
+
+LIMITED = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)
+from gs_train.cli import main
+main()
+"""
+"""Runs gs-train where no file can grow past a size: what a write then gets is the error of a full disk in all but its number."""
+
+
+def refused_on_a_full_disk(limit: int, *arguments: object) -> str:
+    call = [sys.executable, "-c", LIMITED, str(limit), *map(str, arguments)]
+    done = subprocess.run(call, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert os.strerror(errno.EFBIG) in done.stderr.splitlines()[-1]
+    return done.stderr.splitlines()[-1]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="file size limits are POSIX")
+def test_full_disk_stops_the_run_and_leaves_earlier_files(own_run: Path) -> None:
+    kept = {path: path.read_bytes() for path in own_run.rglob("*") if path.suffix in (".pt", ".ply")}
+    sentence = refused_on_a_full_disk(20_000, "train", "--resume", own_run, "--iterations", 32)
+    assert "The disk is full" in sentence
+    assert f"go on with gs-train train --resume {own_run}" in sentence
+    assert {path: path.read_bytes() for path in own_run.rglob("*") if path.suffix in (".pt", ".ply")} == kept
+    assert not list(own_run.rglob("*.tmp"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="file size limits are POSIX")
+def test_full_disk_during_export_leaves_the_old_file(own_run: Path, tmp_path: Path) -> None:
+    target = tmp_path / "folder" / "splat.ply"
+    target.parent.mkdir()
+    target.write_text("before")
+    assert f"{target} cannot be written" in refused_on_a_full_disk(20_000, "export", own_run, target)
+    assert target.read_text() == "before"
+    assert list(target.parent.iterdir()) == [target]
