@@ -65,9 +65,8 @@ class _PhotometricLoss(torch.autograd.Function):
     def forward(ctx: Any, image: Tensor, target: Tensor, lambda_dssim: float) -> Tensor:
         if image.device.type == "cpu" and image.dtype == torch.float32:
             # Imported here, so that a CUDA machine does not wait for the compiler of CPU kernels.
-            from gs_train import jit, losses_cpu
+            from gs_train import losses_cpu
 
-            jit.follow_torch_threads()
             pixels = image.detach().contiguous().numpy(), target.contiguous().numpy()
             value, gradient_pixels = losses_cpu.photometric_loss_and_gradient(*pixels, lambda_dssim)
             ctx.save_for_backward(torch.from_numpy(gradient_pixels))

@@ -12,7 +12,7 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from gs_train.jit import accumulate, helper, parallel_kernel
+from gs_train.jit import accumulate, follow_torch_threads, helper, parallel_kernel
 
 _ROWS, _COLUMNS = 32, 192  # Outputs per tile; columns are floats, i.e. 64 pixels.
 _HALO = 5
@@ -24,10 +24,14 @@ _W0, _W1, _W2, _W3, _W4, _W5 = (np.float32(w) for w in (_window / _window.sum())
 _C1, _C2 = np.float32(0.01**2), np.float32(0.03**2)
 _ZERO, _ONE, _TWO = np.float32(0.0), np.float32(1.0), np.float32(2.0)
 
-_U_ROWS, _U_COLUMNS, _U_IN_ROWS, _U_IN_COLUMNS = (np.uint64(v) for v in (_ROWS, _COLUMNS, _IN_ROWS, _IN_COLUMNS))
-_IN_PLANE, _MID_PLANE, _OUT_PLANE = _U_IN_ROWS * _U_IN_COLUMNS, _U_IN_ROWS * _U_COLUMNS, _U_ROWS * _U_COLUMNS
+_U_ROWS, _U_COLUMNS, _U_IN_ROWS, _U_HALO, _U_PAD = (np.uint64(v) for v in (_ROWS, _COLUMNS, _IN_ROWS, _HALO, _PAD))
+# All planes have rows of the same length, so that two accesses in the same row differ by a constant and are known not to overlap.
+_STRIDE = np.uint64(_IN_COLUMNS)
+_PLANE = _U_IN_ROWS * _STRIDE
+_FORWARD_PLANES = tuple(np.uint64(k) * _PLANE for k in range(11))
+_BACKWARD_PLANES = tuple(np.uint64(k) * _PLANE for k in range(8))
 _T1, _T2, _T3, _T4, _T5, _T6, _T7, _T8, _T9, _T10 = (np.uint64(3 * k) for k in range(1, 11))  # Taps along a row, in floats.
-_R1, _R2, _R3, _R4, _R5, _R6, _R7, _R8, _R9, _R10 = (np.uint64(k) * _U_COLUMNS for k in range(1, 11))  # Taps along a column.
+_R1, _R2, _R3, _R4, _R5, _R6, _R7, _R8, _R9, _R10 = (np.uint64(k) * _STRIDE for k in range(1, 11))  # Taps along a column.
 
 
 @helper
@@ -51,11 +55,41 @@ def _across_product(s, a, b):  # type: ignore[no-untyped-def]
 
 @helper
 def _down(s, at):  # type: ignore[no-untyped-def]
-    """The window along a column of a plane _COLUMNS wide, first tap at ``at``."""
+    """The window along a column, first tap at ``at``."""
     return (
         _W0 * (s[at] + s[at + _R10]) + _W1 * (s[at + _R1] + s[at + _R9]) + _W2 * (s[at + _R2] + s[at + _R8])
         + _W3 * (s[at + _R3] + s[at + _R7]) + _W4 * (s[at + _R4] + s[at + _R6]) + _W5 * s[at + _R5]
     )  # fmt: skip
+
+
+# One output plane per loop: with more, LLVM counts too many possible overlaps and gives up on vectorising.
+
+
+@helper
+def _blur_across(s, source, to):  # type: ignore[no-untyped-def]
+    """Blur every row of the plane ``source`` into the plane ``to``."""
+    for row in range(_U_IN_ROWS):
+        r = row * _STRIDE
+        for c in range(_U_COLUMNS):
+            s[to + r + c] = _across(s, source + r + c)
+
+
+@helper
+def _blur_product_across(s, a, b, to):  # type: ignore[no-untyped-def]
+    """Blur every row of the product of two planes into the plane ``to``."""
+    for row in range(_U_IN_ROWS):
+        r = row * _STRIDE
+        for c in range(_U_COLUMNS):
+            s[to + r + c] = _across_product(s, a + r + c, b + r + c)
+
+
+@helper
+def _blur_down(s, plane):  # type: ignore[no-untyped-def]
+    """Blur the columns of a plane in place: row r takes rows r to r + 10, and no later row needs it."""
+    for row in range(_U_ROWS):
+        r = row * _STRIDE
+        for c in range(_U_COLUMNS):
+            s[plane + r + c] = _down(s, plane + r + c)
 
 
 @helper
@@ -64,9 +98,9 @@ def _load(source, s, offset, y0, x0):  # type: ignore[no-untyped-def]
     height, width = source.shape
     for row in range(_IN_ROWS):
         y = y0 + row - _HALO
-        begin = offset + np.uint64(row) * _U_IN_COLUMNS
+        begin = offset + np.uint64(row) * _STRIDE
         if y < 0 or y >= height:
-            s[begin : begin + _U_IN_COLUMNS] = _ZERO
+            s[begin : begin + _STRIDE] = _ZERO
             continue
         low, high = max(x0 - _PAD, 0), min(x0 + _COLUMNS + _PAD, width)
         left, right = low - (x0 - _PAD), high - (x0 - _PAD)
@@ -82,7 +116,7 @@ def _store(s, offset, target, y0, x0):  # type: ignore[no-untyped-def]
     height, width = target.shape
     columns = min(_COLUMNS, width - x0)
     for row in range(min(_ROWS, height - y0)):
-        at = int(offset) + row * _COLUMNS
+        at = int(offset) + row * _IN_COLUMNS
         target[y0 + row, x0 : x0 + columns] = s[at : at + columns]
 
 
@@ -97,53 +131,45 @@ def ssim_forward(image: NDArray, target: NDArray, derivatives: NDArray, sums: ND
     """
     height, width = image.shape
     tiles_x = (width + _COLUMNS - 1) // _COLUMNS
-    at_x, at_y = np.uint64(0), _IN_PLANE
-    middle = np.uint64(2) * _IN_PLANE
-    out = middle + np.uint64(5) * _MID_PLANE
-    size = int(out + np.uint64(4) * _OUT_PLANE)
-    p1, p2, p3, p4 = _MID_PLANE, np.uint64(2) * _MID_PLANE, np.uint64(3) * _MID_PLANE, np.uint64(4) * _MID_PLANE
-    o1, o2, o3 = _OUT_PLANE, np.uint64(2) * _OUT_PLANE, np.uint64(3) * _OUT_PLANE
+    x, y, mean_x, mean_y, xx, yy, xy, by_mean, by_xx, by_xy, ssim = _FORWARD_PLANES
     for tile in prange(sums.shape[0]):
-        s = np.empty(size, np.float32)
+        s = np.empty(11 * _IN_ROWS * _IN_COLUMNS, np.float32)
         y0, x0 = (tile // tiles_x) * _ROWS, (tile % tiles_x) * _COLUMNS
-        _load(image, s, at_x, y0, x0)
-        _load(target, s, at_y, y0, x0)
-        for row in range(_U_IN_ROWS):
-            a, b, m = at_x + row * _U_IN_COLUMNS, at_y + row * _U_IN_COLUMNS, middle + row * _U_COLUMNS
-            for c in range(_U_COLUMNS):
-                s[m + c] = _across(s, a + c)
-                s[m + p1 + c] = _across(s, b + c)
-            for c in range(_U_COLUMNS):
-                s[m + p2 + c] = _across_product(s, a + c, a + c)
-                s[m + p3 + c] = _across_product(s, b + c, b + c)
-                s[m + p4 + c] = _across_product(s, a + c, b + c)
+        _load(image, s, x, y0, x0)
+        _load(target, s, y, y0, x0)
+        _blur_across(s, x, mean_x)
+        _blur_across(s, y, mean_y)
+        _blur_product_across(s, x, x, xx)
+        _blur_product_across(s, y, y, yy)
+        _blur_product_across(s, x, y, xy)
+        for plane in (mean_x, mean_y, xx, yy, xy):
+            _blur_down(s, plane)
         for row in range(_U_ROWS):
-            m, o = middle + row * _U_COLUMNS, out + row * _U_COLUMNS
+            r = row * _STRIDE
             for c in range(_U_COLUMNS):
-                mean_x, mean_y = _down(s, m + c), _down(s, m + p1 + c)
-                xx, yy, xy = _down(s, m + p2 + c), _down(s, m + p3 + c), _down(s, m + p4 + c)
-                a1, a2 = _TWO * mean_x * mean_y + _C1, _TWO * (xy - mean_x * mean_y) + _C2
-                b1 = mean_x * mean_x + mean_y * mean_y + _C1
-                b2 = xx - mean_x * mean_x + yy - mean_y * mean_y + _C2
+                mx, my = s[mean_x + r + c], s[mean_y + r + c]
+                covariance = s[xy + r + c] - mx * my
+                variances = s[xx + r + c] - mx * mx + s[yy + r + c] - my * my
+                a1, a2 = _TWO * mx * my + _C1, _TWO * covariance + _C2
+                b1, b2 = mx * mx + my * my + _C1, variances + _C2
                 inverse = _ONE / (b1 * b2)
                 value = a1 * a2 * inverse
-                by_xx, by_xy = -value * b1 * inverse, _TWO * a1 * inverse
-                s[o + c] = _TWO * (mean_y * a2 - mean_x * value * b2) * inverse - _TWO * mean_x * by_xx - mean_y * by_xy
-                s[o + o1 + c] = by_xx
-                s[o + o2 + c] = by_xy
-                s[o + o3 + c] = value
-        _store(s, out, derivatives[0], y0, x0)
-        _store(s, out + o1, derivatives[1], y0, x0)
-        _store(s, out + o2, derivatives[2], y0, x0)
+                d_xx, d_xy = -value * b1 * inverse, _TWO * a1 * inverse
+                s[by_mean + r + c] = _TWO * (my * a2 - mx * value * b2) * inverse - _TWO * mx * d_xx - my * d_xy
+                s[by_xx + r + c] = d_xx
+                s[by_xy + r + c] = d_xy
+                s[ssim + r + c] = value
+        _store(s, by_mean, derivatives[0], y0, x0)
+        _store(s, by_xx, derivatives[1], y0, x0)
+        _store(s, by_xy, derivatives[2], y0, x0)
         similarity, absolute = 0.0, 0.0
         columns = np.uint64(min(_COLUMNS, width - x0))
         for row in range(np.uint64(min(_ROWS, height - y0))):
             row_similarity, row_absolute = _ZERO, _ZERO
-            o = out + o3 + row * _U_COLUMNS
-            a = at_x + (row + np.uint64(_HALO)) * _U_IN_COLUMNS + np.uint64(_PAD)
+            r, centre = row * _STRIDE, (row + _U_HALO) * _STRIDE + _U_PAD
             for c in range(columns):
-                row_similarity = accumulate(row_similarity, s[o + c])
-                row_absolute = accumulate(row_absolute, abs(s[a + c] - s[a + _IN_PLANE + c]))
+                row_similarity = accumulate(row_similarity, s[ssim + r + c])
+                row_absolute = accumulate(row_absolute, abs(s[x + centre + c] - s[y + centre + c]))
             similarity += np.float64(row_similarity)
             absolute += np.float64(row_absolute)
         sums[tile, 0] = similarity
@@ -154,41 +180,33 @@ def ssim_forward(image: NDArray, target: NDArray, derivatives: NDArray, sums: ND
 def ssim_backward(image, target, derivatives, weight_l1, weight_ssim, gradient):  # type: ignore[no-untyped-def]
     """gradient = weight_l1 * sign(image - target) + weight_ssim * dSSIM/dimage, [H, 3 W] float32, written; weights float32."""
     height, width = image.shape
-    tiles_x = (width + _COLUMNS - 1) // _COLUMNS
-    tiles_y = (height + _ROWS - 1) // _ROWS
-    at_x, at_y, at_d = np.uint64(0), _OUT_PLANE, np.uint64(2) * _OUT_PLANE
-    middle = at_d + np.uint64(3) * _IN_PLANE
-    size = int(middle + np.uint64(3) * _MID_PLANE)
-    p1, p2 = _MID_PLANE, np.uint64(2) * _MID_PLANE
+    tiles_x, tiles_y = (width + _COLUMNS - 1) // _COLUMNS, (height + _ROWS - 1) // _ROWS
+    x, y, by_mean, by_xx, by_xy, blurred_mean, blurred_xx, blurred_xy = _BACKWARD_PLANES
     for tile in prange(tiles_x * tiles_y):
-        s = np.zeros(size, np.float32)
+        s = np.empty(8 * _IN_ROWS * _IN_COLUMNS, np.float32)
         y0, x0 = (tile // tiles_x) * _ROWS, (tile % tiles_x) * _COLUMNS
-        columns = min(_COLUMNS, width - x0)
-        for row in range(min(_ROWS, height - y0)):
-            at = row * _COLUMNS
-            s[at : at + columns] = image[y0 + row, x0 : x0 + columns]
-            at += int(at_y)
-            s[at : at + columns] = target[y0 + row, x0 : x0 + columns]
-        for plane in range(3):
-            _load(derivatives[plane], s, at_d + np.uint64(plane) * _IN_PLANE, y0, x0)
-        for row in range(_U_IN_ROWS):
-            a, m = at_d + row * _U_IN_COLUMNS, middle + row * _U_COLUMNS
-            for c in range(_U_COLUMNS):
-                s[m + c] = _across(s, a + c)
-                s[m + p1 + c] = _across(s, a + _IN_PLANE + c)
-                s[m + p2 + c] = _across(s, a + _IN_PLANE + _IN_PLANE + c)
+        _load(image, s, x, y0, x0)
+        _load(target, s, y, y0, x0)
+        _load(derivatives[0], s, by_mean, y0, x0)
+        _load(derivatives[1], s, by_xx, y0, x0)
+        _load(derivatives[2], s, by_xy, y0, x0)
+        for source, blurred in ((by_mean, blurred_mean), (by_xx, blurred_xx), (by_xy, blurred_xy)):
+            _blur_across(s, source, blurred)
+            _blur_down(s, blurred)
         for row in range(_U_ROWS):
-            m, o = middle + row * _U_COLUMNS, at_x + row * _U_COLUMNS
+            # The image's own pixels lie a halo inwards; the result goes into by_mean, which is done with.
+            r, centre = row * _STRIDE, (row + _U_HALO) * _STRIDE + _U_PAD
             for c in range(_U_COLUMNS):
-                x, y = s[o + c], s[o + at_y + c]
-                by_ssim = _down(s, m + c) + _TWO * x * _down(s, m + p1 + c) + y * _down(s, m + p2 + c)
-                sign = _ONE if x > y else (-_ONE if x < y else _ZERO)
-                s[o + c] = weight_l1 * sign + weight_ssim * by_ssim
-        _store(s, at_x, gradient, y0, x0)
+                vx, vy = s[x + centre + c], s[y + centre + c]
+                by_ssim = s[blurred_mean + r + c] + _TWO * vx * s[blurred_xx + r + c] + vy * s[blurred_xy + r + c]
+                sign = _ONE if vx > vy else (-_ONE if vx < vy else _ZERO)
+                s[by_mean + r + c] = weight_l1 * sign + weight_ssim * by_ssim
+        _store(s, by_mean, gradient, y0, x0)
 
 
 def photometric_loss_and_gradient(image: NDArray, target: NDArray, lambda_dssim: float) -> tuple[float, NDArray]:
     """(1 - lambda) * L1 + lambda * (1 - SSIM) and its gradient by ``image``; [H, W, 3] float32, contiguous."""
+    follow_torch_threads()
     height, width, _ = image.shape
     rows, target_rows = image.reshape(height, -1), target.reshape(height, -1)
     tiles = -(-height // _ROWS) * -(-width * 3 // _COLUMNS)

@@ -18,15 +18,19 @@ _BETWEEN_0_AND_1 = ("min_opacity", "reset_opacity_to")
 
 @dataclass(frozen=True, kw_only=True)
 class DensityConfig:
-    """When Gaussians are cloned, split, dropped and made transparent again (defaults: the original's schedule as fractions of a run)."""
+    """When Gaussians are cloned, split, dropped and made transparent again.
+
+    The defaults are the original's. The window of densification is a fraction of the run. The intervals are not: however short the run, a
+    decision to grow needs some hundred views behind it, and opacities need some hundred steps to come back from a reset.
+    """
 
     from_iteration: int | float = 0.01667
     """Clone and split only after this iteration, or with a decimal point after this fraction of --iterations."""
     until_iteration: int | float = 0.5
     """Clone, split, drop and reset only before this iteration, or with a decimal point before this fraction of --iterations."""
-    interval: int | float = 0.00333
+    interval: int | float = 100
     """Iterations, or with a decimal point the fraction of --iterations, from one round to the next; 0 for never."""
-    opacity_reset_interval: int | float = 0.1
+    opacity_reset_interval: int | float = 3000
     """Iterations, or with a decimal point the fraction of --iterations, from one opacity reset to the next; 0 for never."""
     grad_threshold: float = 0.0002
     """Mean screen-space gradient from which a Gaussian is cloned or split."""

@@ -58,7 +58,7 @@ class TrainConfig:
     """How the scene is read."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Learning rates."""
-    density: DensityConfig = field(default_factory=lambda: DensityConfig(interval=100))
+    density: DensityConfig = field(default_factory=DensityConfig)
     """Where Gaussians are added and removed."""
 
     def __post_init__(self) -> None:
