@@ -38,7 +38,7 @@ def follow_torch_threads() -> None:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _truncate(typing_context: Any, value: Any) -> Any:
+def truncate(typing_context: Any, value: Any) -> Any:
     """float32 -> float32 rounded towards zero, by way of int32: Numba's own int() goes through int64, which halves the vector width."""
 
     def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
@@ -75,7 +75,7 @@ def accumulate(total: float, term: float) -> float:
 def exp2_nonpositive(p: float) -> float:
     """2**p for float32 p, with p limited to [-10, 0]: below, every alpha is under 1/255; above, every alpha is saturated."""
     limited = min(max(p, np.float32(-10.0)), np.float32(0.0))
-    whole = _truncate(limited)
+    whole = truncate(limited)
     f = limited - whole
     poly = _C0 + f * (_C1 + f * (_C2 + f * (_C3 + f * (_C4 + f * _C5))))
     return poly * _two_to_whole(whole)

@@ -19,7 +19,7 @@ from collections.abc import Callable
 import numpy as np
 from numba import prange
 
-from gs_train.jit import accumulate, exp2_nonpositive, helper, parallel_kernel
+from gs_train.jit import accumulate, exp2_nonpositive, helper, parallel_kernel, truncate
 from gs_train.render.cpu.projection import (
     BLUE,
     DEPTH,
@@ -33,8 +33,6 @@ from gs_train.render.cpu.projection import (
     MEAN_Y,
     MEAN_Y_FRACTION,
     RED,
-    ROW_FIRST,
-    ROW_LAST,
     SHEAR,
     SUM_ABS_X,
     SUM_ABS_Y,
@@ -55,18 +53,25 @@ _ALPHA_MIN = np.float32(1.0 / 255.0)
 _ALPHA_MAX = np.float32(0.999)
 _STOP = np.float32(1e-4)
 _ZERO, _HALF, _ONE = np.float32(0.0), np.float32(0.5), np.float32(1.0)
-_CHECK_EVERY = 32  # Gaussians between two looks at whether the whole tile has had enough.
+_ROW_MARGIN, _TEN = np.float32(1e-3), np.float32(10.0)
+_SIXTEEN, _LAST = np.float32(TILE), np.float32(TILE - 1)
+_LOG2_255 = np.float32(np.log2(255.0) + 0.003)  # With a margin, as ``tiles`` has it.
 
 _PLANE = np.uint64(TILE * TILE)
 _TILE = np.uint64(TILE)
 _N0 = np.uint64(0)
 _TWO_LN2 = np.float32(2.0 / LOG2_E)
 
+_BATCH = np.uint64(32)  # Records fetched at once, and Gaussians between two looks at whether the whole tile has had enough.
 # Planes of the scratch array: a tile's 256 values each. Forward and backward share the first three.
 _AT_T, _AT_X, _AT_Y = (np.uint64(k) * _PLANE for k in range(3))
 _AT_R, _AT_G, _AT_B, _AT_D = (np.uint64(k) * _PLANE for k in range(3, 7))  # forward: what has been blended
 _AT_VR, _AT_VG, _AT_VB, _AT_VD, _AT_REST = (np.uint64(k) * _PLANE for k in range(3, 8))  # backward: gradients, and R_i
-_FORWARD_SIZE, _BACKWARD_SIZE = 7 * TILE * TILE, 8 * TILE * TILE
+# Behind the planes, the batch: one field of _BATCH records each.
+_B_DX0, _B_DY0, _B_A, _B_K, _B_C, _B_O, _B_R, _B_G, _B_B, _B_D, _B_FIRST, _B_STOP = (
+    np.uint64(8) * _PLANE + np.uint64(k) * _BATCH for k in range(12)
+)
+_SIZE = 8 * TILE * TILE + 12 * int(_BATCH)
 
 
 @helper
@@ -88,23 +93,52 @@ def _all_done(s):  # type: ignore[no-untyped-def]
 
 
 @helper
-def _place(record, x0, y0):  # type: ignore[no-untyped-def]
-    """Mean relative to the tile's first pixel centre, first pixel and number of pixels of the rows that the ellipse can touch."""
-    dx0 = (record[MEAN_X] - np.float32(x0)) + (record[MEAN_X_FRACTION] - _HALF)
-    dy0 = (record[MEAN_Y] - np.float32(y0)) + (record[MEAN_Y_FRACTION] - _HALF)
-    first = max(int(record[ROW_FIRST]) - y0, 0)
-    stop = min(int(record[ROW_LAST]) - y0 + 1, TILE)
-    return dx0, dy0, np.uint64(first) * _TILE, np.uint64(max(stop - first, 0)) * _TILE
+def _gather(s, records, pairs, begin, count, x0, y0):  # type: ignore[no-untyped-def]
+    """Copy up to _BATCH records into the scratch array, and find the rows of the tile that each ellipse reaches in the tile's columns.
+
+    Fetched together, their cache misses overlap. Over the columns the ellipse's upper edge is concave and its lower edge convex, so the
+    extremes lie at the extreme points, limited to the tile. Rows count from the tile's first row: FIRST inclusive, STOP exclusive.
+    """
+    for e in range(count):
+        record = records[pairs[begin + np.int64(e), 0]]
+        s[_B_DX0 + e] = (record[MEAN_X] - np.float32(x0)) + (record[MEAN_X_FRACTION] - _HALF)
+        s[_B_DY0 + e] = (record[MEAN_Y] - np.float32(y0)) + (record[MEAN_Y_FRACTION] - _HALF)
+        s[_B_A + e], s[_B_K + e], s[_B_C + e], s[_B_O + e] = record[HALF_A], record[SHEAR], record[HALF_C], record[LOG2_OPACITY]
+        s[_B_R + e], s[_B_G + e], s[_B_B + e], s[_B_D + e] = record[RED], record[GREEN], record[BLUE], record[DEPTH]
+    for e in range(_BATCH):
+        a, k, c, dx0, dy0 = s[_B_A + e], s[_B_K + e], s[_B_C + e], s[_B_DX0 + e], s[_B_DY0 + e]
+        q = s[_B_O + e] + _LOG2_255
+        # a (dx + k dy)**2 + c dy**2 = q solved for dy: dy = (-a k dx +- sqrt(full q - a c dx**2)) / full.
+        full = a * k * k + c
+        half_height = np.sqrt(max(q / c, _ZERO))
+        top = k * half_height
+        at_top = max(min(-top, dx0), dx0 - _LAST)
+        at_bottom = max(min(top, dx0), dx0 - _LAST)
+        highest = (np.sqrt(max(full * q - a * c * at_top * at_top, _ZERO)) - a * k * at_top) / full
+        lowest = (-np.sqrt(max(full * q - a * c * at_bottom * at_bottom, _ZERO)) - a * k * at_bottom) / full
+        # The margin pays for float32 rounding: a row more costs little, a row less would be wrong.
+        margin = _ROW_MARGIN * (_TEN + half_height)
+        first = max(min(dy0 - highest - margin, _SIXTEEN), _ZERO)
+        last = max(min(dy0 - lowest + margin, _LAST), -_ONE)
+        s[_B_FIRST + e] = _SIXTEEN - truncate(_SIXTEEN - first)
+        s[_B_STOP + e] = truncate(last + _ONE)
+
+
+@helper
+def _pixels(s, e):  # type: ignore[no-untyped-def]
+    """First pixel of the tile and number of pixels that entry e of the batch is evaluated at: whole rows."""
+    first, stop = np.uint64(s[_B_FIRST + e]), np.uint64(s[_B_STOP + e])
+    return first * _TILE, (stop - first) * _TILE if stop > first else _N0
 
 
 def _make_forward(with_depth: bool) -> Callable[..., None]:
     """The loop over the pixels of one Gaussian in one tile; ``with_depth`` is fixed when it is compiled."""
 
     @helper  # type: ignore[untyped-decorator]
-    def blend_one(s, record, x0, y0):  # type: ignore[no-untyped-def]
-        a, k, c, log2_opacity = record[HALF_A], record[SHEAR], record[HALF_C], record[LOG2_OPACITY]
-        red, green, blue, depth = record[RED], record[GREEN], record[BLUE], record[DEPTH]
-        dx0, dy0, first, count = _place(record, x0, y0)
+    def blend_one(s, e):  # type: ignore[no-untyped-def]
+        dx0, dy0, a, k, c, log2_opacity = s[_B_DX0 + e], s[_B_DY0 + e], s[_B_A + e], s[_B_K + e], s[_B_C + e], s[_B_O + e]
+        red, green, blue, depth = s[_B_R + e], s[_B_G + e], s[_B_B + e], s[_B_D + e]
+        first, count = _pixels(s, e)
         for j in range(count):
             p = first + j
             dy = dy0 - s[_AT_Y + p]
@@ -140,18 +174,21 @@ def blend_forward(records, tile_start, pairs, background, image, transmittance):
     height, width, channels = image.shape
     tiles_x = (width + TILE - 1) // TILE
     for tile in prange(tile_start.shape[0] - 1):
-        s = np.zeros(_FORWARD_SIZE, np.float32)
+        s = np.zeros(_SIZE, np.float32)
         _set_up_planes(s)
         for pixel in range(_PLANE):
             s[_AT_T + pixel] = _ONE
         x0, y0 = (tile % tiles_x) * TILE, (tile // tiles_x) * TILE
-        for entry in range(tile_start[tile], tile_start[tile + 1]):
-            if (entry - tile_start[tile]) % _CHECK_EVERY == 0 and _all_done(s):
+        for begin in range(tile_start[tile], tile_start[tile + 1], int(_BATCH)):
+            if _all_done(s):
                 break
-            if channels == 4:
-                _forward_rgbd(s, records[pairs[entry, 0]], x0, y0)
-            else:
-                _forward_rgb(s, records[pairs[entry, 0]], x0, y0)
+            count = np.uint64(min(tile_start[tile + 1] - begin, int(_BATCH)))
+            _gather(s, records, pairs, begin, count, x0, y0)
+            for e in range(count):
+                if channels == 4:
+                    _forward_rgbd(s, e)
+                else:
+                    _forward_rgb(s, e)
         for row in range(min(TILE, height - y0)):
             for x in range(min(TILE, width - x0)):
                 pixel = np.uint64(row * TILE + x)
@@ -165,12 +202,12 @@ def _make_backward(full: bool) -> Callable[..., None]:
     """The loop over the pixels of one Gaussian in one tile; ``full`` adds depth and the sums of |dL/dmean2d| per axis."""
 
     @helper  # type: ignore[untyped-decorator]
-    def blend_one(s, record, x0, y0, sums):  # type: ignore[no-untyped-def]
-        a, k, c, log2_opacity = record[HALF_A], record[SHEAR], record[HALF_C], record[LOG2_OPACITY]
-        red, green, blue, depth = record[RED], record[GREEN], record[BLUE], record[DEPTH]
+    def blend_one(s, e, sums):  # type: ignore[no-untyped-def]
+        dx0, dy0, a, k, c, log2_opacity = s[_B_DX0 + e], s[_B_DY0 + e], s[_B_A + e], s[_B_K + e], s[_B_C + e], s[_B_O + e]
+        red, green, blue, depth = s[_B_R + e], s[_B_G + e], s[_B_B + e], s[_B_D + e]
+        first, count = _pixels(s, e)
         # d sigma / d mean = (A u, (A k) u + c dy), with A = 2 ln(2) * HALF_A and so on.
         mean_x_u, mean_y_u, mean_y_y = _TWO_LN2 * a, _TWO_LN2 * a * k, _TWO_LN2 * c
-        dx0, dy0, first, count = _place(record, x0, y0)
         sum_g = sum_u = sum_uu = sum_y = sum_uy = sum_yy = sum_r = sum_gr = sum_b = sum_d = sum_ax = sum_ay = _ZERO
         for j in range(count):
             p = first + j
@@ -234,7 +271,7 @@ def blend_backward(records, tile_start, pairs, image, transmittance, image_grad,
     tiles_x = (width + TILE - 1) // TILE
     full = channels == 4 or absolute
     for tile in prange(tile_start.shape[0] - 1):
-        s = np.zeros(_BACKWARD_SIZE, np.float32)
+        s = np.zeros(_SIZE, np.float32)
         _set_up_planes(s)
         x0, y0 = (tile % tiles_x) * TILE, (tile // tiles_x) * TILE
         # Pixels beyond the image keep a transmittance of zero, so they take no part.
@@ -249,13 +286,16 @@ def blend_backward(records, tile_start, pairs, image, transmittance, image_grad,
                     rest += image[y0 + row, x0 + x, channel] * v
                 s[_AT_REST + pixel] = rest
         done = False
-        for entry in range(tile_start[tile], tile_start[tile + 1]):
-            if not done and (entry - tile_start[tile]) % _CHECK_EVERY == 0:
-                done = _all_done(s)
-            record, sums = records[pairs[entry, 0]], slot_sums[pairs[entry, 1]]
-            if done:
-                sums[:] = _ZERO
-            elif full:
-                _backward_full(s, record, x0, y0, sums)
-            else:
-                _backward_rgb(s, record, x0, y0, sums)
+        for begin in range(tile_start[tile], tile_start[tile + 1], int(_BATCH)):
+            count = np.uint64(min(tile_start[tile + 1] - begin, int(_BATCH)))
+            done = done or _all_done(s)
+            if not done:
+                _gather(s, records, pairs, begin, count, x0, y0)
+            for e in range(count):
+                sums = slot_sums[pairs[begin + np.int64(e), 1]]
+                if done:
+                    sums[:] = _ZERO
+                elif full:
+                    _backward_full(s, e, sums)
+                else:
+                    _backward_rgb(s, e, sums)

@@ -1,9 +1,9 @@
 """Which Gaussian touches which tile, in depth order: radix sort by depth, exact ellipse-against-tile-row intervals, stable sort by tile.
 
 Not here: the records (``projection``) and what happens inside a tile (``blending``). Each pair of a Gaussian and a tile has a slot,
-numbered Gaussian by Gaussian in depth order; blending's backward pass writes its sums there, so that adding them up needs no atomics. The
-invariant: within a tile, pairs are sorted by (float32 depth, Gaussian index), and only pairs with alpha < 1/255 at every pixel centre are
-left out.
+numbered Gaussian by Gaussian; blending's backward pass writes its sums there, so that adding them up needs no atomics. Everything but the
+sort goes through the Gaussians in the order of their memory, which matters more than arithmetic. The invariant: within a tile, pairs are
+sorted by (float32 depth, Gaussian index), and only pairs with alpha < 1/255 at every pixel centre are left out.
 """
 
 from __future__ import annotations
@@ -35,33 +35,41 @@ _LOG2_255 = math.log2(255.0) + 0.003  # With a margin for float32 rounding in bl
 
 
 @kernel
-def order_by_depth(radii: NDArray, depths: NDArray) -> NDArray:
-    """Visible Gaussians, [V] int32, nearest first; ties by index. A stable radix sort on the bits of the positive float32 depths."""
+def find_visible(radii: NDArray) -> NDArray:
+    """Visible Gaussians, [V] int32, ascending."""
+    visible = np.empty(radii.shape[0], np.int32)
     count = 0
     for i in range(radii.shape[0]):
         if radii[i, 0] > 0 and radii[i, 1] > 0:
+            visible[count] = i
             count += 1
-    order = np.empty(count, np.int32)
-    count = 0
-    for i in range(radii.shape[0]):
-        if radii[i, 0] > 0 and radii[i, 1] > 0:
-            order[count] = i
-            count += 1
+    return visible[:count].copy()
+
+
+@kernel
+def order_by_depth(visible: NDArray, depths: NDArray) -> NDArray:
+    """Positions in ``visible``, [V] int32, nearest first; ties by index. A stable radix sort on the bits of the positive float32 depths."""
+    count = visible.shape[0]
+    order, other = np.arange(count).astype(np.int32), np.empty(count, np.int32)
+    keys, other_keys = np.empty(count, np.uint32), np.empty(count, np.uint32)
     bits = depths.view(np.uint32)
-    other = np.empty_like(order)
+    for index in range(count):
+        keys[index] = bits[visible[index]]
     size = 1 << _RADIX_BITS
     for digit in range(3):
         shift = np.uint32(digit * _RADIX_BITS)
         starts = np.zeros(size + 1, np.int64)
         for index in range(count):
-            starts[((bits[order[index]] >> shift) & np.uint32(size - 1)) + 1] += 1
+            starts[((keys[index] >> shift) & np.uint32(size - 1)) + 1] += 1
         for key in range(size):
             starts[key + 1] += starts[key]
         for index in range(count):
-            key = (bits[order[index]] >> shift) & np.uint32(size - 1)
+            key = (keys[index] >> shift) & np.uint32(size - 1)
             other[starts[key]] = order[index]
+            other_keys[starts[key]] = keys[index]
             starts[key] += 1
         order, other = other, order
+        keys, other_keys = other_keys, keys
     return order
 
 
@@ -131,25 +139,23 @@ def find_intervals(records, visible, width, height, first_interval, intervals, f
 
 
 @parallel_kernel
-def fill_pairs(records, visible, tiles_x, first_interval, intervals, first_slot, pair_tile, pair_gaussian):  # type: ignore[no-untyped-def]
-    """Write the tile and the Gaussian of every slot, [P] int32 each."""
+def fill_pairs(records, visible, tiles_x, first_interval, intervals, first_slot, pair_tile):  # type: ignore[no-untyped-def]
+    """Write the tile of every slot, [P] int32."""
     count = visible.shape[0]
     for chunk in prange((count + CHUNK - 1) // CHUNK):
         for index in range(chunk * CHUNK, min(count, (chunk + 1) * CHUNK)):
-            gaussian = visible[index]
-            first_row, stop_row = _tile_rows(records[gaussian])
+            first_row, stop_row = _tile_rows(records[visible[index]])
             slot = first_slot[index]
             for tile_row in range(first_row, stop_row):
                 at = first_interval[index] + tile_row - first_row
                 for tile_column in range(intervals[at, 0], intervals[at, 1]):
                     pair_tile[slot] = tile_row * tiles_x + tile_column
-                    pair_gaussian[slot] = gaussian
                     slot += 1
 
 
 @kernel
-def sort_by_tile(pair_tile: NDArray, pair_gaussian: NDArray, tiles: int) -> tuple[NDArray, NDArray]:
-    """Stable counting sort. Returns tile_start [tiles + 1] int64 and pairs [P, 2] int32 (Gaussian, slot), tile by tile, nearest first."""
+def sort_by_tile(visible, order, first_slot, pair_tile, tiles):  # type: ignore[no-untyped-def]
+    """Counting sort of the slots, taken in depth order. Returns tile_start [tiles + 1] int64 and pairs [P, 2] int32 (Gaussian, slot)."""
     tile_start = np.zeros(tiles + 1, np.int64)
     for slot in range(pair_tile.shape[0]):
         tile_start[pair_tile[slot] + 1] += 1
@@ -157,21 +163,23 @@ def sort_by_tile(pair_tile: NDArray, pair_gaussian: NDArray, tiles: int) -> tupl
         tile_start[tile + 1] += tile_start[tile]
     cursor = tile_start[:-1].copy()
     pairs = np.empty((pair_tile.shape[0], 2), np.int32)
-    for slot in range(pair_tile.shape[0]):
-        tile = pair_tile[slot]
-        pairs[cursor[tile], 0] = pair_gaussian[slot]
-        pairs[cursor[tile], 1] = slot
-        cursor[tile] += 1
+    for position in range(order.shape[0]):
+        index = order[position]
+        for slot in range(first_slot[index], first_slot[index + 1]):
+            tile = pair_tile[slot]
+            pairs[cursor[tile], 0] = visible[index]
+            pairs[cursor[tile], 1] = slot
+            cursor[tile] += 1
     return tile_start, pairs
 
 
 def bin_gaussians(records: NDArray, radii: NDArray, depths: NDArray, width: int, height: int) -> tuple[NDArray, NDArray, NDArray, NDArray]:
-    """Order the visible Gaussians by depth and pair them with tiles.
+    """Pair the visible Gaussians with the tiles they touch, nearest first within a tile.
 
     Returns:
-        visible [V] int32, first_slot [V + 1] int64, tile_start [tiles + 1] int64, pairs [P, 2] int32.
+        visible [V] int32, ascending; first_slot [V + 1] int64; tile_start [tiles + 1] int64; pairs [P, 2] int32 (Gaussian, slot).
     """
-    visible = order_by_depth(radii, depths)
+    visible = find_visible(radii)
     tiles_x, tiles_y = (width + TILE - 1) // TILE, (height + TILE - 1) // TILE
     first_interval, first_slot = np.zeros(len(visible) + 1, np.int64), np.zeros(len(visible) + 1, np.int64)
     count_tile_rows(records, visible, first_interval)
@@ -179,7 +187,7 @@ def bin_gaussians(records: NDArray, radii: NDArray, depths: NDArray, width: int,
     intervals = np.empty((int(first_interval[-1]), 2), np.int32)
     find_intervals(records, visible, width, height, first_interval, intervals, first_slot)
     np.cumsum(first_slot, out=first_slot)
-    pair_tile, pair_gaussian = (np.empty(int(first_slot[-1]), np.int32) for _ in range(2))
-    fill_pairs(records, visible, tiles_x, first_interval, intervals, first_slot, pair_tile, pair_gaussian)
-    tile_start, pairs = sort_by_tile(pair_tile, pair_gaussian, tiles_x * tiles_y)
+    pair_tile = np.empty(int(first_slot[-1]), np.int32)
+    fill_pairs(records, visible, tiles_x, first_interval, intervals, first_slot, pair_tile)
+    tile_start, pairs = sort_by_tile(visible, order_by_depth(visible, depths), first_slot, pair_tile, tiles_x * tiles_y)
     return visible, first_slot, tile_start, pairs
