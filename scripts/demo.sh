@@ -6,8 +6,8 @@ source scripts/setup_venv.sh
 
 scene=data/sample
 run=runs/sample
-# Two to three minutes on two cores without a GPU.
-iterations=1500
+# One to two minutes on two cores without a GPU.
+iterations=1000
 
 setup_venv ""
 gs_train() { "$PY" -m gs_train "$@"; }
