@@ -1,13 +1,20 @@
 """How our kernels are compiled: one set of Numba options, and the exponential that vectorises.
 
-Not here: any rasterization. The invariant: nothing in the options lets the compiler reorder arithmetic, so that two kernels which share
-an expression agree on it bit for bit; the one exception is ``accumulate``, for sums inside one loop. ``error_model="numpy"`` keeps division
-free of exceptions, and with them of branches, without which LLVM does not vectorise the inner loops.
+Not here: any rasterization. The invariant: nothing in the options lets the compiler reorder sums or products; the one exception is
+``accumulate``, for sums inside one loop. Multiply and add may be fused (``contract``), so two kernels that share an expression agree on it
+where LLVM makes the same choice in both, as it was seen to. ``error_model="numpy"`` keeps division free of exceptions, and with them of
+branches, without which LLVM does not vectorise the inner loops.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import os
+import sys
+import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import llvmlite.binding
@@ -33,11 +40,54 @@ FASTMATH = {"contract", "nsz", "arcp"}
 helper: Callable[..., Any] = numba.njit(error_model="numpy", fastmath=FASTMATH, nogil=True)
 """Decorator for a function that only kernels call; it is compiled into them and not cached by itself."""
 
-kernel: Callable[..., Any] = numba.njit(cache=True, error_model="numpy", fastmath=FASTMATH, nogil=True)
-"""Decorator for a serial kernel."""
+KERNEL_LOCK = threading.RLock()
+"""Held around kernels: Numba's default threading layer ends the process when two threads start parallel kernels at once."""
 
-parallel_kernel: Callable[..., Any] = numba.njit(cache=True, error_model="numpy", fastmath=FASTMATH, nogil=True, parallel=True)
-"""Decorator for a kernel with ``prange`` loops whose iterations write disjoint memory."""
+
+def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator for a serial kernel, cached on disk."""
+    return _cached(function, parallel=False)
+
+
+def parallel_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator for a kernel with ``prange`` loops whose iterations write disjoint memory, cached on disk."""
+    return _cached(function, parallel=True)
+
+
+def _cached(function: Callable[..., Any], *, parallel: bool) -> Callable[..., Any]:
+    compiled = numba.njit(error_model="numpy", fastmath=FASTMATH, nogil=True, parallel=parallel)(function)
+    before = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = str(_cache_folder())
+    try:
+        compiled.enable_caching()
+    except (RuntimeError, OSError):
+        # No folder can be written to. Kernels are then compiled anew in each process, as they would be the first time.
+        pass
+    finally:
+        numba.config.CACHE_DIR = before
+    return compiled  # type: ignore[no-any-return]
+
+
+@functools.cache
+def _cache_folder() -> Path:
+    """Where compiled kernels are kept: NUMBA_CACHE_DIR or the user's cache folder, and in it one folder per state of our sources.
+
+    Numba only looks at the file that defines a kernel. A kernel compiles in what it takes from other files, so a change there would leave
+    an old kernel in use.
+    """
+    digest = hashlib.sha256()
+    package = Path(__file__).parent
+    for source in sorted([Path(__file__), package / "losses_cpu.py", *(package / "render" / "cpu").glob("*.py")]):
+        digest.update(source.read_bytes())
+    if numba.config.CACHE_DIR:
+        root = Path(numba.config.CACHE_DIR)
+    elif sys.platform == "darwin":
+        root = Path.home() / "Library" / "Caches"
+    elif sys.platform == "win32":
+        root = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    else:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "gs_train" / f"kernels-{digest.hexdigest()[:12]}"
 
 
 def follow_torch_threads() -> None:

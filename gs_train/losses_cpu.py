@@ -12,7 +12,7 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from gs_train.jit import accumulate, follow_torch_threads, helper, parallel_kernel
+from gs_train.jit import KERNEL_LOCK, accumulate, follow_torch_threads, helper, parallel_kernel
 
 _ROWS, _COLUMNS = 32, 192  # Outputs per tile; columns are floats, i.e. 64 pixels.
 _HALO = 5
@@ -206,14 +206,16 @@ def ssim_backward(image, target, derivatives, weight_l1, weight_ssim, gradient):
 
 def photometric_loss_and_gradient(image: NDArray, target: NDArray, lambda_dssim: float) -> tuple[float, NDArray]:
     """(1 - lambda) * L1 + lambda * (1 - SSIM) and its gradient by ``image``; [H, W, 3] float32, contiguous."""
-    follow_torch_threads()
     height, width, _ = image.shape
     rows, target_rows = image.reshape(height, -1), target.reshape(height, -1)
     tiles = -(-height // _ROWS) * -(-width * 3 // _COLUMNS)
     derivatives, sums = np.empty((3, *rows.shape), np.float32), np.empty((tiles, 2))
-    ssim_forward(rows, target_rows, derivatives, sums)
+    with KERNEL_LOCK:
+        follow_torch_threads()
+        ssim_forward(rows, target_rows, derivatives, sums)
     similarity, absolute = sums.sum(axis=0) / rows.size
     gradient = np.empty_like(rows)
     weights = np.float32((1.0 - lambda_dssim) / rows.size), np.float32(-lambda_dssim / rows.size)
-    ssim_backward(rows, target_rows, derivatives, *weights, gradient)
+    with KERNEL_LOCK:
+        ssim_backward(rows, target_rows, derivatives, *weights, gradient)
     return (1.0 - lambda_dssim) * float(absolute) + lambda_dssim * (1.0 - float(similarity)), gradient.reshape(image.shape)

@@ -299,3 +299,20 @@ def test_metrics_on_a_full_disk_stop_the_run(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=re.escape(os.strerror(errno.ENOSPC))), TrainLog(path, first=0, last=10) as log:
         log.record({"iteration": 1, "gaussians": 3}, loss=0.1, psnr=20.0)
     shutil.rmtree(tmp_path)
+
+
+def test_what_is_not_finite_is_not_saved(tmp_path: Path, state: TrainState) -> None:
+    sound = save(tmp_path, state)
+    with torch.no_grad():
+        state.model.scaling[3, 1] = float("nan")
+    state.iteration = 8
+    with pytest.raises(FloatingPointError, match=r"1 of \d+ values of scaling are not finite at iteration 8"):
+        save(tmp_path, state)
+    assert list_checkpoints(tmp_path) == [sound]
+
+
+def test_leftovers_of_a_killed_save_go(tmp_path: Path, state: TrainState) -> None:
+    leftover = tmp_path / ".iteration_000005.pt.123.tmp"
+    leftover.write_bytes(b"half")
+    save(tmp_path, state)
+    assert not leftover.exists()

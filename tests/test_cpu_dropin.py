@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import inspect
 import math
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+import gs_train
+from gs_train import jit
 from gs_train.render.cpu import rasterization
 from gs_train.render.cpu.harmonics import evaluate_basis, evaluate_gradient
 
@@ -175,3 +182,46 @@ def blend(means2d: Tensor, conics: Tensor, opacities: Tensor, colours: Tensor, d
             rest = rest * (1 - alpha)
     assert math.isfinite(float(image.detach().sum()))
     return image
+
+
+def test_nothing_asks_for_a_gradient_unless_an_input_does() -> None:
+    inputs = make_inputs()
+    image, _, meta = render(inputs, sh_degree=3)
+    assert not image.requires_grad and not meta["means2d"].requires_grad
+    image.numpy()
+    inputs["opacities"].requires_grad_()
+    assert render(inputs, sh_degree=3)[0].requires_grad
+
+
+def test_strided_inputs_are_read_as_they_are() -> None:
+    inputs = make_inputs()
+    expected, _, _ = render(inputs, sh_degree=3, backgrounds=torch.full((2, 3), 0.5))
+    strided = {name: value.mT.contiguous().mT if name in ("means", "quats", "scales") else value for name, value in inputs.items()}
+    assert not strided["means"].is_contiguous()
+    image, _, _ = render(strided, sh_degree=3, backgrounds=torch.tensor(0.5).expand(2, 3))
+    assert torch.equal(image, expected)
+
+
+def test_two_python_threads_may_render_at_once() -> None:
+    inputs = make_inputs()
+    expected, _, _ = render(inputs, sh_degree=3)
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(lambda _: render(inputs, sh_degree=3)[0], range(20)))
+    assert all(torch.equal(image, expected) for image in results)
+
+
+def test_kernels_are_cached_by_all_their_sources(tmp_path: Path) -> None:
+    """A kernel compiles in helpers and constants of other files, so a change in any of them must lead to another cache folder."""
+    program = "from gs_train import jit; print(jit._cache_folder())"
+    package = Path(gs_train.__file__).parent
+    copy = shutil.copytree(package, tmp_path / "gs_train", ignore=shutil.ignore_patterns("__pycache__"))
+
+    def folder() -> str:
+        done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    before = folder()
+    assert Path(before).name == jit._cache_folder().name
+    changed = copy / "render" / "cpu" / "harmonics.py"
+    changed.write_text(changed.read_text() + "\n# changed\n")
+    assert folder() != before

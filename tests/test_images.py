@@ -44,12 +44,14 @@ def test_grey_palette_cmyk_and_sixteen_bits(tmp_path: Path) -> None:
     np.testing.assert_array_equal(decode_image(_view(tmp_path / "a.tif", (16, 16)))[0, 0], (255, 0, 0))
 
 
-def test_alpha_is_composited_over_black(tmp_path: Path) -> None:
+def test_alpha_is_composited_over_the_background(tmp_path: Path) -> None:
     pixels = np.full((2, 3, 4), 200, np.uint8)
     pixels[:, :, 3] = [[255, 128, 0], [0, 255, 128]]
     Image.fromarray(pixels).save(tmp_path / "a.png")
     decoded = decode_image(_view(tmp_path / "a.png", (3, 2)))
     np.testing.assert_allclose(decoded[:, :, 0], [[200, 100, 0], [0, 200, 100]], atol=1)
+    over_white = ImageCache([_view(tmp_path / "a.png", (3, 2))], white_background=True).get(0)
+    np.testing.assert_allclose(over_white[:, :, 0], [[200, 227, 255], [255, 200, 227]], atol=1)
 
 
 def test_exif_orientation_is_not_applied(tmp_path: Path) -> None:

@@ -10,8 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from gs_train.density.classic import SPLIT_CHILDREN, SPLIT_SHRINK
-from gs_train.density.types import DensityPlan
+from gs_train.density.types import SPLIT_CHILDREN, SPLIT_SHRINK, DensityPlan
 from gs_train.model.gaussians import GaussianModel
 
 

@@ -6,22 +6,16 @@ statistics belong to the rows of the model as it is, and start from zero after e
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gs_train.density.config import DensityConfig
-from gs_train.density.types import DensityPlan
+from gs_train.density.config import SCHEDULE_POINTS, DensityConfig
+from gs_train.density.types import SPLIT_CHILDREN, SPLIT_SHRINK, DensityPlan
 from gs_train.model.gaussians import GaussianModel
 from gs_train.render.types import RenderOutput
 from gs_train.scene.types import Camera
-
-SPLIT_CHILDREN = 2
-"""How many Gaussians take the place of a split one (paper, section 5.2)."""
-SPLIT_SHRINK = 0.8 * SPLIT_CHILDREN
-"""A child's scales are its parent's divided by this (original: 0.8 N = 1.6)."""
 
 
 class ClassicDensity:
@@ -50,7 +44,7 @@ class ClassicDensity:
         Raises:
             ValueError: a schedule field is still a fraction, or ``max_gaussians`` is below 1.
         """
-        fractions = [field.name for field in fields(config) if "int" in str(field.type) and isinstance(getattr(config, field.name), float)]
+        fractions = [name for name in SCHEDULE_POINTS if isinstance(getattr(config, name), float)]
         if fractions:
             raise ValueError(f"{', '.join(fractions)}: still fractions of the iterations; resolve them to whole iterations first")
         if max_gaussians < 1:
@@ -75,8 +69,7 @@ class ClassicDensity:
             raise ValueError("means2d has no gradient; call observe after backward")
         if len(grad) != len(self._grad_sum):
             raise ValueError(f"means2d: expected {len(self._grad_sum)} rows, got {len(grad)}")
-        half_size = grad.new_tensor([0.5 * camera.width, 0.5 * camera.height])
-        norm = torch.linalg.vector_norm(grad.detach() * half_size, dim=-1)
+        norm = torch.hypot(grad[:, 0] * (0.5 * camera.width), grad[:, 1] * (0.5 * camera.height))
         visible = render.visible()
         # Rows that are not visible may hold anything, and one bad gradient must not spoil a whole round: both count as 0.
         norm = torch.where(visible & norm.isfinite(), norm, torch.zeros_like(norm))

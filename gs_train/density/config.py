@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from gs_train.errors import UserError
 
-_POINTS = ("from_iteration", "until_iteration", "interval", "opacity_reset_interval")
+SCHEDULE_POINTS = ("from_iteration", "until_iteration", "interval", "opacity_reset_interval")
+"""The fields that may be fractions of --iterations until the config is resolved."""
 _NOT_NEGATIVE = ("grad_threshold", "percent_dense", "max_world_scale")
 _BETWEEN_0_AND_1 = ("min_opacity", "reset_opacity_to")
 
@@ -44,7 +45,7 @@ class DensityConfig:
     """After the first opacity reset, a Gaussian larger than this fraction of the scene's extent is dropped."""
 
     def __post_init__(self) -> None:
-        for name in _POINTS:
+        for name in SCHEDULE_POINTS:
             value = getattr(self, name)
             if isinstance(value, float) and not 0.0 <= value <= 1.0:
                 raise UserError(

@@ -1,4 +1,4 @@
-"""What density controllers share: the plan they return, and the function that carries a plan out through the model's door to Adam.
+"""What density controllers share: the plan they return, and what a split means.
 
 A controller never touches the model. It watches renders (``observe``), and at its iterations says what to change (``plan``). The
 invariant: a plan's row numbers refer to the model as it was when ``plan`` was called.
@@ -14,6 +14,11 @@ from torch import Tensor
 from gs_train.model.gaussians import GaussianModel
 from gs_train.render.types import RenderOutput
 from gs_train.scene.types import Camera
+
+SPLIT_CHILDREN = 2
+"""How many Gaussians take the place of a split one (paper, section 5.2)."""
+SPLIT_SHRINK = 0.8 * SPLIT_CHILDREN
+"""A child's scales are its parent's divided by this (original: 0.8 N = 1.6)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -72,7 +72,7 @@ def evaluate(
     for view in views:
         if min(view.camera.width, view.camera.height) < WINDOW:
             raise UserError(f"{view.image_path} is trained at less than {WINDOW} px, too small for SSIM: evaluate a larger --resolution.")
-    photos = ImageCache(views)
+    photos = ImageCache(views, white_background=white_background)
     background = torch.full((3,), 1.0 if white_background else 0.0, device=model.device)
     names = png_names([view.name for view in views])
     per_view: dict[str, ViewMetrics] = {}

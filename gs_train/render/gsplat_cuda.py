@@ -80,6 +80,8 @@ def _with_gradient_of(batched: Tensor) -> Tensor:
 
 def kernels_built() -> bool:
     """Say whether gsplat's kernels are compiled for this torch already, without compiling them."""
+    if importlib.util.find_spec("gsplat") is None:
+        return False
     if importlib.util.find_spec("gsplat.csrc") is not None:
         return True
     # gsplat itself asks this private function of torch where its kernels lie, so it is there whenever gsplat works.
@@ -95,6 +97,8 @@ def why_unusable(say: Callable[[str], None]) -> str | None:
     Args:
         say: takes one line for the user before a compilation, which lasts minutes and happens once per machine and torch version.
     """
+    if importlib.util.find_spec("gsplat") is None:
+        return "gsplat is not installed"
     try:
         if not kernels_built():
             say("gsplat compiles its CUDA kernels now: this takes minutes, once")

@@ -56,7 +56,7 @@ def select_rasterizer(device: Literal["auto", "cuda", "cpu"], say: Callable[[str
         return Selection(rasterizer=gsplat_cuda.GsplatRasterizer(), device=chosen, reason=f"cuda: {gpu}, gsplat {__version__}")
     if device == "cuda":
         raise UserError(
-            f"--device cuda: {fault}; install a C++ compiler and the CUDA toolkit of torch {torch.__version__}, or use --device cpu."
+            f"--device cuda: {fault}; gs-train doctor says what to install for torch {torch.__version__}, or use --device cpu."
         )
     return _cpu(f"there is {gpu}, but {fault}")
 

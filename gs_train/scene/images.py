@@ -27,14 +27,18 @@ _DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zli
 class ImageCache:
     """All images of some views in memory, decoded by a pool of threads when the cache is made (Pillow decodes outside Python's lock)."""
 
-    def __init__(self, views: Sequence[View]) -> None:
+    def __init__(self, views: Sequence[View], *, white_background: bool = False) -> None:
         """Decode every view's image.
+
+        Args:
+            views: in the order of the indices.
+            white_background: composite images that have alpha over white instead of black.
 
         Raises:
             UserError: an image is truncated, cannot be decoded or is no longer there; the message names it.
         """
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            futures = [pool.submit(decode_image, view) for view in views]
+            futures = [pool.submit(decode_image, view, white_background=white_background) for view in views]
             try:
                 self._images = [future.result() for future in futures]
             except BaseException:
@@ -69,10 +73,10 @@ def image_size(path: Path) -> tuple[int, int]:
         raise _undecodable(path, error) from error
 
 
-def decode_image(view: View) -> NDArray[np.uint8]:
+def decode_image(view: View, *, white_background: bool = False) -> NDArray[np.uint8]:
     """[H, W, 3] uint8 RGB at the size of ``view.camera``.
 
-    Alpha is composited over black, the default background of training. Where the file has another size, Lanczos is used: the
+    Alpha is composited over the background that training renders over. Where the file has another size, Lanczos is used: the
     half- and quarter-size folders of the public benchmarks were made with it, so that training on them or on a resized original agrees.
 
     Raises:
@@ -81,7 +85,7 @@ def decode_image(view: View) -> NDArray[np.uint8]:
     size = (view.camera.width, view.camera.height)
     try:
         with Image.open(view.image_path) as stored:
-            rgb = _to_rgb(stored)
+            rgb = _to_rgb(stored, 255 if white_background else 0)
             if rgb.size != size:
                 rgb = rgb.resize(size, Image.Resampling.LANCZOS)
             return np.array(rgb, np.uint8)
@@ -89,14 +93,14 @@ def decode_image(view: View) -> NDArray[np.uint8]:
         raise _undecodable(view.image_path, error) from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, background: int) -> Image.Image:
     if image.mode.startswith("I"):
         # 16-bit grey. Pillow's own conversion clips at 255 instead of scaling, which turns a photo white.
         grey = np.clip(np.asarray(image, np.int64) // 257, 0, 255).astype(np.uint8)
         return Image.fromarray(grey).convert("RGB")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba).convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, (background, background, background, 255)), rgba).convert("RGB")
     return image.convert("RGB")
 
 

@@ -80,6 +80,7 @@ def save_checkpoint(folder: Path, state: TrainState, *, config: TrainConfig, fin
 
     Raises:
         OSError: the disk is full or not writable; earlier checkpoints are intact then.
+        FloatingPointError: a parameter is not finite; saving it would in time push out the sound checkpoints.
     """
     content = {
         "format": FORMAT,
@@ -88,7 +89,11 @@ def save_checkpoint(folder: Path, state: TrainState, *, config: TrainConfig, fin
         "config": asdict(config),
         "state": state.state_dict(),
     }
+    _refuse_unsound(state)
     folder.mkdir(parents=True, exist_ok=True)
+    # Left over from a run that was killed while saving; there is one writer per run.
+    for leftover in folder.glob(".iteration_*.tmp"):
+        leftover.unlink()
     path = folder / f"iteration_{state.iteration:06d}.pt"
     write_whole(path, lambda file: _save(content, file))
     # Newer ones than this can only be damaged ones that a resume passed over; they must not be found first again.
@@ -98,6 +103,13 @@ def save_checkpoint(folder: Path, state: TrainState, *, config: TrainConfig, fin
     for old in list_checkpoints(folder)[keep:]:
         old.unlink()
     return path
+
+
+def _refuse_unsound(state: TrainState) -> None:
+    for name, tensor in state.model.parameters.items():
+        bad = int((~tensor.detach().isfinite()).sum())
+        if bad:
+            raise FloatingPointError(f"{bad} of {tensor.numel()} values of {name} are not finite at iteration {state.iteration}: not saved")
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -123,6 +135,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
         names = ("state", "config", "scene_fingerprint", "versions")
         checkpoint = Checkpoint(path=path, **{name: content[name] for name in names})
         _ = checkpoint.iteration
+    except PermissionError:
+        # Unreadable is not damaged: going on from an older one would in time remove this one.
+        raise
     except _DAMAGE as error:
         raise DamagedCheckpoint(f"{path}: {error}") from error
     return checkpoint

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     # The command line looks at run folders before it loads torch.
     from gs_train.model.gaussians import GaussianModel
 
-_FILES = ("config.toml", "metrics.jsonl", "cameras.json", "results.json", "per_view.json")
+# config.toml makes the folder a run, so it goes last: a run that is cleared halfway can be cleared again.
+_FILES = ("metrics.jsonl", "cameras.json", "results.json", "per_view.json", "config.toml")
 _FOLDERS = ("checkpoints", "point_cloud", "renders")
 
 

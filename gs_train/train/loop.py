@@ -75,7 +75,7 @@ def train(
     if checkpoint is not None:
         state.load_state_dict(checkpoint.state)
         notify(f"Going on from {checkpoint.path}.")
-    images = ImageCache(scene.train_views)
+    images = ImageCache(scene.train_views, white_background=config.white_background)
 
     # ---- From here on files are written
     if not resume:

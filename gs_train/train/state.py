@@ -43,7 +43,7 @@ class TrainState:
     smoothed: dict[str, float] = field(default_factory=dict)
     """Running means of what the progress bar shows."""
     elapsed_s: float = 0.0
-    """Seconds spent in the loop so far, over all sessions."""
+    """Seconds spent in the loop so far, over all resumes."""
 
     def next_view(self, count: int) -> int:
         """The training view of the next step: each of ``count`` views once, in random order, then again in another."""

@@ -7,6 +7,7 @@ that their gradient, which density control lives on, is an ordinary ``.grad``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gs_train.jit import follow_torch_threads
+from gs_train.jit import KERNEL_LOCK, follow_torch_threads
 from gs_train.render.cpu import projection
 from gs_train.render.cpu.blending import blend_backward, blend_forward
 from gs_train.render.cpu.tiles import bin_gaussians
@@ -58,7 +59,6 @@ class Rasterize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Any:
         means, quats, scales, opacities, sh0, sh_rest, view, centre, intrinsics, background, means2d, absolute, settings = inputs
-        follow_torch_threads()
         arrays = [_array(t) for t in (means, quats, scales, opacities, sh0, sh_rest)]
         camera = np.array([*intrinsics, settings.near, settings.far, settings.eps2d])
         pose = _array(view).astype(np.float64), _array(centre).astype(np.float64)
@@ -66,17 +66,19 @@ class Rasterize(torch.autograd.Function):
         records = np.empty((n, projection.RECORD_SIZE), np.float32)
         radii, depths = np.empty((n, 2), np.int32), np.empty(n, np.float32)
         size = settings.width, settings.height
-        projection.project_forward(
-            *arrays, settings.sh_degree, *pose, camera, *size, settings.antialiased, records, radii, _array(means2d), depths
-        )
-        visible, first_slot, tile_start, pairs = bin_gaussians(records, radii, depths, *size)
         channels = 4 if settings.depth else 3
         image = np.empty((settings.height, settings.width, channels), np.float32)
         transmittance = np.empty((settings.height, settings.width), np.float32)
         colours = np.zeros(channels, np.float32)
         colours[:3] = _array(background)
-        with numba.parallel_chunksize(_TILES_AT_ONCE):
-            blend_forward(records, tile_start, pairs, colours, image, transmittance)
+        with KERNEL_LOCK:
+            follow_torch_threads()
+            projection.project_forward(
+                *arrays, settings.sh_degree, *pose, camera, *size, settings.antialiased, records, radii, _array(means2d), depths
+            )
+            visible, first_slot, tile_start, pairs = bin_gaussians(records, radii, depths, *size)
+            with numba.parallel_chunksize(_TILES_AT_ONCE):
+                blend_forward(records, tile_start, pairs, colours, image, transmittance)
         image_tensor, radii_tensor = torch.from_numpy(image), torch.from_numpy(radii)
         ctx.save_for_backward(means, quats, scales, opacities, sh0, sh_rest, view, centre, image_tensor)
         ctx.camera, ctx.settings, ctx.absolute = camera, settings, absolute
@@ -87,40 +89,49 @@ class Rasterize(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, image_grad: Tensor, alpha_grad: Tensor, _radii_grad: Tensor) -> Any:
-        follow_torch_threads()
         *parameters, view, centre, image = ctx.saved_tensors
         settings: Settings = ctx.settings
         records, visible, first_slot, tile_start, pairs, transmittance = ctx.kept
         image_grad = image_grad.contiguous()
         slot_sums = np.empty((pairs.shape[0], projection.SUM_COUNT), np.float32)
-        with numba.parallel_chunksize(_TILES_AT_ONCE):
-            blend_backward(
-                records, tile_start, pairs, _array(image), transmittance, _array(image_grad), _array(alpha_grad.contiguous()),
-                settings.absolute, slot_sums,
-            )  # fmt: skip
         grads = [torch.zeros_like(t) for t in parameters]
         means2d_grad = torch.zeros(len(records), 2)
         chunk_grads = np.zeros(((len(visible) + projection.CHUNK - 1) // projection.CHUNK, 5, 4))
         means, quats, scales, opacities, _, sh_rest = (_array(t) for t in parameters)
-        projection.project_backward(
-            means, quats, scales, opacities, sh_rest, settings.sh_degree,
-            _array(view).astype(np.float64), _array(centre).astype(np.float64), ctx.camera, settings.width, settings.height,
-            settings.antialiased, records, visible, first_slot, slot_sums,
-            *(_array(g) for g in grads), _array(means2d_grad), _array(ctx.absolute), chunk_grads,
-        )  # fmt: skip
+        with KERNEL_LOCK:
+            follow_torch_threads()
+            with numba.parallel_chunksize(_TILES_AT_ONCE):
+                blend_backward(
+                    records, tile_start, pairs, _array(image), transmittance, _array(image_grad), _array(alpha_grad.contiguous()),
+                    settings.absolute, slot_sums,
+                )  # fmt: skip
+            projection.project_backward(
+                means, quats, scales, opacities, sh_rest, settings.sh_degree,
+                _array(view).astype(np.float64), _array(centre).astype(np.float64), ctx.camera, settings.width, settings.height,
+                settings.antialiased, records, visible, first_slot, slot_sums,
+                *(_array(g) for g in grads), _array(means2d_grad), _array(ctx.absolute), chunk_grads,
+            )  # fmt: skip
         # NumPy sums a fixed number of chunks in a fixed order, whatever the number of threads.
         pose_grad = torch.from_numpy(chunk_grads.sum(axis=0).astype(np.float32))
         view_grad = torch.cat([pose_grad[:3], torch.zeros(1, 4)])
-        through = np.einsum("hw,hwc->c", transmittance, image_grad[..., :3].numpy(), dtype=np.float64)
-        background_grad = torch.from_numpy(through.astype(np.float32))
+        background_grad = None
+        if ctx.needs_input_grad[9]:
+            through = np.einsum("hw,hwc->c", transmittance, image_grad[..., :3].numpy(), dtype=np.float64)
+            background_grad = torch.from_numpy(through.astype(np.float32))
         return *grads, view_grad, pose_grad[3, :3].clone(), None, background_grad, means2d_grad, None, None
 
 
 def _array(tensor: Tensor) -> Any:
     """The tensor's memory as a NumPy array; refuses what the kernels would misread."""
     if tensor.device.type != "cpu" or tensor.dtype != torch.float32 or not tensor.is_contiguous():
-        raise ValueError(f"the CPU kernels take contiguous float32 CPU tensors, not {tensor.dtype} on {tensor.device}")
+        kind = f"{'' if tensor.is_contiguous() else 'strided '}{tensor.dtype} on {tensor.device}"
+        raise ValueError(f"the CPU kernels take contiguous float32 CPU tensors, not {kind}")
     return tensor.detach().numpy()
+
+
+def wants_gradient(inputs: Sequence[Tensor]) -> bool:
+    """Whether anything is to be differentiated at all."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
 
 
 def rasterize(
@@ -140,7 +151,8 @@ def rasterize(
         if asked for, ``.absgrad`` [N, 2].
     """
     if means2d is None:
-        means2d = torch.zeros(means.shape[0], 2, requires_grad=torch.is_grad_enabled())
+        inputs = (means, quats, scales, opacities, sh0, sh_rest, view, background)
+        means2d = torch.zeros(means.shape[0], 2, requires_grad=wants_gradient(inputs))
     if absolute is None:
         absolute = torch.zeros(means.shape[0], 2)
     if settings.absolute:
@@ -148,5 +160,5 @@ def rasterize(
     # The inverse is differentiable as for any matrix, as gsplat's is; for a rigid one it is -R^T t.
     centre = torch.linalg.inv(view)[:3, 3]
     tensors = [t.contiguous() for t in (means, quats, scales, opacities, sh0, sh_rest, view, centre)]
-    image, alpha, radii = Rasterize.apply(*tensors, intrinsics, background, means2d, absolute, settings)
+    image, alpha, radii = Rasterize.apply(*tensors, intrinsics, background.contiguous(), means2d, absolute, settings)
     return image, alpha, radii, means2d

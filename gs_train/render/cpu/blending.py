@@ -3,7 +3,7 @@
 Not here: which Gaussians a tile has (``tiles``) and where their records come from (``projection``). A tile's pixels live in one small
 float32 scratch array of planes (transmittance, colours, sums), reached with constant offsets and unsigned indices: with several arrays, or
 signed indices, LLVM has to assume overlap and silently stops vectorising. A pixel that has had enough is marked by a negative
-transmittance. The backward pass runs front to back as the forward pass does and recomputes the same transmittance, bit for bit.
+transmittance. The backward pass runs front to back as the forward pass does and recomputes the same transmittance.
 
 The gradient of a pixel, with v the gradient of its colour and v_alpha that of its alpha: let R_i be what lies behind Gaussian i,
 R_i = sum_{j>i} T_j alpha_j (c_j . v) + T_final (background . v - v_alpha). Then dL/dalpha_i = T_i (c_i . v) - R_i / (1 - alpha_i), and
@@ -176,9 +176,11 @@ def blend_forward(records, tile_start, pairs, background, image, transmittance):
     for tile in prange(tile_start.shape[0] - 1):
         s = np.zeros(_SIZE, np.float32)
         _set_up_planes(s)
-        for pixel in range(_PLANE):
-            s[_AT_T + pixel] = _ONE
         x0, y0 = (tile % tiles_x) * TILE, (tile // tiles_x) * TILE
+        # Pixels beyond the image keep a transmittance of zero, so they take no part.
+        for row in range(min(TILE, height - y0)):
+            for x in range(min(TILE, width - x0)):
+                s[_AT_T + np.uint64(row * TILE + x)] = _ONE
         for begin in range(tile_start[tile], tile_start[tile + 1], int(_BATCH)):
             if _all_done(s):
                 break
@@ -274,7 +276,6 @@ def blend_backward(records, tile_start, pairs, image, transmittance, image_grad,
         s = np.zeros(_SIZE, np.float32)
         _set_up_planes(s)
         x0, y0 = (tile % tiles_x) * TILE, (tile // tiles_x) * TILE
-        # Pixels beyond the image keep a transmittance of zero, so they take no part.
         for row in range(min(TILE, height - y0)):
             for x in range(min(TILE, width - x0)):
                 pixel = np.uint64(row * TILE + x)

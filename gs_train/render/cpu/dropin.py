@@ -1,7 +1,8 @@
 """``rasterization``: a drop-in for ``gsplat.rasterization`` on CPU tensors.
 
 Same argument names, shapes and return values. An argument we do not support is refused by name as soon as it differs from what gsplat does
-without it; nothing is ignored silently. The invariant: what is accepted computes gsplat 1.5.3's function.
+without it; nothing is ignored silently. Importing it makes Numba prefer wide vectors and a threading layer that survives forks, and calling
+it sets Numba's number of threads to torch's. The invariant: what is accepted computes gsplat 1.5.3's function.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gs_train.render.cpu.autograd import Settings, rasterize
+from gs_train.render.cpu.autograd import Settings, rasterize, wants_gradient
 
 _MAX_SH_DEGREE = 4
 RenderMode = Literal["RGB", "D", "ED", "RGB+D", "RGB+ED"]
@@ -94,7 +95,8 @@ def rasterization(
         antialiased=rasterize_mode == "antialiased", depth=render_mode != "RGB", absolute=absgrad,
     )  # fmt: skip
     # One leaf for all cameras: each writes its projected means into its row and sends its gradient back there.
-    means2d = torch.zeros(cameras, count, 2, requires_grad=torch.is_grad_enabled())
+    inputs = [means, quats, scales, opacities, colors, viewmats, *([] if backgrounds is None else [backgrounds])]
+    means2d = torch.zeros(cameras, count, 2, requires_grad=wants_gradient(inputs))
     absolute = torch.zeros(cameras, count, 2)
     images, alphas, radii = [], [], []
     for c in range(cameras):

@@ -224,7 +224,7 @@ def _quaternion_backward(q: tuple, v: NDArray, quats_grad: NDArray, i: int) -> N
 
 
 @helper
-def _shape_from_sums(sums: NDArray, record: NDArray, xx: float, xy: float, yy: float) -> tuple[float, float, float, float, float]:
+def _shape_from_sums(sums: NDArray, xx: float, xy: float, yy: float) -> tuple[float, float, float, float, float]:
     """From moments of g = alpha * dL/dalpha to (mean x, mean y, cov xx, cov xy, cov yy), cov as after the low-pass."""
     k = -xy / yy
     a = 1.0 / (xx - xy * xy / yy)
@@ -307,19 +307,17 @@ def project_backward(means, quats, scales, opacities, sh_rest, degree, view, cen
             _project_shape(camera, width, height, view, t, rotation, scale, p)
             xx, xy, yy = _covariance(p)
             eps = camera[EPS2D]
-            mean_x, mean_y, v_xx, v_xy, v_yy = _shape_from_sums(sums, record, xx + eps, xy, yy + eps)
+            mean_x, mean_y, v_xx, v_xy, v_yy = _shape_from_sums(sums, xx + eps, xy, yy + eps)
             opacity = np.float64(opacities[i])
+            opacities_grad[i] = sums[SUM_G] / opacity
             if antialiased:
                 compensation = _compensation(xx, xy, yy, eps)
-                opacities_grad[i] = sums[SUM_G] / opacity
                 # d log(compensation): half the difference of d log(det) before and after the low-pass.
                 before = 0.5 * sums[SUM_G] / (xx * yy - xy * xy) if compensation > 0.0 else 0.0
                 after = 0.5 * sums[SUM_G] / ((xx + eps) * (yy + eps) - xy * xy) if compensation > 0.0 else 0.0
                 v_xx += before * yy - after * (yy + eps)
                 v_yy += before * xx - after * (xx + eps)
                 v_xy += -2.0 * xy * (before - after)
-            else:
-                opacities_grad[i] = sums[SUM_G] / opacity
             means2d_grad[i, 0] = mean_x
             means2d_grad[i, 1] = mean_y
             absolute_grad[i, 0] = sums[SUM_ABS_X]
