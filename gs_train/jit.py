@@ -90,6 +90,11 @@ def _cache_folder() -> Path:
     return root / "gs_train" / f"kernels-{digest.hexdigest()[:12]}"
 
 
+def kernels_cached() -> bool:
+    """Whether kernels of this state of our sources were compiled on this machine before."""
+    return any(_cache_folder().glob("**/*.nbc"))
+
+
 def follow_torch_threads() -> None:
     """Use as many threads as torch does, so that one knob (``torch.set_num_threads`` or OMP_NUM_THREADS) rules both."""
     numba.set_num_threads(max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)))

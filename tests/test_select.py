@@ -51,11 +51,13 @@ def test_cpu_on_request(gpu: None, said: list[str]) -> None:
     assert selection.reason == "cpu: asked for by --device cpu"
 
 
-def test_auto_without_gpu_is_the_cpu(no_gpu: None, said: list[str]) -> None:
+@pytest.mark.parametrize("cached", [True, False])
+def test_auto_without_gpu_is_the_cpu(no_gpu: None, said: list[str], monkeypatch: pytest.MonkeyPatch, cached: bool) -> None:
+    monkeypatch.setattr("gs_train.jit.kernels_cached", lambda: cached)
     selection = select_rasterizer("auto", said.append)
     assert selection.rasterizer.name == "cpu"
     assert selection.reason == "cpu: torch sees no CUDA device"
-    assert said == []
+    assert said == ([] if cached else ["The CPU kernels are compiled at their first use: about a minute, once per machine."])
 
 
 def test_cuda_without_gpu_is_the_users_error(no_gpu: None, said: list[str]) -> None:

@@ -31,19 +31,19 @@ def select_rasterizer(device: Literal["auto", "cuda", "cpu"], say: Callable[[str
 
     Args:
         device: ``auto`` takes CUDA when torch sees a GPU and gsplat's kernels load, else the CPU.
-        say: takes one line before gsplat compiles, which lasts minutes and happens once.
+        say: takes one line before kernels are compiled, which happens once per machine: minutes for gsplat's, a minute for ours.
 
     Raises:
         UserError: ``cuda`` was asked for and cannot be had.
     """
     if device == "cpu":
-        return _cpu("asked for by --device cpu")
+        return _cpu("asked for by --device cpu", say)
     if not torch.cuda.is_available():
         if device == "cuda":
             raise UserError(
                 "--device cuda: torch sees no CUDA device; install the NVIDIA driver and a CUDA build of torch, or use --device cpu."
             )
-        return _cpu("torch sees no CUDA device")
+        return _cpu("torch sees no CUDA device", say)
 
     from gs_train.render import gsplat_cuda
 
@@ -58,11 +58,14 @@ def select_rasterizer(device: Literal["auto", "cuda", "cpu"], say: Callable[[str
         raise UserError(
             f"--device cuda: {fault}; gs-train doctor says what to install for torch {torch.__version__}, or use --device cpu."
         )
-    return _cpu(f"there is {gpu}, but {fault}")
+    return _cpu(f"there is {gpu}, but {fault}", say)
 
 
-def _cpu(why: str) -> Selection:
+def _cpu(why: str, say: Callable[[str], None]) -> Selection:
     # Imported here because Numba takes a second to load, which a run on CUDA need not wait for.
+    from gs_train.jit import kernels_cached
     from gs_train.render.cpu.rasterizer import CpuRasterizer
 
+    if not kernels_cached():
+        say("The CPU kernels are compiled at their first use: about a minute, once per machine.")
     return Selection(rasterizer=CpuRasterizer(), device=torch.device("cpu"), reason=f"cpu: {why}")
