@@ -17,14 +17,14 @@ PACKED_MULTIPLY_ADD = {
     "aarch64": r"\bfmla\s+v\d+\.4s|\bfmla\s+z\d+\.s",
     "arm64": r"\bfmla\.4s\s|\bfmla\s+v\d+\.4s",
 }
-FLOATS, INDEX = types.float32[::1], types.uint64
+FLOATS, TABLE, INDEX = types.float32[::1], types.float32[:, ::1], types.uint64
 
 LOOPS = {
     # name: (function, signature, packed multiply-adds that one pass of the loop needs at least)
     "forward": (blending._forward_rgb, (FLOATS, INDEX), 8),
     "forward with depth": (blending._forward_rgbd, (FLOATS, INDEX), 8),
-    "backward": (blending._backward_rgb, (FLOATS, INDEX, FLOATS), 12),
-    "backward with depth": (blending._backward_full, (FLOATS, INDEX, FLOATS), 14),
+    "backward": (blending._backward_rgb, (FLOATS, INDEX, TABLE, types.int32), 12),
+    "backward with depth": (blending._backward_full, (FLOATS, INDEX, TABLE, types.int32), 14),
     "blur of rows": (losses_cpu._blur_across, (FLOATS, INDEX, INDEX), 4),
     "blur of products": (losses_cpu._blur_product_across, (FLOATS, INDEX, INDEX, INDEX), 4),
     "blur of columns": (losses_cpu._blur_down, (FLOATS, INDEX), 4),

@@ -204,7 +204,7 @@ def _make_backward(full: bool) -> Callable[..., None]:
     """The loop over the pixels of one Gaussian in one tile; ``full`` adds depth and the sums of |dL/dmean2d| per axis."""
 
     @helper  # type: ignore[untyped-decorator]
-    def blend_one(s, e, sums):  # type: ignore[no-untyped-def]
+    def blend_one(s, e, sums, slot):  # type: ignore[no-untyped-def]
         dx0, dy0, a, k, c, log2_opacity = s[_B_DX0 + e], s[_B_DY0 + e], s[_B_A + e], s[_B_K + e], s[_B_C + e], s[_B_O + e]
         red, green, blue, depth = s[_B_R + e], s[_B_G + e], s[_B_B + e], s[_B_D + e]
         first, count = _pixels(s, e)
@@ -249,9 +249,10 @@ def _make_backward(full: bool) -> Callable[..., None]:
             if full:
                 sum_ax = accumulate(sum_ax, abs(mean_x_u * gu))
                 sum_ay = accumulate(sum_ay, abs(mean_y_u * gu + mean_y_y * gy))
-        sums[SUM_G], sums[SUM_U], sums[SUM_UU], sums[SUM_Y], sums[SUM_UY], sums[SUM_YY] = sum_g, sum_u, sum_uu, sum_y, sum_uy, sum_yy
-        sums[SUM_RED], sums[SUM_GREEN], sums[SUM_BLUE], sums[SUM_DEPTH] = sum_r, sum_gr, sum_b, sum_d
-        sums[SUM_ABS_X], sums[SUM_ABS_Y] = sum_ax, sum_ay
+        sums[slot, SUM_G], sums[slot, SUM_U], sums[slot, SUM_UU] = sum_g, sum_u, sum_uu
+        sums[slot, SUM_Y], sums[slot, SUM_UY], sums[slot, SUM_YY] = sum_y, sum_uy, sum_yy
+        sums[slot, SUM_RED], sums[slot, SUM_GREEN], sums[slot, SUM_BLUE], sums[slot, SUM_DEPTH] = sum_r, sum_gr, sum_b, sum_d
+        sums[slot, SUM_ABS_X], sums[slot, SUM_ABS_Y] = sum_ax, sum_ay
 
     return blend_one  # type: ignore[no-any-return]
 
@@ -293,10 +294,10 @@ def blend_backward(records, tile_start, pairs, image, transmittance, image_grad,
             if not done:
                 _gather(s, records, pairs, begin, count, x0, y0)
             for e in range(count):
-                sums = slot_sums[pairs[begin + np.int64(e), 1]]
+                slot = pairs[begin + np.int64(e), 1]
                 if done:
-                    sums[:] = _ZERO
+                    slot_sums[slot, :] = _ZERO
                 elif full:
-                    _backward_full(s, e, sums)
+                    _backward_full(s, e, slot_sums, slot)
                 else:
-                    _backward_rgb(s, e, sums)
+                    _backward_rgb(s, e, slot_sums, slot)

@@ -111,11 +111,12 @@ def _compensation(xx: float, xy: float, yy: float, eps2d: float) -> float:
 
 @helper
 def _write_colour(record: NDArray, basis: NDArray, degree: int, sh0: NDArray, sh_rest: NDArray, i: int) -> None:
-    for channel in range(3):
-        value = basis[0] * sh0[i, channel] + 0.5
-        for k in range(1, (degree + 1) * (degree + 1)):
-            value += basis[k] * sh_rest[i, k - 1, channel]
-        record[RED + channel] = max(value, 0.0)
+    red, green, blue = basis[0] * sh0[i, 0] + 0.5, basis[0] * sh0[i, 1] + 0.5, basis[0] * sh0[i, 2] + 0.5
+    for k in range(1, (degree + 1) * (degree + 1)):
+        red += basis[k] * sh_rest[i, k - 1, 0]
+        green += basis[k] * sh_rest[i, k - 1, 1]
+        blue += basis[k] * sh_rest[i, k - 1, 2]
+    record[RED], record[GREEN], record[BLUE] = max(red, 0.0), max(green, 0.0), max(blue, 0.0)
 
 
 @parallel_kernel
@@ -193,17 +194,20 @@ def _colour_backward(record, sums, basis, gradient, degree, direction, length, s
     x, y, z = direction
     evaluate_basis(x, y, z, degree, basis)
     evaluate_gradient(x, y, z, degree, gradient)
+    # colour = max(SH + 0.5, 0): a colour at zero passes no gradient on.
+    red = sums[SUM_RED] if record[RED] > 0.0 else 0.0
+    green = sums[SUM_GREEN] if record[GREEN] > 0.0 else 0.0
+    blue = sums[SUM_BLUE] if record[BLUE] > 0.0 else 0.0
+    sh0_grad[i, 0], sh0_grad[i, 1], sh0_grad[i, 2] = red * basis[0], green * basis[0], blue * basis[0]
     gx, gy, gz = 0.0, 0.0, 0.0
-    for channel in range(3):
-        # colour = max(SH + 0.5, 0): a colour at zero passes no gradient on.
-        v = np.float64(sums[SUM_RED + channel]) if record[RED + channel] > 0.0 else 0.0
-        sh0_grad[i, channel] = v * basis[0]
-        for k in range(1, (degree + 1) * (degree + 1)):
-            sh_rest_grad[i, k - 1, channel] = v * basis[k]
-            coefficient = v * sh_rest[i, k - 1, channel]
-            gx += coefficient * gradient[k, 0]
-            gy += coefficient * gradient[k, 1]
-            gz += coefficient * gradient[k, 2]
+    for k in range(1, (degree + 1) * (degree + 1)):
+        coefficient = red * sh_rest[i, k - 1, 0] + green * sh_rest[i, k - 1, 1] + blue * sh_rest[i, k - 1, 2]
+        sh_rest_grad[i, k - 1, 0] = red * basis[k]
+        sh_rest_grad[i, k - 1, 1] = green * basis[k]
+        sh_rest_grad[i, k - 1, 2] = blue * basis[k]
+        gx += coefficient * gradient[k, 0]
+        gy += coefficient * gradient[k, 1]
+        gz += coefficient * gradient[k, 2]
     radial = gx * x + gy * y + gz * z
     return (gx - radial * x) / length, (gy - radial * y) / length, (gz - radial * z) / length
 

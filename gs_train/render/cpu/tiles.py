@@ -31,6 +31,7 @@ from gs_train.render.cpu.projection import (
 
 TILE = 16
 _RADIX_BITS = 11
+_SORT_CHUNKS = 16  # Fixed, though the sort is stable and its result does not depend on it.
 _LOG2_255 = math.log2(255.0) + 0.003  # With a margin for float32 rounding in blending, as projection's row interval has.
 
 
@@ -153,23 +154,44 @@ def fill_pairs(records, visible, tiles_x, first_interval, intervals, first_slot,
                     slot += 1
 
 
-@kernel
-def sort_by_tile(visible, order, first_slot, pair_tile, tiles):  # type: ignore[no-untyped-def]
-    """Counting sort of the slots, taken in depth order. Returns tile_start [tiles + 1] int64 and pairs [P, 2] int32 (Gaussian, slot)."""
+@parallel_kernel
+def count_tiles(order, first_slot, pair_tile, counts):  # type: ignore[no-untyped-def]
+    """Count how many slots each tile has from each stretch of the depth order: counts [chunks, tiles] int64, zero before."""
+    for chunk in prange(counts.shape[0]):
+        for position in range(chunk * len(order) // counts.shape[0], (chunk + 1) * len(order) // counts.shape[0]):
+            index = order[position]
+            for slot in range(first_slot[index], first_slot[index + 1]):
+                counts[chunk, pair_tile[slot]] += 1
+
+
+@parallel_kernel
+def scatter_pairs(visible, order, first_slot, pair_tile, cursors, pairs):  # type: ignore[no-untyped-def]
+    """Write every (Gaussian, slot) to its tile's part of ``pairs``; cursors [chunks, tiles] int64 say where each stretch begins there."""
+    for chunk in prange(cursors.shape[0]):
+        for position in range(chunk * len(order) // cursors.shape[0], (chunk + 1) * len(order) // cursors.shape[0]):
+            index = order[position]
+            for slot in range(first_slot[index], first_slot[index + 1]):
+                tile = pair_tile[slot]
+                at = cursors[chunk, tile]
+                pairs[at, 0] = visible[index]
+                pairs[at, 1] = slot
+                cursors[chunk, tile] = at + 1
+
+
+def sort_by_tile(visible: NDArray, order: NDArray, first_slot: NDArray, pair_tile: NDArray, tiles: int) -> tuple[NDArray, NDArray]:
+    """Stable counting sort of the slots, taken in depth order, in stretches that are counted and scattered in parallel.
+
+    Returns:
+        tile_start [tiles + 1] int64 and pairs [P, 2] int32 (Gaussian, slot), tile by tile, nearest first.
+    """
+    counts = np.zeros((_SORT_CHUNKS, tiles), np.int64)
+    count_tiles(order, first_slot, pair_tile, counts)
     tile_start = np.zeros(tiles + 1, np.int64)
-    for slot in range(pair_tile.shape[0]):
-        tile_start[pair_tile[slot] + 1] += 1
-    for tile in range(tiles):
-        tile_start[tile + 1] += tile_start[tile]
-    cursor = tile_start[:-1].copy()
+    np.cumsum(counts.sum(axis=0), out=tile_start[1:])
+    # Where each stretch begins in each tile: behind the tiles before, and behind the stretches before in the same tile.
+    cursors = np.cumsum(counts, axis=0) - counts + tile_start[:-1]
     pairs = np.empty((pair_tile.shape[0], 2), np.int32)
-    for position in range(order.shape[0]):
-        index = order[position]
-        for slot in range(first_slot[index], first_slot[index + 1]):
-            tile = pair_tile[slot]
-            pairs[cursor[tile], 0] = visible[index]
-            pairs[cursor[tile], 1] = slot
-            cursor[tile] += 1
+    scatter_pairs(visible, order, first_slot, pair_tile, cursors, pairs)
     return tile_start, pairs
 
 
