@@ -220,6 +220,38 @@ def test_unknown_camera_models(tmp_path: Path) -> None:
         read_model(tmp_path)
 
 
+def test_a_header_comment_with_thousands_of_digits(tmp_path: Path) -> None:
+    Model().write_text(tmp_path)
+    file = tmp_path / "cameras.txt"
+    file.write_text(file.read_text().replace("Number of cameras: 2", "Number of cameras: " + "9" * 5000))
+    with pytest.raises(UserError, match=r"cameras\.txt, line \d+: the file ends after 2 cameras and its header comment announces 9+:"):
+        read_model(tmp_path)
+
+
+def test_text_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    model = Model()
+    model.write_text(tmp_path)
+    for stem in ("cameras", "images", "points3D"):
+        file = tmp_path / f"{stem}.txt"
+        # Without the comments, so that the mark stands right before a number.
+        rows = [line for line in file.read_text().split("\n") if not line.startswith("#")]
+        file.write_text("\n".join(rows), encoding="utf-8-sig")
+    _check_matches(read_model(tmp_path), model)
+
+
+@pytest.mark.parametrize("kind", ["folder", "dead link"])
+def test_points_that_are_there_and_no_file(tmp_path: Path, suffix: str, kind: str) -> None:
+    WRITERS[suffix](Model(), tmp_path)
+    points = tmp_path / f"points3D.{suffix}"
+    points.unlink()
+    if kind == "folder":
+        points.mkdir()
+    else:
+        points.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=rf"points3D\.{suffix} cannot be read \("):
+        read_model(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "old", "new", "line"),
     [

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import struct
+import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from gs_train.errors import UserError
-from gs_train.scene.images import ImageCache, decode_image, image_size
+from gs_train.scene.images import ImageCache, check_images, decode_image, image_size
 from gs_train.scene.types import Camera, View
 
 
@@ -99,3 +102,76 @@ def test_a_truncated_image_is_named(tmp_path: Path, suffix: str) -> None:
     bad.unlink()
     with pytest.raises(UserError, match=re.escape(str(bad))):
         ImageCache(views)
+
+
+def _refused(path: Path, size: tuple[int, int]) -> str:
+    with pytest.raises(UserError, match=re.escape(f"{path} cannot be decoded (")) as caught:
+        decode_image(_view(path, size))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow decodes no AVIF")
+def test_damaged_avif_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "a.avif"
+    Image.fromarray(_noise((64, 48))).save(file)
+    data = bytearray(file.read_bytes())
+    data[data.index(b"mdat") + 4 :] = b"\xff" * (len(data) - data.index(b"mdat") - 4)
+    file.write_bytes(data)
+    _refused(file, (64, 48))
+
+
+def test_a_dds_of_an_unknown_kind_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "a.dds"
+    Image.fromarray(_noise((64, 48))).save(file)
+    data = bytearray(file.read_bytes())
+    data[80:84] = struct.pack("<I", 0x4)  # pixel format: by its four letters
+    data[84:88] = b"WHAT"
+    file.write_bytes(data)
+    _refused(file, (64, 48))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Failed to decode"), MemoryError(), NotImplementedError("x"), IndexError("out of range")])
+def test_whatever_a_decoder_raises_names_the_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Stands for decoders that this Pillow may lack, such as JPEG 2000's, which answers damage with a MemoryError."""
+    file = tmp_path / "a.png"
+    Image.fromarray(_noise((6, 5))).save(file)
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Image.Image, "convert", fail)
+    assert "--skip-missing" in _refused(file, (6, 5))
+
+
+def test_check_images_finds_the_damaged_one(tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.png", tmp_path / "bad.png"
+    Image.fromarray(_noise((64, 48))).save(good)
+    bad.write_bytes(good.read_bytes()[:2000])
+    check_images([_view(good, (64, 48))] * 3)
+    check_images([])
+    with pytest.raises(UserError, match=re.escape(f"{bad} cannot be decoded (")):
+        check_images([_view(good, (64, 48)), _view(bad, (64, 48))])
+
+
+def _png_header(file: Path, width: int, height: int) -> None:
+    """A PNG that announces a size and holds next to no pixels."""
+    chunks = ((b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(bytes(100))), (b"IEND", b""))
+    parts = [struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks]
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+
+
+def test_large_photos_pass_silently_and_huge_ones_are_refused_undecoded(tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for size in ((16384, 12288), (25000, 20000)):
+            _png_header(file, *size)
+            assert image_size(file) == size
+        Image.new("1", (9700, 9700), 1).save(file)
+        assert (decode_image(_view(file, (20, 20))) == 255).all()
+        _png_header(file, 25000, 20001)
+        for read in (lambda: image_size(file), lambda: decode_image(_view(file, (20, 20)))):
+            with pytest.raises(UserError, match=r"a\.png is 25000x20001 px, and 500 megapixels is the most") as caught:
+                read()
+            assert "cannot be decoded" not in str(caught.value)

@@ -60,7 +60,7 @@ def test_split(tmp_path: Path, every: int) -> None:
         ((1601, 1201), 1, (1601, 1201)),
         ((101, 67), 2, (50, 34)),
         ((101, 67), 4, (25, 17)),
-        ((101, 67), 8, (13, 8)),
+        ((117, 92), 8, (15, 12)),
     ],
 )
 def test_resolution_scales_each_axis_by_its_true_ratio(
@@ -75,9 +75,9 @@ def test_resolution_scales_each_axis_by_its_true_ratio(
 
 
 def test_a_folder_of_reduced_photos_is_used_when_it_fits(tmp_path: Path) -> None:
-    model = _large(101, 67)
+    model = _large(101, 91)
     _scene(tmp_path, model, photos=None)
-    for rounded in ((50, 33), (51, 34)):
+    for rounded in ((50, 45), (51, 46)):
         for *_, name in model.images:
             (tmp_path / "images_2" / name).parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", rounded).save(tmp_path / "images_2" / name)
@@ -90,12 +90,12 @@ def test_a_folder_of_reduced_photos_is_used_when_it_fits(tmp_path: Path) -> None
             np.testing.assert_allclose((camera.fx, camera.fy), (1.1 * rounded[0], 1.3 * rounded[1]), rtol=1e-12)
             assert scene.notices == ()
     camera = load_scene(tmp_path, SceneConfig(images="images_2", resolution=4, test_every=0)).train_views[0].camera
-    assert (camera.width, camera.height) == (13, 8), "a quarter of the 51x34 px in images_2, rounded half to even"
+    assert (camera.width, camera.height) == (13, 12), "a quarter of the 51x46 px in images_2, rounded half to even"
 
 
 @pytest.mark.parametrize("fault", ["size", "missing"])
 def test_a_folder_of_reduced_photos_that_does_not_fit_is_left_and_said(tmp_path: Path, fault: str) -> None:
-    model = Model()
+    model = _large(40, 30)
     _scene(tmp_path, model)
     model.write_photos(tmp_path / "images_2", divided_by=2 if fault == "missing" else 3)
     if fault == "missing":
@@ -154,6 +154,43 @@ def test_missing_images_are_counted_and_five_are_named(tmp_path: Path) -> None:
     scene = load_scene(tmp_path, SceneConfig(test_every=0, skip_missing=True))
     assert [view.name for view in scene.train_views] == ["00.png", "01.png", "02.png", "10.png", "11.png"]
     assert "going on without them" in scene.notices[0]
+
+
+def test_a_photo_name_too_long_for_any_disk_is_a_missing_photo(tmp_path: Path) -> None:
+    model = _large(40, 30)
+    _scene(tmp_path, model)
+    model.write_photos(tmp_path / "images_2", divided_by=2)
+    long = "x" * 300 + ".png"
+    model.images.append((99, (1.0, 0, 0, 0), (9.0, 0, 0), 1, long))
+    model.write_binary(tmp_path / "sparse/0")
+    assert long in _refused(tmp_path, "1 of 5 images .* are not in")
+    assert len(load_scene(tmp_path, SceneConfig(test_every=0, resolution=2, skip_missing=True)).train_views) == 4
+    _refused(tmp_path / long, r"cannot be read \(File name too long\)")
+
+
+@pytest.mark.parametrize(
+    "params", [(1e-300, 43, 21, 14), (42, 1e30, 21, 14), (42, 43, 1e300, 14), (42, 43, 21, -301), (42, 43, 441, 14), (0.03, 43, 21, 14)]
+)
+def test_intrinsics_of_no_lens_are_refused(tmp_path: Path, params: tuple[float, ...]) -> None:
+    model = Model()
+    model.cameras[0] = (1, 1, 40, 30, params)
+    _refused(_scene(tmp_path, model), r"cameras\.bin: camera 1 of 40x30 px cannot have the focal length")
+
+
+@pytest.mark.parametrize("params", [(0.041, 39_999, 21, 14), (42, 43, -399, 329)])
+def test_odd_intrinsics_that_a_lens_could_have_are_kept(tmp_path: Path, params: tuple[float, ...]) -> None:
+    model = Model()
+    model.cameras[0] = (1, 1, 40, 30, params)
+    camera = load_scene(_scene(tmp_path, model), ALL).train_views[1].camera
+    assert (camera.fx, camera.fy, camera.cx, camera.cy) == pytest.approx(params)
+
+
+def test_views_too_small_for_the_metrics_are_refused(tmp_path: Path) -> None:
+    _scene(tmp_path, _large(90, 85))
+    assert load_scene(tmp_path, SceneConfig(resolution=8, test_every=0)).train_views[0].camera.height == 11
+    _scene(tmp_path, _large(90, 83))
+    text = _refused(tmp_path, r"a\.png would be trained at 11x10 px with --resolution 8", SceneConfig(resolution=8, test_every=0))
+    assert "at least 11" in text
 
 
 def test_zero_registered_images(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from colmap_files import read_observations
 
 from gs_train.errors import UserError
+from gs_train.scene import sample
 from gs_train.scene.images import ImageCache
 from gs_train.scene.load import SceneConfig, camera_centres, load_scene
 from gs_train.scene.sample import still_life, write_sample_scene
@@ -39,7 +40,7 @@ def test_the_same_bytes_each_time_and_other_bytes_for_another_seed(tmp_path: Pat
     write_sample_scene(tmp_path / "other", seed=1, views=8, width=64, height=48, points=400)
     other = _files(tmp_path / "other")
     assert all(other[name] != first[name] for name in first if name != "sparse/0/cameras.bin")
-    assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "other"]
 
 
 def test_points_have_the_colour_of_the_pixels_they_were_seen_in(tiny_scene: Path) -> None:
@@ -88,6 +89,42 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
     empty.mkdir()
     write_sample_scene(empty, views=2, width=16, height=12, points=10)
     assert (empty / "images/view_001.png").is_file()
+    assert sorted(path.name for path in empty.iterdir()) == ["images", "sparse"]
+
+
+def test_the_empty_folder_one_stands_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_sample_scene(Path(), views=2, width=16, height=12, points=10)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "sparse"]
+
+
+def test_a_neighbour_called_partial_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "scene.partial").mkdir()
+    (tmp_path / "scene.partial" / "note.txt").write_text("mine")
+    write_sample_scene(tmp_path / "scene", views=2, width=16, height=12, points=10)
+    assert (tmp_path / "scene.partial" / "note.txt").read_text() == "mine"
+    ordinary = tmp_path / "ordinary"
+    ordinary.mkdir()
+    assert (tmp_path / "scene").stat().st_mode == ordinary.stat().st_mode
+
+
+def test_a_place_that_cannot_be_written_is_known_before_rendering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sample, "bake", lambda *_: pytest.fail("rendered first"))
+    (tmp_path / "file").write_text("mine")
+    for path in (tmp_path / "file" / "scene", tmp_path / "file" / "deeper" / "scene", tmp_path / ("x" * 300)):
+        with pytest.raises(UserError, match=r" cannot be written \(.+\): choose another folder\.$") as caught:
+            write_sample_scene(path, views=2, width=16, height=12, points=10)
+        assert str(path) in str(caught.value)
+
+
+def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sample, "_write_model", fail)
+    with pytest.raises(UserError, match=r"scene cannot be written \(No space left on device\)"):
+        write_sample_scene(tmp_path / "scene", views=2, width=16, height=12, points=10)
+    assert list(tmp_path.iterdir()) == []
 
 
 SHAPES = [Sphere(0.7), Box((0.3, 0.5, 0.8)), Frustum(0.5, 0.5, 0.6), Frustum(0.6, 0.05, 0.4), Frustum(0.2, 0.5, 0.3)]

@@ -135,7 +135,7 @@ def read_model(folder: Path) -> ColmapModel:
         if image.name in names:
             raise UserError(f"{images_path} lists image {image.name!r} twice: {_AGAIN}.")
         names.add(image.name)
-    if not points_path.is_file():
+    if not points_path.exists() and not points_path.is_symlink():  # a folder or a dead link is a fault, not "no points"
         points = PointCloud(xyz=np.empty((0, 3)), rgb=np.empty((0, 3), np.uint8))
     else:
         points = _points_binary(points_path) if binary else _points_text(points_path)
@@ -296,7 +296,7 @@ def _points_binary(path: Path) -> PointCloud:
 
 
 def _lines(path: Path) -> list[str]:
-    data = _read(path)
+    data = _read(path).removeprefix(b"\xef\xbb\xbf")  # the mark that some Windows editors put first
     try:
         return data.decode().split("\n")
     except UnicodeDecodeError as error:
@@ -315,7 +315,7 @@ def _records(lines: list[str]) -> Iterator[tuple[int, str]]:
 def _check_count(path: Path, lines: list[str], what: str, found: int) -> None:
     """COLMAP's header comment holds the count: the one way to notice a text file that was cut between two lines."""
     for line in lines[:8]:
-        announced = re.match(rf"#\s*Number of {what}:\s*(\d+)", line)
+        announced = re.match(rf"#\s*Number of {what}:\s*(\d{{1,18}})", line)
         if announced and int(announced[1]) > found:
             told = f"{path}, line {len(lines)}: the file ends after {found} {what} and its header comment announces {announced[1]}"
             raise UserError(f"{told}: {_AGAIN}, or correct the comment.")

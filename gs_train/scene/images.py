@@ -7,11 +7,11 @@ size of its view's camera.
 from __future__ import annotations
 
 import os
-import struct
-import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,14 @@ from PIL import Image
 from gs_train.errors import UserError
 from gs_train.scene.types import View
 
-# What Pillow's many decoders raise on damaged files. UnidentifiedImageError is an OSError.
-_DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+Result = TypeVar("Result")
+
+_MOST_PIXELS = 500_000_000
+_REMEDY = "copy the photo afresh, or take it out of the scene and train anew with --skip-missing"
+
+# Pillow warns from 89 megapixels on and refuses from 179 on, which are photos that phones take. What guards the memory here is _MOST_PIXELS
+# and the camera's size, which a photo must have. Pillow has this limit as a global alone, and decoding runs in threads, so it is set once.
+Image.MAX_IMAGE_PIXELS = None
 
 
 class ImageCache:
@@ -37,14 +43,7 @@ class ImageCache:
         Raises:
             UserError: an image is truncated, cannot be decoded or is no longer there; the message names it.
         """
-        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            futures = [pool.submit(decode_image, view, white_background=white_background) for view in views]
-            try:
-                self._images = [future.result() for future in futures]
-            except BaseException:
-                # The first fault ends it: without this the pool would decode all the rest before the message is seen.
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        self._images = _for_each(lambda view: decode_image(view, white_background=white_background), views)
 
     def __len__(self) -> int:
         return len(self._images)
@@ -58,19 +57,29 @@ class ImageCache:
         return sum(image.nbytes for image in self._images)
 
 
+def check_images(views: Sequence[View]) -> None:
+    """Decode every view's image and keep none, so that a damaged one is known before hours of training.
+
+    Raises:
+        UserError: as ``ImageCache`` does.
+    """
+
+    def check(view: View) -> None:
+        decode_image(view)
+
+    _for_each(check, views)
+
+
 def image_size(path: Path) -> tuple[int, int]:
     """(width, height) in px, from the file's header alone.
 
     An EXIF orientation is not applied, here or when decoding: a scene's camera describes the pixels as they are stored.
 
     Raises:
-        UserError: the file is no image that Pillow knows, or is damaged in its header.
+        UserError: the file is no image that Pillow knows, is damaged in its header, or has more than 500 megapixels.
     """
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except _DECODER_ERRORS as error:
-        raise _undecodable(path, error) from error
+    with _opened(path) as image:
+        return image.size
 
 
 def decode_image(view: View, *, white_background: bool = False) -> NDArray[np.uint8]:
@@ -80,17 +89,44 @@ def decode_image(view: View, *, white_background: bool = False) -> NDArray[np.ui
     half- and quarter-size folders of the public benchmarks were made with it, so that training on them or on a resized original agrees.
 
     Raises:
-        UserError: the file is truncated or cannot be decoded.
+        UserError: the file is truncated, cannot be decoded, or has more than 500 megapixels.
     """
     size = (view.camera.width, view.camera.height)
+    with _opened(view.image_path) as stored:
+        rgb = _to_rgb(stored, 255 if white_background else 0)
+        if rgb.size != size:
+            rgb = rgb.resize(size, Image.Resampling.LANCZOS)
+        return np.array(rgb, np.uint8)
+
+
+def _for_each(function: Callable[[View], Result], views: Sequence[View]) -> list[Result]:
+    """``function`` of every view, in their order, by a pool of threads."""
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        futures = [pool.submit(function, view) for view in views]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            # The first fault ends it: without this the pool would decode all the rest before the message is seen.
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The image in ``path``, its pixels not read yet; whatever goes wrong with it, in here or in the caller's block, is a ``UserError``."""
     try:
-        with Image.open(view.image_path) as stored:
-            rgb = _to_rgb(stored, 255 if white_background else 0)
-            if rgb.size != size:
-                rgb = rgb.resize(size, Image.Resampling.LANCZOS)
-            return np.array(rgb, np.uint8)
-    except _DECODER_ERRORS as error:
-        raise _undecodable(view.image_path, error) from error
+        with Image.open(path) as image:
+            width, height = image.size
+            if width * height > _MOST_PIXELS:
+                told = f"{path} is {width}x{height} px, and {_MOST_PIXELS // 1_000_000} megapixels is the most that a photo may have"
+                raise UserError(f"{told}: make the scene anew from smaller copies of the photos.")
+            yield image
+    except UserError:
+        raise
+    except Exception as error:
+        # Damage makes Pillow's many decoders raise nearly anything: OSError, SyntaxError, zlib.error, RuntimeError (AVIF),
+        # NotImplementedError (DDS), MemoryError (JPEG 2000) ...
+        raise _undecodable(path, error) from error
 
 
 def _to_rgb(image: Image.Image, background: int) -> Image.Image:
@@ -106,4 +142,4 @@ def _to_rgb(image: Image.Image, background: int) -> Image.Image:
 
 def _undecodable(path: Path, error: Exception) -> UserError:
     reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-    return UserError(f"{path} cannot be decoded ({reason}): copy the photo afresh, or take it out of the scene and add --skip-missing.")
+    return UserError(f"{path} cannot be decoded ({reason}): {_REMEDY}.")

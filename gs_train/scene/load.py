@@ -6,6 +6,7 @@ all that could be known to be wrong without decoding an image has been refused w
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,11 @@ _AUTO_WIDTH_PX = 1600
 _ROUNDING_PX = 1.0
 _FEWEST_TRAINING_VIEWS = 2
 _NAMED_AT_MOST = 5
+# The side of SSIM's window: a smaller view could be trained on, but never be evaluated.
+_SMALLEST_SIDE_PX = 11
+# Beyond these no lens is left, only a damaged model: the focal length over the larger side, and image sizes from the image to the centre.
+_FOCAL_PER_SIDE = (1e-3, 1e3)
+_CENTRE_OUTSIDE = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +68,7 @@ def load_scene(path: Path, config: SceneConfig) -> Scene:
     model = _find_and_read(path)
     photos = _find_photos(path, config, model)
     views = tuple(_view(photos, image, model, config.resolution) for image in photos.images)
+    _refuse_tiny(views, config.resolution)
     train, test = _split(views, config.test_every, path)
     points, point_notices = _finite_points(model.points)
     return Scene(
@@ -96,7 +103,11 @@ def scene_extent(views: Sequence[View], points: PointCloud) -> float:
 
 
 def _find_and_read(path: Path) -> ColmapModel:
-    if not path.exists():
+    try:
+        exists = path.exists()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): give a scene folder, or check its permissions.") from error
+    if not exists:
         raise UserError(f"{path} does not exist: give a scene folder, or write one with `gs-train sample DIR`.")
     if not path.is_dir():
         raise UserError(f"{path} is a file: give the scene folder that holds the photos and their COLMAP model.")
@@ -108,12 +119,23 @@ def _find_and_read(path: Path) -> ColmapModel:
     if not model.images:
         raise UserError(f"{model.images_path} registers no images: run the reconstruction again, or choose another of its models.")
     for image in model.images:
+        _refuse_absurd(model.cameras_path, image.camera_id, model.cameras[image.camera_id])
         camera_model = model.cameras[image.camera_id].model
         if camera_model not in ("SIMPLE_PINHOLE", "PINHOLE"):
             # The other models need their photos undistorted; whatever learns that takes this refusal's place.
             told = f"{model.cameras_path} has a camera of model {camera_model}, whose lens distortion cannot be trained"
             raise UserError(f"{told}: undistort the scene first with `colmap image_undistorter`.")
     return model
+
+
+def _refuse_absurd(file: Path, camera_id: int, camera: ColmapCamera) -> None:
+    """Refuse intrinsics that are numbers and no lens: they would train to black images without a word."""
+    fx, fy, cx, cy = camera.focal_and_centre()
+    lowest, highest = (bound * max(camera.width, camera.height) for bound in _FOCAL_PER_SIDE)
+    near = all(-_CENTRE_OUTSIDE * side <= c <= (1 + _CENTRE_OUTSIDE) * side for c, side in ((cx, camera.width), (cy, camera.height)))
+    if not (lowest <= min(fx, fy) and max(fx, fy) <= highest and near):
+        told = f"{file}: camera {camera_id} of {camera.width}x{camera.height} px cannot have the focal length {fx:g}, {fy:g} px"
+        raise UserError(f"{told} and the principal point {cx:g}, {cy:g} px: export the model again, or run the reconstruction again.")
 
 
 # ---- photos on disk
@@ -142,24 +164,34 @@ def _find_photos(path: Path, config: SceneConfig, model: ColmapModel) -> _Photos
         notices.append(f"{reduced} is not used, because {misfit}: the photos in {config.images} are resized instead.")
     folder = path / config.images
     if not folder.is_dir():
-        raise UserError(f"{folder} does not exist: name the folder of the photos with --images.")
-    missing = [image.name for image in images if not (folder / image.name).is_file()]
+        raise UserError(f"{folder} does not exist: put the photos there, or name their folder with `gs-train train --images`.")
+    missing = [image.name for image in images if not _on_disk(folder / image.name)]
     if missing:
         named = ", ".join(missing[:_NAMED_AT_MOST]) + (", ..." if len(missing) > _NAMED_AT_MOST else "")
         told = f"{len(missing)} of {len(images)} images that {model.images_path} lists are not in {folder} ({named})"
         if not config.skip_missing:
-            raise UserError(f"{told}: copy them there, or go on without them with --skip-missing.")
+            raise UserError(f"{told}: copy them there, or train without them with `gs-train train --skip-missing`.")
         notices.append(f"{told}: going on without them.")
         gone = set(missing)
         images = tuple(image for image in images if image.name not in gone)
     return _Photos(folder=folder, reduced=False, images=images, notices=tuple(notices))
 
 
+def _on_disk(file: Path) -> bool:
+    """Is there such a file? A name that is too long for the disk cannot be there."""
+    try:
+        return file.is_file()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise UserError(f"{file} cannot be read ({error.strerror}): check its permissions and the disk.") from error
+
+
 def _first_misfit(folder: Path, factor: int, model: ColmapModel, images: Sequence[ColmapImage]) -> str | None:
     """Why ``folder`` is not a copy of the photos at 1/factor of their size; None where it is one."""
     for image in images:
         file = folder / image.name
-        if not file.is_file():
+        if not _on_disk(file):
             return f"it has no {image.name}"
         size = image_size(file)
         if not _fits(size, model.cameras[image.camera_id], factor):
@@ -183,7 +215,7 @@ def _view(photos: _Photos, image: ColmapImage, model: ColmapModel, resolution: i
     suffix = re.search(r"_([248])$", photos.folder.name)
     if not _fits(size, source, 1) and not (suffix and _fits(size, source, int(suffix[1]))):
         told = f"{file} is {size[0]}x{size[1]} px and its camera in {model.cameras_path} is {source.width}x{source.height}"
-        raise UserError(f"{told}: name the folder of the photos that the model was made from with --images.")
+        raise UserError(f"{told}: use the photos that the model was made from (`gs-train train --images` names another folder).")
     camera = _pinhole(source, size if photos.reduced else _training_size(size, resolution))
     return View(name=image.name, image_path=file, camera=camera, world_to_camera=image.world_to_camera)
 
@@ -196,6 +228,14 @@ def _training_size(size: tuple[int, int], resolution: int) -> tuple[int, int]:
             return size
         return _AUTO_WIDTH_PX, max(1, round(height * _AUTO_WIDTH_PX / width))
     return max(1, round(width / resolution)), max(1, round(height / resolution))
+
+
+def _refuse_tiny(views: Sequence[View], resolution: int) -> None:
+    for view in views:
+        width, height = view.camera.width, view.camera.height
+        if min(width, height) < _SMALLEST_SIDE_PX:
+            told = f"{view.image_path} would be trained at {width}x{height} px with --resolution {resolution}"
+            raise UserError(f"{told}, and each side takes at least {_SMALLEST_SIDE_PX}: train with --resolution 1, or on larger photos.")
 
 
 def _pinhole(source: ColmapCamera, size: tuple[int, int]) -> Camera:
@@ -211,7 +251,7 @@ def _split(views: tuple[View, ...], test_every: int, path: Path) -> tuple[tuple[
     train = tuple(view for index, view in enumerate(views) if test_every == 0 or index % test_every)
     if len(train) < _FEWEST_TRAINING_VIEWS:
         told = f"{path} leaves {len(train)} of its {len(views)} views to train on with --test-every {test_every}"
-        raise UserError(f"{told}, and training takes at least {_FEWEST_TRAINING_VIEWS}: add photos, or give --test-every 0.")
+        raise UserError(f"{told}, and training takes at least {_FEWEST_TRAINING_VIEWS}: add photos, or train with --test-every 0.")
     return train, test
 
 

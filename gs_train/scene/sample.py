@@ -7,8 +7,8 @@ bytes in every file.
 from __future__ import annotations
 
 import math
-import shutil
 import struct
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gs_train.errors import UserError
-from gs_train.scene.sample_render import Array, Box, Frustum, Solid, Sphere, Texture, backdrop_distance, bake, cast, colours
+from gs_train.scene.sample_render import Array, Box, Frustum, Solid, Sphere, Texture, backdrop_distance, bake, cast, colours, contrasts
 
 _RING_RADII = (4.8, 4.4)
 _RING_HEIGHTS = (1.55, 3.1)
@@ -28,7 +28,6 @@ _FOCAL_PER_WIDTH = 1.06
 # Off the middle, as in a real camera, so that whoever forgets the principal point gets visibly worse results.
 _PRINCIPAL_POINT = (0.512, 0.489)
 _SUPERSAMPLING = 2
-_CONTRAST = 0.06
 _RAYS_AT_ONCE = 16384
 _BACKDROP_SHARE = 0.2
 # The share of the views that could see a point in which it is found; all of them where there are few.
@@ -49,30 +48,47 @@ def write_sample_scene(path: Path, *, seed: int = 0, views: int = 40, width: int
         points: about so many sparse points, most on the solids, some on the backdrop.
 
     Raises:
-        UserError: the folder holds something already.
+        UserError: the folder holds something already, or cannot be written.
     """
+    try:
+        _write_scene(path, seed, views, _Intrinsics(width, height), points)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror or error}): choose another folder.") from error
+
+
+def _write_scene(path: Path, seed: int, views: int, intrinsics: _Intrinsics, points: int) -> None:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} exists and is not empty: give a new folder for the sample scene, or delete this one.")
+    existed = path.exists()
+    beside = path if existed else path.parent
+    beside.mkdir(parents=True, exist_ok=True)
+    # Made before anything is rendered, so that a place that cannot be written to is known at once.
+    with tempfile.TemporaryDirectory(prefix=".gs-train-sample-", dir=beside, ignore_cleanup_errors=True) as temporary:
+        # A folder inside it, because the temporary one itself is closed to all other users.
+        partial = Path(temporary) / "scene"
+        for folder in ("images", "sparse/0"):
+            (partial / folder).mkdir(parents=True)
+        _render_into(partial, seed, views, intrinsics, points)
+        if existed:
+            # The folder stays the one it is, be it a link, a mount or where the user stands; the model comes last and makes it a scene.
+            for part in ("images", "sparse"):
+                (partial / part).rename(path / part)
+        else:
+            partial.rename(path)
+
+
+def _render_into(folder: Path, seed: int, views: int, intrinsics: _Intrinsics, points: int) -> None:
     # Independent streams, so that another number of points or views leaves the textures as they are.
     texture_seed, camera_seed, point_seed = np.random.SeedSequence(seed).spawn(3)
     solids = bake(still_life(np.random.default_rng(texture_seed)), seed)
-    intrinsics = _Intrinsics(width, height)
     poses = _ring_poses(np.random.default_rng(camera_seed), views)
     with ThreadPoolExecutor() as pool:
         photos = list(pool.map(lambda pose: _photo(solids, intrinsics, pose), poses))
     cloud = _surface_points(solids, intrinsics, poses, photos, points, np.random.default_rng(point_seed))
-
-    partial = path.with_name(path.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / "images").mkdir(parents=True)
-    (partial / "sparse" / "0").mkdir(parents=True)
     names = [f"view_{index:03d}.png" for index in range(views)]
     for name, photo in zip(names, photos, strict=True):
-        Image.fromarray(photo).save(partial / "images" / name)
-    _write_model(partial / "sparse" / "0", intrinsics, poses, names, cloud)
-    if path.exists():
-        path.rmdir()
-    partial.rename(path)
+        Image.fromarray(photo).save(folder / "images" / name)
+    _write_model(folder / "sparse" / "0", intrinsics, poses, names, cloud)
 
 
 # ---- the still life
@@ -267,22 +283,12 @@ def _look(
     return seen, place, hit
 
 
-def _contrasts(seen: Array) -> NDArray[np.bool_]:
-    """[H, W] pixels that differ clearly from a neighbour, given [H, W, 3] colours in 0..1."""
-    found = np.zeros(seen.shape[:2], np.bool_)
-    for here, there in (((slice(1, None),), (slice(-1),)), ((slice(None), slice(1, None)), (slice(None), slice(-1)))):
-        differs = np.abs(seen[here] - seen[there]).max(axis=-1) > _CONTRAST
-        found[here] |= differs
-        found[there] |= differs
-    return found
-
-
 def _photo(solids: tuple[Solid, ...], intrinsics: _Intrinsics, pose: NDArray[np.float64]) -> NDArray[np.uint8]:
     """[H, W, 3] uint8: one ray for every pixel, and the mean of several where one does not do."""
     width, height, side = intrinsics.width, intrinsics.height, _SUPERSAMPLING
     y, x = np.divmod(np.arange(width * height), width)
     seen = _look(solids, pose, intrinsics.rays(x + 0.5, y + 0.5))[0]
-    rough = np.flatnonzero(_contrasts(seen.reshape(height, width, 3)))
+    rough = np.flatnonzero(contrasts(seen.reshape(height, width, 3)))
     down, across = ((np.mgrid[:side, :side] + 0.5) / side).reshape(2, 1, -1)
     rays = intrinsics.rays((x[rough, None] + across).ravel(), (y[rough, None] + down).ravel())
     seen[rough] = _look(solids, pose, rays)[0].reshape(len(rough), -1, 3).mean(axis=1)
@@ -320,9 +326,9 @@ def _surface_points(
     for pose, photo in zip(poses, photos, strict=True):
         # Every other one where the photo has contrast, as feature detectors do; the rest anywhere.
         pixels = rng.integers(0, photo.shape[0] * photo.shape[1], each)
-        contrasts = np.flatnonzero(_contrasts(photo / np.float32(255)))
-        if len(contrasts):
-            pixels[::2] = rng.choice(contrasts, len(pixels[::2]))
+        edges = np.flatnonzero(contrasts(photo / np.float32(255)))
+        if len(edges):
+            pixels[::2] = rng.choice(edges, len(pixels[::2]))
         y, x = np.divmod(pixels, intrinsics.width)
         found.append(_look(solids, pose, intrinsics.rays(x + rng.random(each), y + rng.random(each))))
     colour, place, which = (np.concatenate(parts) for parts in zip(*found, strict=True))

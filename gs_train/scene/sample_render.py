@@ -22,6 +22,7 @@ Texture = Callable[[Array], Array]
 
 _SUN = np.array((-0.52, 0.38, 0.76), np.float32) / np.float32(math.sqrt(0.52**2 + 0.38**2 + 0.76**2))
 _FAR = np.float32(np.inf)
+_CONTRAST = 0.06
 _TINY = np.float32(1e-7)
 _NEAR = np.float32(1e-3)
 _BACKDROP_RADIUS = 9.0
@@ -335,3 +336,13 @@ def _look_up(light: Array, at: tuple[Array, Array]) -> tuple[Array, Array]:
 
 def _unit(vectors: Array) -> Array:
     return np.asarray(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True), np.float32)
+
+
+def contrasts(seen: Array) -> NDArray[np.bool_]:
+    """[H, W] pixels that differ clearly from a neighbour, given [H, W, 3] colours in 0..1."""
+    found = np.zeros(seen.shape[:2], np.bool_)
+    for here, there in (((slice(1, None),), (slice(-1),)), ((slice(None), slice(1, None)), (slice(None), slice(-1)))):
+        differs = np.abs(seen[here] - seen[there]).max(axis=-1) > _CONTRAST
+        found[here] |= differs
+        found[there] |= differs
+    return found

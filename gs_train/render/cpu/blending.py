@@ -86,10 +86,11 @@ def _set_up_planes(s):  # type: ignore[no-untyped-def]
 @helper
 def _all_done(s):  # type: ignore[no-untyped-def]
     """Whether no pixel of the tile (transmittance is the first plane) takes any more light."""
-    most = s[_N0]
+    # A count, because LLVM vectorises a sum that may be reordered, and not a maximum.
+    alive = _ZERO
     for pixel in range(_PLANE):
-        most = max(most, s[pixel])
-    return most <= _ZERO
+        alive = accumulate(alive, _ONE if s[pixel] > _ZERO else _ZERO)
+    return alive == _ZERO
 
 
 @helper
@@ -100,11 +101,13 @@ def _gather(s, records, pairs, begin, count, x0, y0):  # type: ignore[no-untyped
     extremes lie at the extreme points, limited to the tile. Rows count from the tile's first row: FIRST inclusive, STOP exclusive.
     """
     for e in range(count):
-        record = records[pairs[begin + np.int64(e), 0]]
-        s[_B_DX0 + e] = (record[MEAN_X] - np.float32(x0)) + (record[MEAN_X_FRACTION] - _HALF)
-        s[_B_DY0 + e] = (record[MEAN_Y] - np.float32(y0)) + (record[MEAN_Y_FRACTION] - _HALF)
-        s[_B_A + e], s[_B_K + e], s[_B_C + e], s[_B_O + e] = record[HALF_A], record[SHEAR], record[HALF_C], record[LOG2_OPACITY]
-        s[_B_R + e], s[_B_G + e], s[_B_B + e], s[_B_D + e] = record[RED], record[GREEN], record[BLUE], record[DEPTH]
+        # Not by a view of the row: Numba counts references to it, atomically.
+        i = pairs[begin + np.int64(e), 0]
+        s[_B_DX0 + e] = (records[i, MEAN_X] - np.float32(x0)) + (records[i, MEAN_X_FRACTION] - _HALF)
+        s[_B_DY0 + e] = (records[i, MEAN_Y] - np.float32(y0)) + (records[i, MEAN_Y_FRACTION] - _HALF)
+        s[_B_A + e], s[_B_K + e], s[_B_C + e] = records[i, HALF_A], records[i, SHEAR], records[i, HALF_C]
+        s[_B_O + e], s[_B_D + e] = records[i, LOG2_OPACITY], records[i, DEPTH]
+        s[_B_R + e], s[_B_G + e], s[_B_B + e] = records[i, RED], records[i, GREEN], records[i, BLUE]
     for e in range(_BATCH):
         a, k, c, dx0, dy0 = s[_B_A + e], s[_B_K + e], s[_B_C + e], s[_B_DX0 + e], s[_B_DY0 + e]
         q = s[_B_O + e] + _LOG2_255
