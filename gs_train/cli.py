@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gs_train import flags
+from gs_train import __version__, flags
 from gs_train.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,25 +25,43 @@ if TYPE_CHECKING:
     from gs_train.train.state import TrainState
 
 _USER_ERROR = 2
+_SIGPIPE = 13
+"""Its number on every POSIX system; Windows has no name for it."""
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``gs-train`` with ``arguments`` (the process's own if not given) and exit with its code."""
     try:
-        command = flags.parse(sys.argv[1:] if arguments is None else arguments)
-        code = _RUN[type(command)](command)
+        try:
+            code = _run(list(sys.argv[1:] if arguments is None else arguments))
+        finally:
+            _flush()
     except UserError as error:
         _complain(str(error))
         code = _USER_ERROR
+    except BrokenPipeError:
+        code = 128 + _SIGPIPE
     except OSError as error:
-        if error.errno not in _DISK_FULL:
+        if error.errno in _DISK_FULL:
+            _complain(f"{_full(error)} and run the command again; earlier files are intact.")
+        elif error.filename is not None:
+            told = error.strerror or error
+            _complain(f"{os.fsdecode(error.filename)} cannot be read or written ({told}): mend that and run the command again.")
+        else:
             raise
-        _complain(f"{_full(error)}: free space and run the command again; earlier files are intact.")
         code = _USER_ERROR
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
     sys.exit(code)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    if arguments == ["--version"]:
+        print(f"gs-train {__version__}")
+        return 0
+    command = flags.parse(arguments)
+    return _RUN[type(command)](command)
 
 
 def run_train(command: flags.TrainCommand) -> int:
@@ -52,15 +70,22 @@ def run_train(command: flags.TrainCommand) -> int:
 
     began_s = time.perf_counter()
     if command.scene is None:
-        raise UserError("gs-train train needs a SCENE: name its folder, or a run with --resume; gs-train sample DIR writes a scene to try.")
+        if command.resume is not None:
+            told = f"{command.resume / 'config.toml'} does not say which scene the run was trained on"
+            raise UserError(f"{told}: name it with gs-train train SCENE --resume {command.resume}.")
+        raise UserError("train needs a SCENE: name its folder, or a run with --resume; gs-train sample DIR writes a scene to try.")
     out = command.resume or command.out or Path("runs") / command.scene.resolve().name
     folder = RunFolder(out)
     if command.resume is None:
         folder.check_free(overwrite=command.overwrite)
+    elif not command.scene.exists():
+        raise UserError(f"{command.scene} does not exist: name where the scene is now with gs-train train SCENE --resume {out}.")
     scene = _load_scene(command.scene, command.config)
 
+    from gs_train.train.checkpoint import list_checkpoints
     from gs_train.train.loop import train
 
+    steps: list[int] = []
     with _stop_signals() as caught:
         try:
             state = train(
@@ -69,30 +94,35 @@ def run_train(command: flags.TrainCommand) -> int:
                 out,
                 resume=command.resume is not None,
                 overwrite=command.overwrite,
+                after_step=[lambda state: steps.append(state.iteration)],
                 should_stop=lambda: bool(caught),
                 notify=_note,
             )
         except OSError as error:
-            if error.errno in _DISK_FULL:
-                raise UserError(
-                    f"{_full(error)}: free space and go on with gs-train train --resume {out}; earlier files are intact."
-                ) from error
-            raise
+            if error.errno not in _DISK_FULL:
+                raise
+            remedy = f"go on with gs-train train --resume {out}; earlier files are intact"
+            if not list_checkpoints(folder.checkpoints):
+                remedy = "give the same command again with --overwrite (there is no checkpoint yet to go on from)"
+            raise UserError(f"{_full(error, out)} and {remedy}.") from error
     if state.iteration < command.config.iterations:
         print(f"Stopped after iteration {state.iteration} of {command.config.iterations}. Go on with: gs-train train --resume {out}")
         return 128 + caught[0]
-    _print_summary(folder, state, time.perf_counter() - began_s)
-    return 0
-
-
-def _print_summary(folder: Any, state: TrainState, spent_s: float) -> None:
-    peak = _peak_memory_gib()
-    memory = "" if peak is None else f", peak memory {peak:.2f} GiB"
-    seconds = f"{spent_s:.1f} s ({state.elapsed_s:.1f} s in the loop)"
-    print(f"Trained {state.iteration} iterations: {len(state.model):,} Gaussians, {seconds}{memory}.")
+    if steps:
+        _print_summary(state, time.perf_counter() - began_s, resumed=command.resume is not None)
+    else:
+        print(f"Already at iteration {state.iteration}: give a larger --iterations to go on.")
     print(f"Splat:   {folder.point_cloud(state.iteration)}")
     print(f"Metrics: {folder.metrics}")
     print(f"Next:    gs-train eval {folder.path}")
+    return 0
+
+
+def _print_summary(state: TrainState, spent_s: float, *, resumed: bool) -> None:
+    peak = _peak_memory_gib()
+    memory = "" if peak is None else f", peak memory {peak:.2f} GiB"
+    seconds = f"{spent_s:.1f} s ({state.elapsed_s:.1f} s in the loop{' over all resumes' if resumed else ''})"
+    print(f"Trained {state.iteration} iterations: {len(state.model):,} Gaussians, {seconds}{memory}.")
 
 
 def run_eval(command: flags.EvalCommand) -> int:
@@ -112,6 +142,8 @@ def run_eval(command: flags.EvalCommand) -> int:
     scene_path = command.scene or scene_path
     if scene_path is None:
         raise UserError(f"{folder.config} does not say which scene the run was trained on: name it with --scene.")
+    if not scene_path.exists():
+        raise UserError(f"{scene_path} does not exist: name where the scene of {command.run} is now with --scene DIR.")
     scene = _load_scene(scene_path, config)
     checkpoint = newest_sound(folder.checkpoints, _note)
     check_scene(checkpoint, scene)
@@ -135,7 +167,7 @@ def run_eval(command: flags.EvalCommand) -> int:
         evaluation, folder.path, iteration=checkpoint.iteration, split=split, gaussians=gaussians, rasterizer=name
     )
     figures = f"PSNR {evaluation.psnr:.2f} dB, SSIM {evaluation.ssim:.4f} (valid region)"
-    print(f"Iteration {checkpoint.iteration}, {len(views)} {split} views: {figures}.")
+    print(f"Iteration {checkpoint.iteration}, {len(views)} {split} view{'' if len(views) == 1 else 's'}: {figures}.")
     print(f"Results: {results}\nPer view: {per_view}\nPhoto beside render: {evaluation.images[0]}")
     print(f"Next: gs-train export {command.run} splat.ply")
     return 0
@@ -253,9 +285,23 @@ def _peak_memory_gib() -> float | None:
     return peak / 2**30 if sys.platform == "darwin" else peak / 2**20
 
 
-def _full(error: OSError) -> str:
-    where = "" if error.filename is None else f" at {error.filename}"
-    return f"The disk is full{where} ({error.strerror})"
+def _full(error: OSError, folder: Path | None = None) -> str:
+    """What no longer fits, and the first half of the remedy; ``folder`` serves where the error names no file."""
+    place = folder if error.filename is None else error.filename
+    if error.errno == errno.EFBIG:
+        what = "A file" if place is None else f"A file in {place}" if error.filename is None else place
+        return f"{what} cannot grow ({error.strerror}): lift the limit on the size of files (ulimit -f)"
+    return f"The disk is full{'' if place is None else f' at {place}'} ({error.strerror}): free space"
+
+
+def _flush() -> None:
+    """Flush stdout here and not when Python ends, where a fault can no longer be told; what cannot be written is then dropped."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
 
 
 def _print_facts(facts: Sequence[tuple[str, str]]) -> None:

@@ -41,7 +41,7 @@ class TrainCommand:
     resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     """Go on with this run from its newest sound checkpoint, also past its end with a larger --iterations."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Replace the run that --out already holds."""
+    """Replace the run that --out already holds; other files in the folder stay."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
     """Settings of the training."""
 
@@ -128,7 +128,7 @@ def parse(arguments: Sequence[str]) -> Command:
     if name in ("-h", "--help") or name.startswith("--tyro-"):
         return _parse_with_tyro(arguments, {})
     if name not in COMMANDS:
-        raise UserError(f"gs-train has no subcommand {name}{nearest(name, list(COMMANDS))}: the subcommands are {', '.join(COMMANDS)}.")
+        raise UserError(f"there is no subcommand {name}{nearest(name, list(COMMANDS))}: the subcommands are {', '.join(COMMANDS)}.")
     given = _given_flags(arguments[1:])
     _refuse_unknown(name, given)
     defaults: dict[str, Any] = {}
@@ -168,7 +168,7 @@ def _refuse_unknown(command: str, given: Sequence[str]) -> None:
     known = [*flags_of(COMMANDS[command]), "--help"]
     for flag in given:
         if flag not in known:
-            raise UserError(f"gs-train {command} has no flag {flag}{nearest(flag, known)}: see gs-train {command} --help.")
+            raise UserError(f"{command} has no flag {flag}{nearest(flag, known)}: see gs-train {command} --help.")
 
 
 def _refuse_with_resume(given: Sequence[str]) -> None:
@@ -211,7 +211,7 @@ def _parse_with_tyro(arguments: Sequence[str], defaults: dict[str, Any]) -> Comm
             command, left_over = tyro.cli(
                 any_of_them,
                 prog="gs-train",
-                description="Train a Gaussian splat from photos with known cameras, on any machine.",
+                description="Train a Gaussian splat from photos with known cameras, on any machine. --version tells the version.",
                 args=arguments,
                 return_unknown_args=True,
                 registry=_numbers,
@@ -219,9 +219,9 @@ def _parse_with_tyro(arguments: Sequence[str], defaults: dict[str, Any]) -> Comm
     except SystemExit as exit_:
         if exit_.code in (0, None):
             raise
-        raise UserError(f"gs-train {arguments[0]}: {_one_sentence(told.getvalue())}; see gs-train {arguments[0]} --help.") from None
+        raise UserError(f"{arguments[0]}: {_one_sentence(told.getvalue())}; see gs-train {arguments[0]} --help.") from None
     if left_over:
-        raise UserError(f"gs-train {arguments[0]} does not know what to do with {left_over[0]}: see gs-train {arguments[0]} --help.")
+        raise UserError(f"{arguments[0]} does not know what to do with {left_over[0]}: see gs-train {arguments[0]} --help.")
     assert isinstance(command, tuple(COMMANDS.values()))
     return command  # type: ignore[return-value]
 

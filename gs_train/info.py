@@ -81,17 +81,30 @@ def _run_facts(folder: RunFolder, notify: Callable[[str], None]) -> Facts:
     from gs_train.train.checkpoint import list_checkpoints, newest_sound
 
     config, scene = read_config(folder.config)
-    facts = [("run", str(folder.path)), ("scene", str(scene)), ("iterations", f"{config.iterations:,} asked for")]
+    facts = [
+        ("run", str(folder.path)),
+        ("scene", "not named in config.toml" if scene is None else str(scene)),
+        ("iterations", f"{config.iterations:,} asked for"),
+    ]
     if list_checkpoints(folder.checkpoints):
         facts += _checkpoint_facts(newest_sound(folder.checkpoints, notify))
     else:
         facts.append(("checkpoint", "none yet"))
     results = folder.path / "results.json"
     if results.is_file():
-        figures = json.loads(results.read_text(encoding="utf-8"))
-        quality = f"PSNR {figures['psnr']:.2f} dB, SSIM {figures['ssim']:.4f}"
-        facts.append(("results", f"at iteration {figures['iteration']}: {quality} on {figures['views']} {figures['split']} views"))
+        facts.append(("results", _results(results)))
     return facts
+
+
+def _results(path: Path) -> str:
+    """The figures of a results.json. A damaged one keeps nobody from anything, so it is told and not refused."""
+    try:
+        figures = json.loads(path.read_text(encoding="utf-8"))
+        quality = f"PSNR {figures['psnr']:.2f} dB, SSIM {figures['ssim']:.4f}"
+        views = f"{figures['views']} {figures['split']} view" + ("" if figures["views"] == 1 else "s")
+        return f"at iteration {figures['iteration']}: {quality} on {views}"
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return f"{path} is damaged: write it afresh with gs-train eval {path.parent}"
 
 
 def _checkpoint_facts(checkpoint: Checkpoint) -> Facts:
@@ -106,6 +119,8 @@ def _checkpoint_facts(checkpoint: Checkpoint) -> Facts:
 
 
 def _splat_facts(data: SplatData) -> Facts:
+    if len(data) == 0:
+        return [("Gaussians", "0"), ("SH degree", str(data.sh_degree))]
     arrays = (data.xyz, data.f_dc, data.f_rest, data.opacity, data.scaling, data.rotation)
     finite = np.ones(len(data), dtype=bool)
     for array in arrays:
@@ -114,11 +129,14 @@ def _splat_facts(data: SplatData) -> Facts:
     if not finite.all():
         facts.append(("damaged", f"{int((~finite).sum()):,} Gaussians with NaN or infinite values"))
     if finite.any():
-        opacity = 1.0 / (1.0 + np.exp(-data.opacity[finite].astype(np.float64)))
+        # Logits and logarithms of any size are a splat's own business; those past a float's range become 0 or infinite.
+        with np.errstate(over="ignore"):
+            opacity = 1.0 / (1.0 + np.exp(-data.opacity[finite].astype(np.float64)))
+            scale = np.exp(data.scaling[finite].astype(np.float64))
         facts += [
             ("box", f"{_triple(data.xyz[finite].min(axis=0))} to {_triple(data.xyz[finite].max(axis=0))}"),
             ("opacity", f"median {np.median(opacity):.3f}"),
-            ("scale", f"median {np.median(np.exp(data.scaling[finite].astype(np.float64))):.4g} world units"),
+            ("scale", f"median {np.median(scale):.4g} world units"),
         ]
     return facts
 

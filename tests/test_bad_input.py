@@ -7,9 +7,11 @@ checkpoint) are here too: they are said aloud, and training goes on.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,10 @@ from colmap_files import Model
 from command_line import environment, gs_train
 from PIL import Image
 
+from gs_train import cli
 from gs_train.scene.colmap import CAMERA_MODELS
+from gs_train.scene.load import SceneConfig, load_scene
+from gs_train.train import loop
 from gs_train.train.checkpoint import list_checkpoints, read_checkpoint
 
 SHORT = ("--iterations", 2, "--device", "cpu", "--max-gaussians", 300)
@@ -42,6 +47,17 @@ def refused_before_training(*arguments: object, **options: Any) -> str:
     assert done.stderr.startswith("gs-train: ")
     assert done.stderr.count("\n") == 1
     return done.stderr.removeprefix("gs-train: ").rstrip("\n")
+
+
+def refused_here(*arguments: object) -> str:
+    """As ``refused``, in this process, which is faster; a traceback would come out of it as the exception itself."""
+    told = io.StringIO()
+    with redirect_stderr(told), pytest.raises(SystemExit) as done:
+        cli.main([str(argument) for argument in arguments])
+    assert done.value.code == 2, told.getvalue()
+    last = told.getvalue().splitlines()[-1]
+    assert last.startswith("gs-train: ")
+    return last.removeprefix("gs-train: ")
 
 
 def scene_of(model: Model, folder: Path, *, text: bool = True) -> Path:
@@ -188,6 +204,62 @@ def test_out_that_holds_something_else(scene: Path, tmp_path: Path) -> None:
     assert (tmp_path / "other" / "file").exists()
 
 
+@pytest.mark.parametrize("place", ["file/sub", "file/sub/deep", "x" * 300, "readonly/new", "readonly"])
+def test_out_that_cannot_be_written(scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "readonly").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    if place.startswith("readonly"):
+        # Simulated, because a superuser may write anywhere.
+        real = os.mkdir
+
+        def mkdir(path: Any, *rest: Any, **named: Any) -> None:
+            if "/readonly" in str(path):
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+            real(path, *rest, **named)
+
+        monkeypatch.setattr(os, "mkdir", mkdir)
+    # The scene does not exist: the folder is looked at first.
+    sentence = refused_here("train", scene / "nowhere", "--out", tmp_path / place)
+    assert sentence.startswith(f"--out {tmp_path / place} cannot be written (")
+    assert sentence.endswith("): choose another folder.")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_looking_at_out_leaves_nothing_behind(scene: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    assert "nowhere does not exist" in refused_here("train", scene / "nowhere", "--out", tmp_path / "deep" / "run")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG])
+def test_full_disk_before_the_first_checkpoint(scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(loop, "train", full)
+    out = tmp_path / "run"
+    sentence = refused_here("train", scene, "--out", out, *SHORT)
+    what = f"The disk is full at {out} (" if number == errno.ENOSPC else f"A file in {out} cannot grow ("
+    assert sentence.startswith(what + os.strerror(number))
+    assert "the same command again with --overwrite" in sentence
+    assert "--resume" not in sentence
+
+
+def test_a_scene_that_has_moved(own_run: Path, tmp_path: Path) -> None:
+    config = own_run / "config.toml"
+    lines = [line for line in config.read_text().splitlines(keepends=True) if not line.startswith("scene_path")]
+    config.write_text("".join([f"scene_path = '{tmp_path / 'gone'}'\n", *lines]))
+    assert refused_here("eval", own_run).endswith(f"where the scene of {own_run} is now with --scene DIR.")
+    sentence = refused_here("train", "--resume", own_run)
+    assert sentence.startswith(f"{tmp_path / 'gone'} does not exist")
+    assert sentence.endswith(f"gs-train train SCENE --resume {own_run}.")
+    config.write_text("".join(lines))
+    sentence = refused_here("train", "--resume", own_run)
+    assert sentence.startswith(f"{config} does not say which scene")
+    assert sentence.endswith(f"gs-train train SCENE --resume {own_run}.")
+
+
 def test_resume_of_what_is_no_run(tmp_path: Path) -> None:
     assert f"{tmp_path} is not a run" in refused_before_training("train", "--resume", tmp_path)
     assert f"{tmp_path} is not a run" in refused("eval", tmp_path)
@@ -220,10 +292,11 @@ def test_sample_into_a_folder_that_is_not_empty(scene: Path) -> None:
 # ---- what is known once torch is loaded, and still before training
 
 
-def test_truncated_image(scene: Path, own_run: Path) -> None:
-    photo = scene / "images" / "b.png"
+@pytest.mark.parametrize("split", ["train_views", "test_views"])
+def test_truncated_image(scene: Path, own_run: Path, split: str) -> None:
+    photo = getattr(load_scene(scene, SceneConfig()), split)[-1].image_path
     photo.write_bytes(photo.read_bytes()[: photo.stat().st_size // 2])
-    sentence = refused("train", scene, "--out", own_run, "--overwrite", *SHORT)
+    sentence = refused_here("train", scene, "--out", own_run, "--overwrite", *SHORT)
     assert str(photo) in sentence
     # The run that was to be replaced is still there, because the fault was found first.
     assert read_checkpoint(own_run / "checkpoints" / "iteration_000024.pt").iteration == 24
@@ -310,7 +383,7 @@ def refused_on_a_full_disk(limit: int, *arguments: object) -> str:
 def test_full_disk_stops_the_run_and_leaves_earlier_files(own_run: Path) -> None:
     kept = {path: path.read_bytes() for path in own_run.rglob("*") if path.suffix in (".pt", ".ply")}
     sentence = refused_on_a_full_disk(20_000, "train", "--resume", own_run, "--iterations", 32)
-    assert "The disk is full" in sentence
+    assert f"A file in {own_run} cannot grow" in sentence
     assert f"go on with gs-train train --resume {own_run}" in sentence
     assert {path: path.read_bytes() for path in own_run.rglob("*") if path.suffix in (".pt", ".ply")} == kept
     assert not list(own_run.rglob("*.tmp"))

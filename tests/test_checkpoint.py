@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import shutil
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -157,17 +158,74 @@ def test_damage_is_noticed_and_the_one_before_used(tmp_path: Path, state: TrainS
 
 
 def test_all_damaged_or_none_at_all(tmp_path: Path, state: TrainState) -> None:
-    with pytest.raises(UserError, match="holds no checkpoint"):
-        newest_sound(tmp_path, print)
-    save(tmp_path, state).write_bytes(b"")
-    with pytest.raises(UserError, match="no sound checkpoint"):
-        newest_sound(tmp_path, print)
+    told: list[str] = []
+    afresh = re.escape(f"gs-train train SCENE --out {tmp_path} --overwrite")
+    folder = tmp_path / "checkpoints"
+    with pytest.raises(UserError, match=f"holds no checkpoint .*{afresh}"):
+        newest_sound(folder, told.append)
+    save(folder, state).write_bytes(b"")
+    with pytest.raises(UserError, match=rf"no sound checkpoint \(iteration_000007.pt, the only one, is damaged\): .*{afresh}"):
+        newest_sound(folder, told.append)
+    assert told == []
+    (folder / "iteration_000009.pt").write_bytes(b"")
+    with pytest.raises(UserError, match="all 2 are damaged"):
+        newest_sound(folder, told.append)
+    assert told == [f"{folder / 'iteration_000009.pt'} is damaged: trying the one before."]
 
 
-def test_a_torch_file_of_something_else_is_damage(tmp_path: Path) -> None:
-    torch.save({"some": "dict"}, tmp_path / "iteration_000001.pt")
+def without(content: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """A copy of nested dicts that lacks the entry that ``keys`` lead to."""
+    first, *rest = keys
+    if not rest:
+        return {key: value for key, value in content.items() if key != first}
+    return {**content, first: without(content[first], *rest)}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: torch.zeros(3),
+        lambda content: {"some": "dict"},
+        lambda content: {**content, "state": {}},
+        lambda content: {**content, "state": {"iteration": 9}},
+        lambda content: {**content, "versions": None},
+        lambda content: without(content, "versions", "torch"),
+        lambda content: without(content, "state", "model"),
+        lambda content: without(content, "state", "view_generator"),
+        lambda content: without(content, "state", "model", "active_sh_degree"),
+        lambda content: without(content, "state", "model", "parameters", "opacity"),
+    ],
+)
+def test_a_torch_file_of_something_else_is_damage(tmp_path: Path, state: TrainState, change: Callable[[Any], Any]) -> None:
+    first = save(tmp_path, state)
+    second = tmp_path / "iteration_000009.pt"
+    torch.save(change(torch.load(first, weights_only=True)), second)
     with pytest.raises(DamagedCheckpoint):
-        read_checkpoint(tmp_path / "iteration_000001.pt")
+        read_checkpoint(second)
+    assert newest_sound(tmp_path, lambda _: None).path == first
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_whatever_the_decompressors_say_is_damage(tmp_path: Path, method: int) -> None:
+    path = tmp_path / "iteration_000001.pt"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("a", bytes(range(256)) * 40)
+    data = bytearray(path.read_bytes())
+    data[31:71] = b"\xff" * 40
+    path.write_bytes(data)
+    with pytest.raises(DamagedCheckpoint):
+        read_checkpoint(path)
+
+
+def test_an_unreadable_checkpoint_is_not_passed_over(tmp_path: Path, state: TrainState, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, state)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(tmp_path))
+
+    monkeypatch.setattr(zipfile, "ZipFile", refuse)
+    with pytest.raises(PermissionError):
+        newest_sound(tmp_path, print)
 
 
 class Malice:
@@ -290,6 +348,15 @@ def test_metrics_after_the_checkpoint_are_cut(tmp_path: Path) -> None:
     path.write_text("".join(lines) + '{"iteration": 2')
     cut_metrics(path, 20)
     assert path.read_text() == "".join(lines[:2])
+
+
+@pytest.mark.parametrize("tail", [b"\xff\xfe\x80garbage", b"\0" * 40 + b"\n", b"no json\n", b"[" * 100_000 + b"\n", b"\xff{}\n"])
+def test_garbage_in_metrics_is_dropped(tmp_path: Path, tail: bytes) -> None:
+    path = tmp_path / "metrics.jsonl"
+    line = b'{"iteration": 10}\n'
+    path.write_bytes(line + tail)
+    cut_metrics(path, 20)
+    assert path.read_bytes() == line
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full, the device that is always full, is Linux's")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,12 @@ import pytest
 from command_line import command, environment, gs_train
 from PIL import Image
 
+from gs_train import __version__ as release
+from gs_train import cli, flags
 from gs_train.config import read_config
 from gs_train.evaluate.evaluate import png_names
-from gs_train.formats.ply import read_ply
+from gs_train.formats.ply import read_ply, write_ply
+from gs_train.info import describe
 from gs_train.scene.load import SceneConfig, load_scene
 
 CPU = ("--device", "cpu")
@@ -83,6 +88,7 @@ def test_eval_writes_figures_and_pictures(own_run: Path, tiny_scene: Path) -> No
     assert results["ssim"] == pytest.approx(np.mean([view["ssim"] for view in per_view.values()]))
     assert (results["iteration"], results["split"], results["ssim_region"]) == (24, "test", "valid")
     assert f"{results['psnr']:.2f} dB" in done.stdout
+    assert "1 test view:" in done.stdout
     for view in scene.test_views:
         picture = own_run / "renders" / "iteration_24" / Path(view.name).with_suffix(".png").name
         both = np.asarray(Image.open(picture))
@@ -126,6 +132,50 @@ def test_info_on_all_four(tiny_run: Path, tiny_scene: Path) -> None:
         assert done.returncode == 0, done.stderr
         for words in expected:
             assert words in done.stdout
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        cli.main(["--version"])
+    assert done.value.code == 0
+    assert capsys.readouterr().out == f"gs-train {release}\n"
+
+
+def test_a_fault_of_a_file_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fault(_: object) -> int:
+        raise PermissionError(errno.EACCES, "No way", "some/file")
+
+    monkeypatch.setitem(cli._RUN, flags.InfoCommand, fault)
+    with pytest.raises(SystemExit) as done:
+        cli.main(["info", "scene"])
+    assert done.value.code == 2
+    assert capsys.readouterr().err.startswith("gs-train: some/file cannot be read or written (No way): ")
+
+
+@pytest.mark.parametrize("content", [b"{", b"{}", b"[]", b'{"psnr": null}', b"\xff"])
+def test_info_tells_of_damaged_results(own_run: Path, content: bytes) -> None:
+    (own_run / "results.json").write_bytes(content)
+    facts = dict(describe(own_run, print))
+    assert "results.json is damaged: write it afresh with gs-train eval" in facts["results"]
+    assert facts["iteration"] == "24"
+
+
+def test_info_of_an_empty_splat_and_of_huge_logits(tiny_run: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    data = read_ply(tiny_run / "point_cloud" / "iteration_24" / "point_cloud.ply")
+    write_ply(tmp_path / "none.ply", replace(data, **{entry.name: getattr(data, entry.name)[:0] for entry in fields(data)}))
+    assert dict(describe(tmp_path / "none.ply", print))["Gaussians"] == "0"
+    write_ply(tmp_path / "huge.ply", replace(data, opacity=data.opacity * 0 - 1e30, scaling=data.scaling * 0 + 1e30))
+    assert dict(describe(tmp_path / "huge.ply", print))["opacity"] == "median 0.000"
+    assert [str(warning.message) for warning in recwarn] == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX pipes")
+def test_a_reader_that_has_gone_is_no_fault(tiny_scene: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(command("info", tiny_scene), env=environment(), stdout=writing, stderr=subprocess.PIPE, timeout=100, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_sample_writes_a_scene(tmp_path: Path) -> None:
@@ -193,6 +243,7 @@ def test_a_signal_stops_after_the_step_and_saves(tiny_run: Path, tiny_scene: Pat
         again = gs_train("train", "--resume", run, "--iterations", steps + 2)
         assert again.returncode == 0, again.stderr
         assert f"Going on from {checkpoint}" in again.stderr
+        assert "s in the loop over all resumes)" in again.stdout
         assert (run / "point_cloud" / f"iteration_{steps + 2}" / "point_cloud.ply").is_file()
 
 
@@ -201,6 +252,8 @@ def test_resume_at_the_end_only_completes_the_run(own_run: Path) -> None:
     done = gs_train("train", "--resume", own_run)
     assert done.returncode == 0, done.stderr
     assert (own_run / "cameras.json").is_file()
+    assert "Already at iteration 24: give a larger --iterations to go on." in done.stdout
+    assert "Trained" not in done.stdout
 
 
 def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:

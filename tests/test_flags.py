@@ -106,7 +106,7 @@ def test_underscores_do_for_hyphens() -> None:
         ("eval run --device tpu", "tpu"),
         ("export run", "OUT.ply is missing"),
         ("sample dir --views 1", "--views is 1"),
-        ("doctor --verbose", "no flag --verbose"),
+        ("doctor --verbose", "doctor has no flag --verbose"),
     ],
 )
 def test_wrong_arguments_end_in_one_sentence(arguments: str, told: str) -> None:

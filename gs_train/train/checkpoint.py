@@ -7,7 +7,6 @@ of a newer gs-train is refused, and a damaged one is passed over for the one bef
 from __future__ import annotations
 
 import hashlib
-import pickle
 import re
 import zipfile
 from collections.abc import Callable
@@ -21,6 +20,7 @@ import torch
 from gs_train import __version__
 from gs_train.errors import UserError
 from gs_train.formats.whole_file import write_whole
+from gs_train.model.gaussians import PARAMETER_NAMES
 from gs_train.scene.types import Scene
 from gs_train.train.config import TrainConfig
 from gs_train.train.state import TrainState
@@ -29,7 +29,8 @@ FORMAT = 1
 """Raised when a checkpoint of this version could no longer be read by the version before."""
 
 _NAME = re.compile(r"iteration_(\d+)\.pt")
-_DAMAGE = (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, AttributeError, pickle.UnpicklingError, zipfile.BadZipFile)
+_STATE_KEYS = {"iteration", "elapsed_s", "smoothed", "view_order", "view_generator", "density_generator", "model", "density"}
+_MODEL_KEYS = {"parameters", "active_sh_degree", "spatial_lr_scale", "optimizer"}
 
 
 class DamagedCheckpoint(Exception):
@@ -126,19 +127,21 @@ def read_checkpoint(path: Path) -> Checkpoint:
         if broken is not None:
             raise DamagedCheckpoint(f"{path}: the checksum of {broken} does not match")
         content = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(content, dict):
+            raise DamagedCheckpoint(f"{path} holds no dict")
         written_as = int(content["format"])
         if written_as > FORMAT:
             raise UserError(
                 f"{path} was written by a newer gs-train (checkpoint format {written_as}; this version reads up to {FORMAT}): "
-                "update gs-train, or train afresh with --overwrite."
+                f"update gs-train, or train afresh with {_afresh(path.parent)}."
             )
         names = ("state", "config", "scene_fingerprint", "versions")
         checkpoint = Checkpoint(path=path, **{name: content[name] for name in names})
-        _ = checkpoint.iteration
-    except PermissionError:
+        _check_keys(checkpoint)
+    except (PermissionError, UserError, DamagedCheckpoint):
         # Unreadable is not damaged: going on from an older one would in time remove this one.
         raise
-    except _DAMAGE as error:
+    except Exception as error:  # zipfile, its decompressors, torch and pickle each fail in their own ways on altered bytes
         raise DamagedCheckpoint(f"{path}: {error}") from error
     return checkpoint
 
@@ -150,14 +153,16 @@ def newest_sound(folder: Path, notify: Callable[[str], None]) -> Checkpoint:
         UserError: there is none, or the newest one comes from a newer gs-train.
     """
     paths = list_checkpoints(folder)
-    for path in paths:
+    for number, path in enumerate(paths, start=1):
         try:
             return read_checkpoint(path)
         except DamagedCheckpoint:
-            notify(f"{path} is damaged: trying the one before.")
+            if number < len(paths):
+                notify(f"{path} is damaged: trying the one before.")
     if paths:
-        raise UserError(f"{folder} holds no sound checkpoint (all {len(paths)} are damaged): train afresh with --overwrite.")
-    raise UserError(f"{folder} holds no checkpoint to go on from: train afresh with --overwrite.")
+        told = f"all {len(paths)} are damaged" if len(paths) > 1 else f"{paths[0].name}, the only one, is damaged"
+        raise UserError(f"{folder} holds no sound checkpoint ({told}): train afresh with {_afresh(folder)}.")
+    raise UserError(f"{folder} holds no checkpoint to go on from: train afresh with {_afresh(folder)}.")
 
 
 def check_scene(checkpoint: Checkpoint, scene: Scene) -> None:
@@ -171,6 +176,27 @@ def check_scene(checkpoint: Checkpoint, scene: Scene) -> None:
             f"{checkpoint.path} belongs to another scene than {scene.path} (the views' names, sizes or poses differ): "
             "name the scene it was trained on, or train afresh in another --out."
         )
+
+
+def _check_keys(checkpoint: Checkpoint) -> None:
+    """Raise where something is missing that a resume, eval or info would look up later."""
+    model = checkpoint.state["model"]
+    parameters = model["parameters"]
+    for held, needed in (
+        (checkpoint.state, _STATE_KEYS),
+        (model, _MODEL_KEYS),
+        (parameters, PARAMETER_NAMES),
+        (checkpoint.versions, ("gs_train", "torch")),
+    ):
+        missing = sorted(set(needed) - set(held))
+        if missing:
+            raise DamagedCheckpoint(f"{checkpoint.path} lacks {', '.join(missing)}")
+    if checkpoint.iteration < 0 or len({len(parameters[name]) for name in PARAMETER_NAMES}) != 1:
+        raise DamagedCheckpoint(f"{checkpoint.path} does not fit together")
+
+
+def _afresh(checkpoints: Path) -> str:
+    return f"gs-train train SCENE --out {checkpoints.parent} --overwrite"
 
 
 def _number(path: Path) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,8 +74,18 @@ class RunFolder:
         """Refuse a folder that a new run may not be written to.
 
         Raises:
-            UserError: it is a file; it holds a run and ``overwrite`` is off; it holds anything else.
+            UserError: it is a file; it cannot be made or written; it holds a run and ``overwrite`` is off; it holds anything else.
         """
+        try:
+            self._refuse_taken(overwrite=overwrite)
+            # Tried out rather than asked for: permissions do not tell of read-only disks. Nothing of it stays.
+            existing = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
+            with tempfile.TemporaryDirectory(dir=existing):
+                pass
+        except OSError as error:
+            raise UserError(f"--out {self.path} cannot be written ({error.strerror or error}): choose another folder.") from error
+
+    def _refuse_taken(self, *, overwrite: bool) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--out {self.path} is a file: name a folder.")
         if not self.path.is_dir() or not any(self.path.iterdir()):

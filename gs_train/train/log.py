@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from gs_train.formats.whole_file import write_text_whole
+from gs_train.formats.whole_file import write_whole
 
 
 class TrainLog:
@@ -60,17 +60,18 @@ class TrainLog:
 
 
 def cut_metrics(path: Path, iteration: int) -> None:
-    """Drop the lines after ``iteration``, and a last line that was cut off, from metrics.jsonl; no file is fine."""
+    """Drop from metrics.jsonl the lines after ``iteration``, a last line that was cut off and what is no JSON; no file is fine."""
     if not path.is_file():
         return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and _iteration_of(line) <= iteration]
+    # Bytes, because a lost power line leaves anything at the end of a file.
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith(b"\n") and _iteration_of(line) <= iteration]
     if kept != lines:
-        write_text_whole(path, "".join(kept))
+        write_whole(path, lambda file: file.write(b"".join(kept)))
 
 
-def _iteration_of(line: str) -> float:
+def _iteration_of(line: bytes) -> float:
     try:
         return float(json.loads(line)["iteration"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return float("inf")

@@ -19,7 +19,7 @@ from gs_train.density.carry_out import carry_out
 from gs_train.errors import UserError
 from gs_train.losses import photometric_loss, psnr
 from gs_train.render.select import Selection, select_rasterizer
-from gs_train.scene.images import ImageCache
+from gs_train.scene.images import ImageCache, check_images
 from gs_train.scene.types import Scene
 from gs_train.train.checkpoint import Checkpoint, check_scene, newest_sound, save_checkpoint, scene_fingerprint
 from gs_train.train.config import TrainConfig
@@ -76,6 +76,7 @@ def train(
         state.load_state_dict(checkpoint.state)
         notify(f"Going on from {checkpoint.path}.")
     images = ImageCache(scene.train_views, white_background=config.white_background)
+    check_images(scene.test_views)
 
     # ---- From here on files are written
     if not resume:
