@@ -2,7 +2,9 @@
 
 Same argument names, shapes and return values. An argument we do not support is refused by name as soon as it differs from what gsplat does
 without it; nothing is ignored silently. Importing it makes Numba prefer wide vectors and a threading layer that survives forks, and calling
-it sets Numba's number of threads to torch's. The invariant: what is accepted computes gsplat 1.5.3's function.
+it sets Numba's number of threads to torch's. The one function is long because gsplat's signature is.
+
+The invariant: what is accepted computes gsplat 1.5.3's function.
 """
 
 from __future__ import annotations
