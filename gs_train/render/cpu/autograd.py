@@ -96,7 +96,7 @@ class Rasterize(torch.autograd.Function):
         slot_sums = np.empty((pairs.shape[0], projection.SUM_COUNT), np.float32)
         grads = [torch.zeros_like(t) for t in parameters]
         means2d_grad = torch.zeros(len(records), 2)
-        chunk_grads = np.zeros(((len(visible) + projection.CHUNK - 1) // projection.CHUNK, 5, 4))
+        chunk_grads = np.zeros(((len(visible) + projection.CHUNK - 1) // projection.CHUNK, 4, 4))
         means, quats, scales, opacities, _, sh_rest = (_array(t) for t in parameters)
         with KERNEL_LOCK:
             follow_torch_threads()

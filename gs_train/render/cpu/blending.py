@@ -47,7 +47,7 @@ from gs_train.render.cpu.projection import (
     SUM_Y,
     SUM_YY,
 )
-from gs_train.render.cpu.tiles import TILE
+from gs_train.render.cpu.tiles import LOG2_255, TILE
 
 _ALPHA_MIN = np.float32(1.0 / 255.0)
 _ALPHA_MAX = np.float32(0.999)
@@ -55,7 +55,7 @@ _STOP = np.float32(1e-4)
 _ZERO, _HALF, _ONE = np.float32(0.0), np.float32(0.5), np.float32(1.0)
 _ROW_MARGIN, _TEN = np.float32(1e-3), np.float32(10.0)
 _SIXTEEN, _LAST = np.float32(TILE), np.float32(TILE - 1)
-_LOG2_255 = np.float32(np.log2(255.0) + 0.003)  # With a margin, as ``tiles`` has it.
+_LOG2_255 = np.float32(LOG2_255)
 
 _PLANE = np.uint64(TILE * TILE)
 _TILE = np.uint64(TILE)

@@ -285,7 +285,7 @@ def project_backward(means, quats, scales, opacities, sh_rest, degree, view, cen
 
     Args:
         visible [V] int32 Gaussian of each visible index; first_slot [V + 1] int64; slot_sums [P, 12] float32: see ``tiles``, ``blending``.
-        chunk_grads [chunks, 5, 4] float64, zero: rows 0 to 2 take the view matrix's gradient, row 3 the camera centre's.
+        chunk_grads [chunks, 4, 4] float64, zero: rows 0 to 2 take the view matrix's gradient, row 3 the camera centre's.
         The other ``*_grad``: float32 arrays of the inputs' shapes, zero.
     """
     count = visible.shape[0]

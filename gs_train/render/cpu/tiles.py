@@ -32,7 +32,7 @@ from gs_train.render.cpu.projection import (
 TILE = 16
 _RADIX_BITS = 11
 _SORT_CHUNKS = 16  # Fixed, though the sort is stable and its result does not depend on it.
-_LOG2_255 = math.log2(255.0) + 0.003  # With a margin for float32 rounding in blending, as projection's row interval has.
+LOG2_255 = math.log2(255.0) + 0.003  # With a margin for float32 rounding in blending, as projection's row interval has.
 
 
 @kernel
@@ -81,7 +81,7 @@ def _tile_interval(record: NDArray, tile_row: int, width: int, height: int) -> t
     In u = dx + k * dy the ellipse is a * u**2 + c * dy**2 <= q; its right edge over dy is concave and its left edge convex, so the extreme
     over a slab of rows lies at the extreme point, limited to the slab.
     """
-    q = np.float64(record[LOG2_OPACITY]) + _LOG2_255
+    q = np.float64(record[LOG2_OPACITY]) + LOG2_255
     a, c, k = np.float64(record[HALF_A]), np.float64(record[HALF_C]), np.float64(record[SHEAR])
     mean_x = np.float64(record[MEAN_X]) + np.float64(record[MEAN_X_FRACTION])
     mean_y = np.float64(record[MEAN_Y]) + np.float64(record[MEAN_Y_FRACTION])
