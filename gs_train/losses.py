@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+Padding = Literal["same", "valid"]
 WINDOW = 11
 _SIGMA = 1.5
 _C1, _C2 = 0.01**2, 0.03**2
@@ -62,58 +63,74 @@ class _PhotometricLoss(torch.autograd.Function):
     """The loss with its gradient, which shares all blurs but three with it."""
 
     @staticmethod
-    def forward(ctx: Any, image: Tensor, target: Tensor, lambda_dssim: float) -> Tensor:
+    def forward(ctx: Any, image: Tensor, target: Tensor, lambda_dssim: float, padding: Padding) -> Tensor:
+        border = _border(image, padding)
         if image.device.type == "cpu" and image.dtype == torch.float32:
             # Imported here, so that a CUDA machine does not wait for the compiler of CPU kernels.
             from gs_train import losses_cpu
 
             pixels = image.detach().contiguous().numpy(), target.contiguous().numpy()
-            value, gradient_pixels = losses_cpu.photometric_loss_and_gradient(*pixels, lambda_dssim)
+            value, gradient_pixels = losses_cpu.photometric_loss_and_gradient(*pixels, lambda_dssim, border)
             ctx.save_for_backward(torch.from_numpy(gradient_pixels))
             return torch.tensor(value, dtype=torch.float32)
         x, y = image.permute(2, 0, 1).contiguous(), target.permute(2, 0, 1).contiguous()
-        ssim, by_mean, by_xx, by_xy = _ssim_terms(x, y)
+        ssim, *derivatives = _ssim_terms(x, y)
+        ssim = _inner(ssim, border)
         difference = x - y
         if ctx.needs_input_grad[0]:
-            blurred_mean, blurred_xx, blurred_xy = _blur(torch.cat([by_mean, by_xx, by_xy])).chunk(3)
+            # Windows that do not count have no derivatives.
+            padded = torch.nn.functional.pad(_inner(torch.cat(derivatives), border), (border,) * 4)
+            blurred_mean, blurred_xx, blurred_xy = _blur(padded).chunk(3)
             ssim_grad = blurred_mean + 2 * x * blurred_xx + y * blurred_xy
-            gradient = ((1 - lambda_dssim) * difference.sign() - lambda_dssim * ssim_grad) / x.numel()
+            gradient = (1 - lambda_dssim) / x.numel() * difference.sign() - lambda_dssim / ssim.numel() * ssim_grad
             ctx.save_for_backward(gradient.permute(1, 2, 0).contiguous())
         return (1 - lambda_dssim) * difference.abs().mean() + lambda_dssim * (1 - ssim.mean())
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
         (gradient,) = ctx.saved_tensors
-        return gradient * upstream, None, None
+        return gradient * upstream, None, None, None
 
 
-def photometric_loss(image: Tensor, target: Tensor, lambda_dssim: float) -> Tensor:
-    """(1 - lambda) * L1 + lambda * (1 - SSIM) with zero padding; Kerbl et al. 2023, eq. 7. Differentiable in ``image`` only.
+def photometric_loss(image: Tensor, target: Tensor, lambda_dssim: float, padding: Padding = "same") -> Tensor:
+    """(1 - lambda) * L1 + lambda * (1 - SSIM); Kerbl et al. 2023, eq. 7. Differentiable in ``image`` only.
 
     Args:
         image: [H, W, 3] rendered, float.
         target: [H, W, 3] in 0..1, same dtype and device.
         lambda_dssim: weight of the SSIM part, 0..1.
+        padding: for SSIM, as in ``ssim``; the L1 part is over all pixels.
 
     Returns:
         Scalar.
+
+    Raises:
+        ValueError: ``valid`` for an image smaller than the window.
     """
-    return _PhotometricLoss.apply(image, target, lambda_dssim)  # type: ignore[no-any-return]
+    return _PhotometricLoss.apply(image, target, lambda_dssim, padding)  # type: ignore[no-any-return]
 
 
-def ssim(image: Tensor, target: Tensor, padding: Literal["same", "valid"]) -> Tensor:
+def ssim(image: Tensor, target: Tensor, padding: Padding) -> Tensor:
     """Mean SSIM of two [H, W, 3] images in 0..1: ``same`` pads with zeros (training), ``valid`` keeps whole windows only (evaluation).
 
     Raises:
         ValueError: ``valid`` for an image smaller than the window.
     """
-    values = _ssim_terms(image.permute(2, 0, 1), target.permute(2, 0, 1))[0]
-    if padding == "valid":
-        halo = WINDOW // 2
-        if min(image.shape[:2]) < WINDOW:
-            raise ValueError(f"SSIM on the valid region needs at least {WINDOW} pixels each way, not {tuple(image.shape[:2])}")
-        values = values[:, halo:-halo, halo:-halo]
-    return values.mean()
+    return _inner(_ssim_terms(image.permute(2, 0, 1), target.permute(2, 0, 1))[0], _border(image, padding)).mean()
+
+
+def _border(image: Tensor, padding: Padding) -> int:
+    """Pixels on each side of [H, W, 3] whose windows do not count."""
+    if padding == "same":
+        return 0
+    if min(image.shape[:2]) < WINDOW:
+        raise ValueError(f"SSIM on the valid region needs at least {WINDOW} pixels each way, not {tuple(image.shape[:2])}")
+    return WINDOW // 2
+
+
+def _inner(planes: Tensor, border: int) -> Tensor:
+    """[B, H, W] without the border."""
+    return planes[:, border : planes.shape[1] - border, border : planes.shape[2] - border]
 
 
 def psnr(image: Tensor, target: Tensor) -> Tensor:
