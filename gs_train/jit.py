@@ -1,9 +1,8 @@
-"""How our kernels are compiled: one set of Numba options, and the exponential that vectorises.
+"""How our kernels are compiled and cached: one set of Numba options.
 
-Not here: any rasterization. The invariant: nothing in the options lets the compiler reorder sums or products; the one exception is
-``accumulate``, for sums inside one loop. Multiply and add may be fused (``contract``), so two kernels that share an expression agree on it
-where LLVM makes the same choice in both, as it was seen to. ``error_model="numpy"`` keeps division free of exceptions, and with them of
-branches, without which LLVM does not vectorise the inner loops.
+Not here: any arithmetic. The invariant: nothing in the options lets the compiler reorder sums or products. Multiply and add may be fused
+(``contract``), so two kernels that share an expression agree on it where LLVM makes the same choice in both, as it was seen to.
+``error_model="numpy"`` keeps division free of exceptions, and with them of branches.
 """
 
 from __future__ import annotations
@@ -19,25 +18,24 @@ from typing import Any
 
 import llvmlite.binding
 import numba
-import numpy as np
 import torch
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
 if numba.config.CPU_FEATURES is None and numba.config.CPU_NAME is None:
     _features = llvmlite.binding.get_host_cpu_features()
-    if _features.get("avx512f"):
+    WIDE_VECTORS = bool(_features.get("avx512f"))
+    if WIDE_VECTORS:
         # LLVM prefers 256-bit vectors on many processors that have 512-bit ones; blending is 1.6 times as fast with the wide ones. Numba
         # reads this when it first compiles, so it works only if nothing was compiled before, and does no harm otherwise.
         numba.config.CPU_FEATURES = _features.flatten() + ",-prefer-256-bit"
+else:
+    WIDE_VECTORS = "+avx512f" in (numba.config.CPU_FEATURES or "")
 
 # `omp` kills forked children (a data loader, a test runner), so it comes last.
 numba.config.THREADING_LAYER_PRIORITY = ["tbb", "workqueue", "omp"]
 
 FASTMATH = {"contract", "nsz", "arcp"}
 
-helper: Callable[..., Any] = numba.njit(error_model="numpy", fastmath=FASTMATH, nogil=True)
+helper: Callable[..., Any] = numba.njit(error_model="numpy", fastmath=FASTMATH, nogil=True, forceinline=True)
 """Decorator for a function that only kernels call; it is compiled into them and not cached by itself."""
 
 KERNEL_LOCK = threading.RLock()
@@ -77,7 +75,7 @@ def _cache_folder() -> Path:
     """
     digest = hashlib.sha256()
     package = Path(__file__).parent
-    for source in sorted([Path(__file__), package / "losses_cpu.py", *(package / "render" / "cpu").glob("*.py")]):
+    for source in sorted([Path(__file__), package / "vectors.py", package / "losses_cpu.py", *(package / "render" / "cpu").glob("*.py")]):
         digest.update(source.read_bytes())
     if numba.config.CACHE_DIR:
         root = Path(numba.config.CACHE_DIR)
@@ -98,47 +96,3 @@ def kernels_cached() -> bool:
 def follow_torch_threads() -> None:
     """Use as many threads as torch does, so that one knob (``torch.set_num_threads`` or OMP_NUM_THREADS) rules both."""
     numba.set_num_threads(max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)))
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def truncate(typing_context: Any, value: Any) -> Any:
-    """float32 -> float32 rounded towards zero, by way of int32: Numba's own int() goes through int64, which halves the vector width."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return builder.sitofp(builder.fptosi(args[0], ir.IntType(32)), ir.FloatType())
-
-    return types.float32(types.float32), generate
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def _two_to_whole(typing_context: Any, value: Any) -> Any:
-    """Whole float32 in -126..127 -> 2**value, by writing the exponent bits."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        int32 = ir.IntType(32)
-        biased = builder.add(builder.fptosi(args[0], int32), ir.Constant(int32, 127))
-        return builder.bitcast(builder.shl(biased, ir.Constant(int32, 23)), ir.FloatType())
-
-    return types.float32(types.float32), generate
-
-
-# Minimax polynomial of 2**f on [-1, 0], degree 5; relative error 7e-8 before rounding, found by iteratively reweighted least squares.
-_C0, _C1, _C2, _C3, _C4, _C5 = (
-    np.float32(c) for c in (9.99999925e-01, 6.93142253e-01, 2.40172189e-01, 5.52797227e-02, 9.18861178e-03, 9.38788342e-04)
-)
-
-
-@numba.njit(error_model="numpy", fastmath=FASTMATH | {"reassoc"}, nogil=True)  # type: ignore[untyped-decorator]
-def accumulate(total: float, term: float) -> float:
-    """total + term, where the compiler may sum in vector lanes. The order is fixed at compile time: it depends on no thread count."""
-    return total + term
-
-
-@helper
-def exp2_nonpositive(p: float) -> float:
-    """2**p for float32 p, with p limited to [-10, 0]: below, every alpha is under 1/255; above, every alpha is saturated."""
-    limited = min(max(p, np.float32(-10.0)), np.float32(0.0))
-    whole = truncate(limited)
-    f = limited - whole
-    poly = _C0 + f * (_C1 + f * (_C2 + f * (_C3 + f * (_C4 + f * _C5))))
-    return poly * _two_to_whole(whole)

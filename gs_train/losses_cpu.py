@@ -1,9 +1,10 @@
-"""L1 + D-SSIM and its gradient on a CPU: a pair of Numba kernels over small image tiles.
+"""L1 + D-SSIM and its gradient on a CPU: a pair of Numba kernels over strips of the image.
 
 Not here: the definition (``losses`` holds it in plain torch; the tests hold the two against each other). An image row of W RGB pixels is
-taken as 3 W floats, so that a tap of the window lies three floats to the side and whole rows vectorise without a transposition. Each tile
-works in one scratch array with constant offsets and unsigned indices, or LLVM would not vectorise (see ``render.cpu.blending``). The
-invariant: the sums over tiles are taken in a fixed order, whatever the number of threads.
+taken as 3 W floats, so that a tap of the window lies three floats to the side and rows are vectors without a transposition. A strip is
+walked downwards: each row is blurred across into a ring of the last rows, and two finished rows at a time are blurred down out of it, so
+that what is worked on stays in the nearest cache. SSIM needs the blurs of x**2 and y**2 only in their sum, so four planes are blurred,
+not five. The invariant: the sums over strips are taken in a fixed order, whatever the number of threads.
 """
 
 from __future__ import annotations
@@ -12,210 +13,275 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from gs_train.jit import KERNEL_LOCK, accumulate, follow_torch_threads, helper, parallel_kernel
+from gs_train.jit import KERNEL_LOCK, follow_torch_threads, helper, parallel_kernel
+from gs_train.vectors import LANES, absolute, aligned_zeros, lane_numbers, load, splat, store, store_sums, where
 
-_ROWS, _COLUMNS = 32, 192  # Outputs per tile; columns are floats, i.e. 64 pixels.
-_HALO = 5
-_PAD = 3 * _HALO
-_IN_ROWS, _IN_COLUMNS = _ROWS + 2 * _HALO, _COLUMNS + 2 * _PAD
+_HALO = 5  # px and rows on each side of a pixel
+_STRIP, _ROWS = 96, 64  # floats and rows of a strip
+_MARGIN = 16  # floats kept on each side of a row: the halo of 15, rounded up
 _window = np.exp(-0.5 * ((np.arange(2 * _HALO + 1) - _HALO) / 1.5) ** 2)
-# Half of the symmetric window, centre last.
+# Half of the symmetric window, outermost first, centre last.
 _W0, _W1, _W2, _W3, _W4, _W5 = (np.float32(w) for w in (_window / _window.sum())[: _HALO + 1])
 _C1, _C2 = np.float32(0.01**2), np.float32(0.03**2)
 _ZERO, _ONE, _TWO = np.float32(0.0), np.float32(1.0), np.float32(2.0)
+_LANES, _U_STRIP, _N0 = np.uint64(LANES), np.uint64(_STRIP), np.uint64(0)
+# How far a tap lies to the side, in floats.
+_T1, _T2, _T3, _T4, _T5 = (np.uint64(3 * k) for k in range(1, 6))
 
-_U_ROWS, _U_COLUMNS, _U_IN_ROWS, _U_HALO, _U_PAD = (np.uint64(v) for v in (_ROWS, _COLUMNS, _IN_ROWS, _HALO, _PAD))
-# All planes have rows of the same length, so that two accesses in the same row differ by a constant and are known not to overlap.
-_STRIDE = np.uint64(_IN_COLUMNS)
-_PLANE = _U_IN_ROWS * _STRIDE
-_FORWARD_PLANES = tuple(np.uint64(k) * _PLANE for k in range(11))
-_BACKWARD_PLANES = tuple(np.uint64(k) * _PLANE for k in range(8))
-_T1, _T2, _T3, _T4, _T5, _T6, _T7, _T8, _T9, _T10 = (np.uint64(3 * k) for k in range(1, 11))  # Taps along a row, in floats.
-_R1, _R2, _R3, _R4, _R5, _R6, _R7, _R8, _R9, _R10 = (np.uint64(k) * _STRIDE for k in range(1, 11))  # Taps along a column.
+# The scratch array: a row of the image and of the target with their margins, a row to come, sums, and the ring of blurred rows.
+_ROW = _STRIP + 2 * _MARGIN
+_X, _Y, _OUT, _SUMS, _RING = (np.uint64(k * _ROW) for k in range(5))
+_PLANES, _SLOTS = 4, 16  # The ring holds twelve rows at least; sixteen make its places cheap to find.
+_SLOT = _PLANES * _STRIP
+_SIZE = int(_RING) + _SLOTS * _SLOT
 
 
 @helper
-def _across(s, at):  # type: ignore[no-untyped-def]
-    """The window along a row, first tap at ``at``."""
+def _copy_row(source, s, to, y, x0, height, width):  # type: ignore[no-untyped-def]
+    """Copy row y of [height * width] from x0 - _MARGIN on into the scratch array; zeros beyond the border."""
+    if y < 0 or y >= height:
+        for c in range(_N0, np.uint64(_ROW), _LANES):
+            store(s, to + c, splat(_ZERO))
+    elif x0 >= _MARGIN and x0 + _STRIP + _MARGIN <= width:
+        begin = np.uint64(y * width + x0 - _MARGIN)
+        for c in range(_N0, np.uint64(_ROW), _LANES):
+            store(s, to + c, load(source, begin + c))
+    else:
+        for c in range(_ROW):
+            x = x0 - _MARGIN + c
+            s[int(to) + c] = source[y * width + x] if x >= 0 and x < width else _ZERO
+
+
+@helper
+def _add_taps(s, x, y, tap, weight, blurred):  # type: ignore[no-untyped-def]
+    """Add the two taps at equal distance from the centre to the blurs of x, y, x**2 + y**2 and x y."""
+    left_x, right_x, left_y, right_y = load(s, x - tap), load(s, x + tap), load(s, y - tap), load(s, y + tap)
     return (
-        _W0 * (s[at] + s[at + _T10]) + _W1 * (s[at + _T1] + s[at + _T9]) + _W2 * (s[at + _T2] + s[at + _T8])
-        + _W3 * (s[at + _T3] + s[at + _T7]) + _W4 * (s[at + _T4] + s[at + _T6]) + _W5 * s[at + _T5]
+        blurred[0] + weight * (left_x + right_x),
+        blurred[1] + weight * (left_y + right_y),
+        blurred[2] + weight * ((left_x * left_x + right_x * right_x) + (left_y * left_y + right_y * right_y)),
+        blurred[3] + weight * (left_x * left_y + right_x * right_y),
+    )
+
+
+@helper
+def _blur_row_across(s, slot):  # type: ignore[no-untyped-def]
+    """Blur the rows of image and target and of their products across, into the four planes of a place in the ring."""
+    for c in range(_N0, _U_STRIP, _LANES):
+        x, y = _X + np.uint64(_MARGIN) + c, _Y + np.uint64(_MARGIN) + c
+        vx, vy = load(s, x), load(s, y)
+        blurred = (_W5 * vx, _W5 * vy, _W5 * (vx * vx + vy * vy), _W5 * (vx * vy))
+        blurred = _add_taps(s, x, y, _T1, _W4, blurred)
+        blurred = _add_taps(s, x, y, _T2, _W3, blurred)
+        blurred = _add_taps(s, x, y, _T3, _W2, blurred)
+        blurred = _add_taps(s, x, y, _T4, _W1, blurred)
+        blurred = _add_taps(s, x, y, _T5, _W0, blurred)
+        store(s, slot + c, blurred[0])
+        store(s, slot + _U_STRIP + c, blurred[1])
+        store(s, slot + np.uint64(2) * _U_STRIP + c, blurred[2])
+        store(s, slot + np.uint64(3) * _U_STRIP + c, blurred[3])
+
+
+@helper
+def _across(a, at):  # type: ignore[no-untyped-def]
+    """The window along a row around ``at``."""
+    return (
+        _W5 * load(a, at) + _W4 * (load(a, at - _T1) + load(a, at + _T1)) + _W3 * (load(a, at - _T2) + load(a, at + _T2))
+        + _W2 * (load(a, at - _T3) + load(a, at + _T3)) + _W1 * (load(a, at - _T4) + load(a, at + _T4))
+        + _W0 * (load(a, at - _T5) + load(a, at + _T5))
     )  # fmt: skip
 
 
 @helper
-def _across_product(s, a, b):  # type: ignore[no-untyped-def]
-    """The window along a row of the product of two planes, first taps at ``a`` and ``b``."""
+def _place(row):  # type: ignore[no-untyped-def]
+    """Where row ``row`` of a strip (the halo above counts from 0) lies in the ring."""
+    return _RING + np.uint64(row % _SLOTS) * np.uint64(_SLOT)
+
+
+@helper
+def _places(row):  # type: ignore[no-untyped-def]
+    """Where the twelve rows from ``row`` on lie."""
     return (
-        _W0 * (s[a] * s[b] + s[a + _T10] * s[b + _T10]) + _W1 * (s[a + _T1] * s[b + _T1] + s[a + _T9] * s[b + _T9])
-        + _W2 * (s[a + _T2] * s[b + _T2] + s[a + _T8] * s[b + _T8]) + _W3 * (s[a + _T3] * s[b + _T3] + s[a + _T7] * s[b + _T7])
-        + _W4 * (s[a + _T4] * s[b + _T4] + s[a + _T6] * s[b + _T6]) + _W5 * s[a + _T5] * s[b + _T5]
+        _place(row), _place(row + 1), _place(row + 2), _place(row + 3), _place(row + 4), _place(row + 5),
+        _place(row + 6), _place(row + 7), _place(row + 8), _place(row + 9), _place(row + 10), _place(row + 11),
     )  # fmt: skip
 
 
 @helper
-def _down(s, at):  # type: ignore[no-untyped-def]
-    """The window along a column, first tap at ``at``."""
+def _down(s, places, at):  # type: ignore[no-untyped-def]
+    """The window along columns at ``at`` within a place, for two rows that follow each other."""
+    r0, r1, r2, r3 = load(s, places[0] + at), load(s, places[1] + at), load(s, places[2] + at), load(s, places[3] + at)
+    r4, r5, r6, r7 = load(s, places[4] + at), load(s, places[5] + at), load(s, places[6] + at), load(s, places[7] + at)
+    r8, r9, r10, r11 = load(s, places[8] + at), load(s, places[9] + at), load(s, places[10] + at), load(s, places[11] + at)
     return (
-        _W0 * (s[at] + s[at + _R10]) + _W1 * (s[at + _R1] + s[at + _R9]) + _W2 * (s[at + _R2] + s[at + _R8])
-        + _W3 * (s[at + _R3] + s[at + _R7]) + _W4 * (s[at + _R4] + s[at + _R6]) + _W5 * s[at + _R5]
-    )  # fmt: skip
-
-
-# One output plane per loop: with more, LLVM counts too many possible overlaps and gives up on vectorising.
+        _W0 * (r0 + r10) + _W1 * (r1 + r9) + _W2 * (r2 + r8) + _W3 * (r3 + r7) + _W4 * (r4 + r6) + _W5 * r5,
+        _W0 * (r1 + r11) + _W1 * (r2 + r10) + _W2 * (r3 + r9) + _W3 * (r4 + r8) + _W4 * (r5 + r7) + _W5 * r6,
+    )
 
 
 @helper
-def _blur_across(s, source, to):  # type: ignore[no-untyped-def]
-    """Blur every row of the plane ``source`` into the plane ``to``."""
-    for row in range(_U_IN_ROWS):
-        r = row * _STRIDE
-        for c in range(_U_COLUMNS):
-            s[to + r + c] = _across(s, source + r + c)
+def _ssim_terms(mx, my, squares, xy):  # type: ignore[no-untyped-def]
+    """SSIM and its derivatives by blur(x), by blur(x**2) and by blur(x y)."""
+    both, means = mx * my, mx * mx + my * my
+    a1, a2 = _TWO * both + _C1, _TWO * (xy - both) + _C2
+    b1, b2 = means + _C1, (squares - means) + _C2
+    inverse = _ONE / (b1 * b2)
+    ssim = a1 * a2 * inverse
+    by_xx, by_xy = (_ZERO - ssim) * b1 * inverse, _TWO * a1 * inverse
+    by_mean = _TWO * (my * a2 - mx * ssim * b2) * inverse - _TWO * mx * by_xx - my * by_xy
+    return ssim, by_mean, by_xx, by_xy
 
 
 @helper
-def _blur_product_across(s, a, b, to):  # type: ignore[no-untyped-def]
-    """Blur every row of the product of two planes into the plane ``to``."""
-    for row in range(_U_IN_ROWS):
-        r = row * _STRIDE
-        for c in range(_U_COLUMNS):
-            s[to + r + c] = _across_product(s, a + r + c, b + r + c)
+def _absolute_difference(s):  # type: ignore[no-untyped-def]
+    """Sum of |x - y| over the strip's own part of the row."""
+    total = splat(_ZERO)
+    for c in range(np.uint64(_MARGIN), np.uint64(_MARGIN + _STRIP), _LANES):
+        total = total + absolute(load(s, _X + c) - load(s, _Y + c))
+    store_sums(s, _SUMS, (total,))
+    return np.float64(s[_SUMS])
 
 
 @helper
-def _blur_down(s, plane):  # type: ignore[no-untyped-def]
-    """Blur the columns of a plane in place: row r takes rows r to r + 10, and no later row needs it."""
-    for row in range(_U_ROWS):
-        r = row * _STRIDE
-        for c in range(_U_COLUMNS):
-            s[plane + r + c] = _down(s, plane + r + c)
-
-
-@helper
-def _load(source, s, offset, y0, x0):  # type: ignore[no-untyped-def]
-    """Copy the tile at (y0, x0) with its halo from [H, 3 W] into the scratch array; zeros beyond the border."""
-    height, width = source.shape
-    for row in range(_IN_ROWS):
-        y = y0 + row - _HALO
-        begin = offset + np.uint64(row) * _STRIDE
-        if y < 0 or y >= height:
-            s[begin : begin + _STRIDE] = _ZERO
-            continue
-        low, high = max(x0 - _PAD, 0), min(x0 + _COLUMNS + _PAD, width)
-        left, right = low - (x0 - _PAD), high - (x0 - _PAD)
-        at = int(begin)
-        s[at : at + left] = _ZERO
-        s[at + left : at + right] = source[y, low:high]
-        s[at + right : at + _IN_COLUMNS] = _ZERO
-
-
-@helper
-def _store(s, offset, target, y0, x0):  # type: ignore[no-untyped-def]
-    """Copy a finished tile into [H, 3 W]."""
-    height, width = target.shape
-    columns = min(_COLUMNS, width - x0)
-    for row in range(min(_ROWS, height - y0)):
-        at = int(offset) + row * _IN_COLUMNS
-        target[y0 + row, x0 : x0 + columns] = s[at : at + columns]
+def _finish_row(s, terms, derivatives, plane, at, c, left, right):  # type: ignore[no-untyped-def]
+    """Store a vector of derivatives, zero outside the columns from left to right; return SSIM there."""
+    column = lane_numbers() + np.float32(c)
+    inside = (column >= left) & (column < right)
+    store(derivatives, at + c, where(inside, terms[1], _ZERO))
+    store(derivatives, plane + at + c, where(inside, terms[2], _ZERO))
+    store(derivatives, plane + plane + at + c, where(inside, terms[3], _ZERO))
+    return where(inside, terms[0], _ZERO)
 
 
 @parallel_kernel
-def ssim_forward(image: NDArray, target: NDArray, derivatives: NDArray, sums: NDArray) -> None:
+def ssim_forward(image: NDArray, target: NDArray, height: int, width: int, border: int, derivatives: NDArray, sums: NDArray) -> None:
     """SSIM and L1 sums, and what the gradient needs.
 
     Args:
-        image, target: [H, 3 W] float32.
-        derivatives: [3, H, 3 W] float32, written: dSSIM by blur(x), by blur(x**2), by blur(x y), per output pixel.
-        sums: [tiles, 2] float64, written: sum of SSIM and of absolute differences in each tile.
+        image, target: [height * width] float32; width counts floats, i.e. three per pixel.
+        border: pixels on each side whose SSIM does not count: 0, or the halo where only whole windows do.
+        derivatives: [3, height, stride] float32 as one array, written: dSSIM by blur(x), by blur(x**2), by blur(x y) for each window.
+            stride is a whole number of strips and a margin at either end, where zeros are written.
+        sums: [strips, 2] float64, written: sum of SSIM and of absolute differences in each strip.
     """
-    height, width = image.shape
-    tiles_x = (width + _COLUMNS - 1) // _COLUMNS
-    x, y, mean_x, mean_y, xx, yy, xy, by_mean, by_xx, by_xy, ssim = _FORWARD_PLANES
-    for tile in prange(sums.shape[0]):
-        s = np.empty(11 * _IN_ROWS * _IN_COLUMNS, np.float32)
-        y0, x0 = (tile // tiles_x) * _ROWS, (tile % tiles_x) * _COLUMNS
-        _load(image, s, x, y0, x0)
-        _load(target, s, y, y0, x0)
-        _blur_across(s, x, mean_x)
-        _blur_across(s, y, mean_y)
-        _blur_product_across(s, x, x, xx)
-        _blur_product_across(s, y, y, yy)
-        _blur_product_across(s, x, y, xy)
-        for plane in (mean_x, mean_y, xx, yy, xy):
-            _blur_down(s, plane)
-        for row in range(_U_ROWS):
-            r = row * _STRIDE
-            for c in range(_U_COLUMNS):
-                mx, my = s[mean_x + r + c], s[mean_y + r + c]
-                covariance = s[xy + r + c] - mx * my
-                variances = s[xx + r + c] - mx * mx + s[yy + r + c] - my * my
-                a1, a2 = _TWO * mx * my + _C1, _TWO * covariance + _C2
-                b1, b2 = mx * mx + my * my + _C1, variances + _C2
-                inverse = _ONE / (b1 * b2)
-                value = a1 * a2 * inverse
-                d_xx, d_xy = -value * b1 * inverse, _TWO * a1 * inverse
-                s[by_mean + r + c] = _TWO * (my * a2 - mx * value * b2) * inverse - _TWO * mx * d_xx - my * d_xy
-                s[by_xx + r + c] = d_xx
-                s[by_xy + r + c] = d_xy
-                s[ssim + r + c] = value
-        _store(s, by_mean, derivatives[0], y0, x0)
-        _store(s, by_xx, derivatives[1], y0, x0)
-        _store(s, by_xy, derivatives[2], y0, x0)
-        similarity, absolute = 0.0, 0.0
-        columns = np.uint64(min(_COLUMNS, width - x0))
-        for row in range(np.uint64(min(_ROWS, height - y0))):
-            row_similarity, row_absolute = _ZERO, _ZERO
-            r, centre = row * _STRIDE, (row + _U_HALO) * _STRIDE + _U_PAD
-            for c in range(columns):
-                row_similarity = accumulate(row_similarity, s[ssim + r + c])
-                row_absolute = accumulate(row_absolute, abs(s[x + centre + c] - s[y + centre + c]))
-            similarity += np.float64(row_similarity)
-            absolute += np.float64(row_absolute)
-        sums[tile, 0] = similarity
-        sums[tile, 1] = absolute
+    across = (width + _STRIP - 1) // _STRIP
+    stride = across * _STRIP + 2 * _MARGIN
+    plane = np.uint64(height * stride)
+    for strip in prange(sums.shape[0]):
+        s = aligned_zeros(_SIZE)
+        y0, x0 = (strip // across) * _ROWS, (strip % across) * _STRIP
+        rows = min(_ROWS, height - y0)
+        left, right = np.float32(3 * border - x0), np.float32(width - 3 * border - x0)
+        similarity, absolute_sum = 0.0, 0.0
+        for row in range(rows + 2 * _HALO + 1):
+            _copy_row(image, s, _X, y0 + row - _HALO, x0, height, width)
+            _copy_row(target, s, _Y, y0 + row - _HALO, x0, height, width)
+            if row >= _HALO and row < rows + _HALO:
+                absolute_sum += _absolute_difference(s)
+            _blur_row_across(s, _place(row))
+            # With an even number of rows after the first ten, two rows are complete.
+            done = row - 2 * _HALO
+            if done < 1 or done % 2 == 0:
+                continue
+            places = _places(done - 1)
+            upper, lower = y0 + done - 1, y0 + done
+            upper_counts = upper >= border and upper < height - border
+            lower_counts = lower >= border and lower < height - border
+            total = splat(_ZERO)
+            for c in range(_N0, _U_STRIP, _LANES):
+                mx, my = _down(s, places, c), _down(s, places, _U_STRIP + c)
+                squares, xy = _down(s, places, np.uint64(2) * _U_STRIP + c), _down(s, places, np.uint64(3) * _U_STRIP + c)
+                at = np.uint64(upper * stride + _MARGIN + x0)
+                terms = _ssim_terms(mx[0], my[0], squares[0], xy[0])
+                total = total + _finish_row(s, terms, derivatives, plane, at, c, left, right if upper_counts else left)
+                if lower < y0 + rows:
+                    terms = _ssim_terms(mx[1], my[1], squares[1], xy[1])
+                    at += np.uint64(stride)
+                    total = total + _finish_row(s, terms, derivatives, plane, at, c, left, right if lower_counts else left)
+            store_sums(s, _SUMS, (total,))
+            similarity += np.float64(s[_SUMS])
+        if x0 == 0 or x0 + _STRIP >= width:
+            for row in range(3 * rows):
+                at = ((row // rows) * height + y0 + row % rows) * stride
+                if x0 == 0:
+                    derivatives[at : at + _MARGIN] = _ZERO
+                if x0 + _STRIP >= width:
+                    derivatives[at + stride - _MARGIN : at + stride] = _ZERO
+        sums[strip, 0] = similarity
+        sums[strip, 1] = absolute_sum
+
+
+@helper
+def _store_row(s, gradient, y, x0, width):  # type: ignore[no-untyped-def]
+    """Copy a finished row of the strip to where it belongs."""
+    begin = y * width + x0
+    if x0 + _STRIP <= width:
+        for c in range(_N0, _U_STRIP, _LANES):
+            store(gradient, np.uint64(begin) + c, load(s, _OUT + c))
+    else:
+        for c in range(width - x0):
+            gradient[begin + c] = s[int(_OUT) + c]
 
 
 @parallel_kernel
-def ssim_backward(image, target, derivatives, weight_l1, weight_ssim, gradient):  # type: ignore[no-untyped-def]
-    """gradient = weight_l1 * sign(image - target) + weight_ssim * dSSIM/dimage, [H, 3 W] float32, written; weights float32."""
-    height, width = image.shape
-    tiles_x, tiles_y = (width + _COLUMNS - 1) // _COLUMNS, (height + _ROWS - 1) // _ROWS
-    x, y, by_mean, by_xx, by_xy, blurred_mean, blurred_xx, blurred_xy = _BACKWARD_PLANES
-    for tile in prange(tiles_x * tiles_y):
-        s = np.empty(8 * _IN_ROWS * _IN_COLUMNS, np.float32)
-        y0, x0 = (tile // tiles_x) * _ROWS, (tile % tiles_x) * _COLUMNS
-        _load(image, s, x, y0, x0)
-        _load(target, s, y, y0, x0)
-        _load(derivatives[0], s, by_mean, y0, x0)
-        _load(derivatives[1], s, by_xx, y0, x0)
-        _load(derivatives[2], s, by_xy, y0, x0)
-        for source, blurred in ((by_mean, blurred_mean), (by_xx, blurred_xx), (by_xy, blurred_xy)):
-            _blur_across(s, source, blurred)
-            _blur_down(s, blurred)
-        for row in range(_U_ROWS):
-            # The image's own pixels lie a halo inwards; the result goes into by_mean, which is done with.
-            r, centre = row * _STRIDE, (row + _U_HALO) * _STRIDE + _U_PAD
-            for c in range(_U_COLUMNS):
-                vx, vy = s[x + centre + c], s[y + centre + c]
-                by_ssim = s[blurred_mean + r + c] + _TWO * vx * s[blurred_xx + r + c] + vy * s[blurred_xy + r + c]
-                sign = _ONE if vx > vy else (-_ONE if vx < vy else _ZERO)
-                s[by_mean + r + c] = weight_l1 * sign + weight_ssim * by_ssim
-        _store(s, by_mean, gradient, y0, x0)
+def ssim_backward(image, target, height, width, derivatives, weight_l1, weight_ssim, gradient):  # type: ignore[no-untyped-def]
+    """gradient = weight_l1 * sign(image - target) + weight_ssim * dSSIM/dimage, [height * width] float32, written; weights float32."""
+    across = (width + _STRIP - 1) // _STRIP
+    stride = across * _STRIP + 2 * _MARGIN
+    plane = np.uint64(height * stride)
+    for strip in prange(across * ((height + _ROWS - 1) // _ROWS)):
+        s = aligned_zeros(_SIZE)
+        y0, x0 = (strip // across) * _ROWS, (strip % across) * _STRIP
+        rows = min(_ROWS, height - y0)
+        for row in range(rows + 2 * _HALO + 1):
+            y, place = y0 + row - _HALO, _place(row)
+            if y < 0 or y >= height:
+                for c in range(_N0, np.uint64(3 * _STRIP), _LANES):
+                    store(s, place + c, splat(_ZERO))
+            else:
+                begin = np.uint64(y * stride + _MARGIN + x0)
+                for c in range(_N0, _U_STRIP, _LANES):
+                    store(s, place + c, _across(derivatives, begin + c))
+                    store(s, place + _U_STRIP + c, _across(derivatives, plane + begin + c))
+                    store(s, place + np.uint64(2) * _U_STRIP + c, _across(derivatives, plane + plane + begin + c))
+            done = row - 2 * _HALO
+            if done < 1 or done % 2 == 0:
+                continue
+            places = _places(done - 1)
+            for below in range(2):
+                if done - 1 + below >= rows:
+                    continue
+                _copy_row(image, s, _X, y0 + done - 1 + below, x0, height, width)
+                _copy_row(target, s, _Y, y0 + done - 1 + below, x0, height, width)
+                for c in range(_N0, _U_STRIP, _LANES):
+                    by_mean, by_xx = _down(s, places, c), _down(s, places, _U_STRIP + c)
+                    by_xy = _down(s, places, np.uint64(2) * _U_STRIP + c)
+                    vx, vy = load(s, _X + np.uint64(_MARGIN) + c), load(s, _Y + np.uint64(_MARGIN) + c)
+                    if below == 0:
+                        by_ssim = by_mean[0] + _TWO * vx * by_xx[0] + vy * by_xy[0]
+                    else:
+                        by_ssim = by_mean[1] + _TWO * vx * by_xx[1] + vy * by_xy[1]
+                    sign = where(vx > vy, _ONE, where(vy > vx, -_ONE, _ZERO))
+                    store(s, _OUT + c, weight_l1 * sign + weight_ssim * by_ssim)
+                _store_row(s, gradient, y0 + done - 1 + below, x0, width)
 
 
-def photometric_loss_and_gradient(image: NDArray, target: NDArray, lambda_dssim: float) -> tuple[float, NDArray]:
-    """(1 - lambda) * L1 + lambda * (1 - SSIM) and its gradient by ``image``; [H, W, 3] float32, contiguous."""
-    height, width, _ = image.shape
-    rows, target_rows = image.reshape(height, -1), target.reshape(height, -1)
-    tiles = -(-height // _ROWS) * -(-width * 3 // _COLUMNS)
-    derivatives, sums = np.empty((3, *rows.shape), np.float32), np.empty((tiles, 2))
+def photometric_loss_and_gradient(image: NDArray, target: NDArray, lambda_dssim: float, border: int) -> tuple[float, NDArray]:
+    """(1 - lambda) * L1 + lambda * (1 - SSIM) and its gradient by ``image``; [H, W, 3] float32, contiguous.
+
+    ``border`` is 0, or the window's halo if SSIM counts whole windows only.
+    """
+    height, width = image.shape[0], 3 * image.shape[1]
+    across, down = -(-width // _STRIP), -(-height // _ROWS)
+    derivatives = np.empty(3 * height * (across * _STRIP + 2 * _MARGIN), np.float32)
+    sums = np.empty((across * down, 2))
+    gradient = np.empty_like(image)
+    pixels = image.ravel(), target.ravel(), height, width
+    windows = (height - 2 * border) * (width - 6 * border)
+    weights = np.float32((1.0 - lambda_dssim) / image.size), np.float32(-lambda_dssim / windows)
     with KERNEL_LOCK:
         follow_torch_threads()
-        ssim_forward(rows, target_rows, derivatives, sums)
-    similarity, absolute = sums.sum(axis=0) / rows.size
-    gradient = np.empty_like(rows)
-    weights = np.float32((1.0 - lambda_dssim) / rows.size), np.float32(-lambda_dssim / rows.size)
-    with KERNEL_LOCK:
-        ssim_backward(rows, target_rows, derivatives, *weights, gradient)
-    return (1.0 - lambda_dssim) * float(absolute) + lambda_dssim * (1.0 - float(similarity)), gradient.reshape(image.shape)
+        ssim_forward(*pixels, border, derivatives, sums)
+        ssim_backward(*pixels, derivatives, *weights, gradient.ravel())
+    similarity, absolute_sum = sums.sum(axis=0)
+    return (1.0 - lambda_dssim) * float(absolute_sum) / image.size + lambda_dssim * (1.0 - float(similarity) / windows), gradient

@@ -103,14 +103,14 @@ def watch(module: Any, function: str, name: str) -> None:
 
 def watch_all() -> None:
     from gs_train import losses_cpu
-    from gs_train.render.cpu import autograd, projection
+    from gs_train.render.cpu import autograd
 
-    watch(projection, "project_forward", "projection")
+    watch(autograd, "project_forward", "projection")
     watch(autograd, "bin_gaussians", "binning")
     watch(autograd, "blend_forward", "blending")
     watch(losses_cpu, "photometric_loss_and_gradient", "loss")
     watch(autograd, "blend_backward", "blending backward")
-    watch(projection, "project_backward", "projection backward")
+    watch(autograd, "project_backward", "projection backward")
 
 
 # ---- what the machine can do, and how much is asked of it

@@ -13,7 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from gs_train.model.gaussians import GaussianModel
 from gs_train.render.cpu.autograd import Settings, rasterize
+from gs_train.render.cpu.rasterizer import CpuRasterizer
 from gs_train.render.reference import ReferenceOutput, render_reference
 from gs_train.scene.types import Camera
 
@@ -67,9 +69,7 @@ def run_kernels(
     scene: dict[str, Tensor], degree: int, *, antialiased: bool = False, depth: bool = False, absolute: bool = True, camera: Camera = CAMERA
 ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     inputs = {name: value.clone().requires_grad_() for name, value in scene.items()}
-    settings = Settings(
-        width=camera.width, height=camera.height, sh_degree=degree, antialiased=antialiased, depth=depth, absolute=absolute
-    )
+    settings = Settings(width=camera.width, height=camera.height, sh_degree=degree, antialiased=antialiased, depth=depth, absolute=absolute)
     outputs = rasterize(
         means=inputs["means"], quats=inputs["quats"], scales=inputs["scales"], opacities=inputs["opacities"],
         sh0=inputs["sh"][:, 0], sh_rest=inputs["sh"][:, 1:], view=inputs["view"], intrinsics=(camera.fx, camera.fy, camera.cx, camera.cy),
@@ -170,11 +170,60 @@ def test_nothing_visible_gives_the_background_and_zero_gradients() -> None:
     assert torch.allclose(inputs["background"].grad, torch.full((3,), float(CAMERA.width * CAMERA.height)))
 
 
-def test_non_finite_rows_are_not_drawn() -> None:
+def test_one_gaussian_in_a_large_image() -> None:
+    camera = Camera(width=4000, height=3000, fx=3000.0, fy=3000.0, cx=2000.5, cy=1500.25)
+    scene = {name: (value[:1] if len(value) == 120 else value) for name, value in make_scene(4, "plain").items()}
+    # Near the far corner, where a float32 pixel coordinate is coarsest.
+    scene["means"] = torch.tensor([[2.6, 1.9, 4.0]])
+    scene["scales"] = torch.full((1, 3), 0.004)
+    scene["view"] = torch.eye(4)
+    (image, alpha, radii, means2d), inputs = run_kernels(scene, 3, camera=camera)
+    assert radii.all()
+    column, row = (int(value) for value in means2d.detach()[0])
+    assert (column, row) == (3950, 2925)
+    window = Camera(width=64, height=64, fx=3000.0, fy=3000.0, cx=2000.5 - column + 32, cy=1500.25 - row + 32)
+    truth = render_reference(**{name: value.double() for name, value in scene.items()}, sh_degree=3, camera=window)
+    clear = (truth.margin > NEAR_A_JUMP)[: 3000 - row + 32]
+    part = image.detach()[row - 32 : row + 32, column - 32 : column + 32]
+    assert (part - truth.image[: len(part)])[clear].abs().max() < 1e-5
+    assert float(alpha.detach()[:100].max()) == 0.0
+    image.sum().backward()
+    assert all(inputs[name].grad.isfinite().all() for name in INPUTS)
+    assert inputs["means"].grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("name", ["means", "quats", "scales", "opacities", "sh"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_named_and_counted(name: str, value: float) -> None:
     scene = make_scene(2, "plain")
-    (clean, *_), _ = run_kernels({name: (value[2:] if len(value) == 120 else value) for name, value in scene.items()}, 3)
-    scene["means"][0] = math.nan
-    scene["scales"][1] = math.inf
+    scene[name].view(-1)[[0, -1]] = value
+    told = {"sh": "1 of 360 values of sh0 are not finite, 1 of 5400 values of sh_rest are not finite"}
+    expected = told.get(name, f"2 of {scene[name].numel()} values of {name} are not finite")
+    with pytest.raises(FloatingPointError, match=expected):
+        run_kernels(scene, 3)
+
+
+def test_a_model_with_a_value_that_is_not_finite_is_told_by_its_own_names() -> None:
+    scene = make_scene(2, "plain")
+    tensors = {
+        "xyz": scene["means"], "rotation": scene["quats"], "scaling": scene["scales"].log(), "opacity": scene["opacities"].logit()[:, None],
+        "f_dc": scene["sh"][:, :1], "f_rest": scene["sh"][:, 1:],
+    }  # fmt: skip
+    tensors["scaling"][5, 1] = math.nan
+    with pytest.raises(FloatingPointError, match="1 of 360 values of scaling are not finite"):
+        CpuRasterizer().render(GaussianModel(tensors), CAMERA, scene["view"], scene["background"])
+
+
+def test_a_quaternion_of_zeros_is_not_drawn() -> None:
+    scene = make_scene(2, "plain")
+    (clean, *_), _ = run_kernels({name: (value[1:] if len(value) == 120 else value) for name, value in scene.items()}, 3)
+    scene["quats"][0] = 0.0
     (image, _, radii, _), _ = run_kernels(scene, 3)
     assert np.array_equal(image.detach().numpy(), clean.detach().numpy())
-    assert not radii[:2].any()
+    assert not radii[0].any()
+
+
+def test_an_image_that_cannot_fit_is_refused_with_its_size() -> None:
+    camera = Camera(width=3_000_000, height=2_000_000, fx=30.0, fy=30.0, cx=0.0, cy=0.0)
+    with pytest.raises(MemoryError, match=r"3000000x2000000 px needs \d+\.\d GiB"):
+        run_kernels(make_scene(1, "plain"), 0, camera=camera)

@@ -22,12 +22,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "errors": (),
     "scene": (),
     "formats": (),
-    # How kernels are compiled for a CPU, shared by the two that have kernels: the rasterizer and the loss.
+    # How kernels are compiled for a CPU, and what they compute with, shared by the two that have kernels: the rasterizer and the loss.
     "jit": (),
-    "losses_cpu": ("jit",),
+    "vectors": ("jit",),
+    "losses_cpu": ("jit", "vectors"),
     "losses": ("losses_cpu",),
     "model": ("scene.types", "formats.splat_data"),
-    "render": ("model", "scene.types", "jit"),
+    "render": ("model", "scene.types", "jit", "vectors"),
     "density": ("model", "render.types", "scene.types"),
     "train": ("scene", "model", "render", "losses", "density", "formats"),
     "evaluate": ("scene", "model", "render", "losses", "formats"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -41,11 +42,12 @@ def test_ssim_is_the_definition(height: int, width: int) -> None:
         assert float(ssim(x, y, "valid")) == pytest.approx(float(expected[:, 5:-5, 5:-5].mean()), abs=1e-12)
 
 
-def test_loss_value_and_gradient() -> None:
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_loss_value_and_gradient(padding: Literal["same", "valid"]) -> None:
     x, y = images(20, 37)
     x.requires_grad_()
-    loss = photometric_loss(x, y, 0.2)
-    expected = 0.8 * (x - y).abs().mean() + 0.2 * (1 - ssim(x, y, "same"))
+    loss = photometric_loss(x, y, 0.2, padding)
+    expected = 0.8 * (x - y).abs().mean() + 0.2 * (1 - ssim(x, y, padding))
     assert loss.item() == pytest.approx(expected.item(), abs=1e-14)
     (gradient,) = torch.autograd.grad(loss * 3.0, x)
     (through_autograd,) = torch.autograd.grad(expected * 3.0, x)
@@ -56,22 +58,29 @@ def test_loss_value_and_gradient() -> None:
 
 def test_valid_ssim_refuses_what_is_smaller_than_the_window() -> None:
     x, y = images(10, 30)
-    with pytest.raises(ValueError, match="11 pixels"):
-        ssim(x, y, "valid")
+    for refuse in (lambda: ssim(x, y, "valid"), lambda: photometric_loss(x, y, 0.2, "valid")):
+        with pytest.raises(ValueError, match="11 pixels"):
+            refuse()
 
 
 def test_psnr() -> None:
     assert float(psnr(torch.zeros(4, 4, 3), torch.full((4, 4, 3), 0.1))) == pytest.approx(20.0, abs=1e-4)
 
 
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (5, 7), (32, 64), (33, 65), (70, 130)])
-def test_the_fused_kernels_agree_with_torch(height: int, width: int) -> None:
+@pytest.mark.parametrize(
+    ("height", "width", "padding"),
+    [
+        *((height, width, "same") for height, width in [(1, 1), (5, 7), (32, 64), (33, 65), (70, 130), (65, 31)]),
+        *((height, width, "valid") for height, width in [(11, 11), (12, 33), (33, 65), (70, 130), (64, 32), (75, 42)]),
+    ],
+)
+def test_the_fused_kernels_agree_with_torch(height: int, width: int, padding: Literal["same", "valid"]) -> None:
     x, y = images(height, width)
     single = x.float().requires_grad_()
-    loss = photometric_loss(single, y.float(), 0.2)
+    loss = photometric_loss(single, y.float(), 0.2, padding)
     loss.backward()
     double = single.detach().double().requires_grad_()
-    expected = photometric_loss(double, y.float().double(), 0.2)
+    expected = photometric_loss(double, y.float().double(), 0.2, padding)
     expected.backward()
     assert loss.item() == pytest.approx(expected.item(), abs=1e-7)
     assert (single.grad - double.grad).abs().max() < 1e-5 * double.grad.abs().max()

@@ -267,6 +267,12 @@ class GaussianModel:
         return cls(tensors, spatial_lr_scale=spatial_lr_scale, active_sh_degree=degree)
 
 
+def describe_non_finite(tensors: Mapping[str, Tensor]) -> str:
+    """Which of the tensors hold NaN or infinity, and how many of their values; empty if none does."""
+    counts = {name: int((~tensor.detach().isfinite()).sum()) for name, tensor in tensors.items()}
+    return ", ".join(f"{count} of {tensors[name].numel()} values of {name} are not finite" for name, count in counts.items() if count > 0)
+
+
 def _check_tensors(tensors: Mapping[str, Tensor]) -> None:
     """Raise ValueError, with the name and both shapes, unless these are the six tensors of one model."""
     unknown = [name for name in tensors if name not in PARAMETER_NAMES]

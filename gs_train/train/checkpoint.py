@@ -20,7 +20,7 @@ import torch
 from gs_train import __version__
 from gs_train.errors import UserError
 from gs_train.formats.whole_file import write_whole
-from gs_train.model.gaussians import PARAMETER_NAMES
+from gs_train.model.gaussians import PARAMETER_NAMES, describe_non_finite
 from gs_train.scene.types import Scene
 from gs_train.train.config import TrainConfig
 from gs_train.train.state import TrainState
@@ -90,7 +90,9 @@ def save_checkpoint(folder: Path, state: TrainState, *, config: TrainConfig, fin
         "config": asdict(config),
         "state": state.state_dict(),
     }
-    _refuse_unsound(state)
+    fault = describe_non_finite(state.model.parameters)
+    if fault:
+        raise FloatingPointError(f"{fault} at iteration {state.iteration}: not saved")
     folder.mkdir(parents=True, exist_ok=True)
     # Left over from a run that was killed while saving; there is one writer per run.
     for leftover in folder.glob(".iteration_*.tmp"):
@@ -104,13 +106,6 @@ def save_checkpoint(folder: Path, state: TrainState, *, config: TrainConfig, fin
     for old in list_checkpoints(folder)[keep:]:
         old.unlink()
     return path
-
-
-def _refuse_unsound(state: TrainState) -> None:
-    for name, tensor in state.model.parameters.items():
-        bad = int((~tensor.detach().isfinite()).sum())
-        if bad:
-            raise FloatingPointError(f"{bad} of {tensor.numel()} values of {name} are not finite at iteration {state.iteration}: not saved")
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

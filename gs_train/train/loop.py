@@ -18,6 +18,7 @@ import torch
 from gs_train.density.carry_out import carry_out
 from gs_train.errors import UserError
 from gs_train.losses import photometric_loss, psnr
+from gs_train.model.gaussians import describe_non_finite
 from gs_train.render.select import Selection, select_rasterizer
 from gs_train.scene.images import ImageCache, check_images
 from gs_train.scene.types import Scene
@@ -62,6 +63,8 @@ def train(
 
     Raises:
         UserError: ``out`` is taken, there is nothing sound to resume, the device cannot be had, or an image cannot be decoded.
+        FloatingPointError: the loss or a parameter has become NaN or infinite.
+        MemoryError: an image or the Gaussians need more than there is.
         OSError: the disk is full; what was written before is intact.
     """
     # ---- Everything that can be known to be wrong, before the first step
@@ -167,7 +170,8 @@ def _run(
 def _record(log: TrainLog, state: TrainState, loss: float, psnr_db: float, lr_xyz: float) -> None:
     """One logging step. A loss that is not finite ends training, because no later step would mend it."""
     if not math.isfinite(loss):
-        raise FloatingPointError(f"the loss is {loss} at iteration {state.iteration}")
+        fault = describe_non_finite(state.model.parameters)
+        raise FloatingPointError(f"the loss is {loss} at iteration {state.iteration}{'; ' if fault else ''}{fault}")
     # A view that is matched exactly (all black, say) would make the running mean infinite for good.
     psnr_db = min(psnr_db, _HIGHEST_PSNR)
     state.smooth("loss", loss)

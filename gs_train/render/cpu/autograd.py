@@ -7,21 +7,22 @@ that their gradient, which density control lives on, is an ordinary ``.grad``.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
 from gs_train.jit import KERNEL_LOCK, follow_torch_threads
-from gs_train.render.cpu import projection
-from gs_train.render.cpu.blending import blend_backward, blend_forward
+from gs_train.model.gaussians import describe_non_finite
+from gs_train.render.cpu.blending import blend_forward
+from gs_train.render.cpu.blending_backward import blend_backward
+from gs_train.render.cpu.projection import CHUNK, RECORD_SIZE, camera_vector, lines, project_forward
+from gs_train.render.cpu.projection_backward import project_backward
 from gs_train.render.cpu.tiles import bin_gaussians
-
-_TILES_AT_ONCE = 8  # Scheduling grain: tiles differ in cost, so threads take a few at a time.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,18 +54,19 @@ class Rasterize(torch.autograd.Function):
     -> (image, alpha, radii).
 
     All float32 on the CPU. view [4, 4] and centre [3] (of the camera, in the world) are separate inputs, so that autograd joins their
-    gradients. means2d [N, 2] is written in the forward pass and receives dL/dmeans2d; absolute [N, 2] is written in the backward pass.
+    gradients. means2d [N, 2] is written in the forward pass and receives dL/dmeans2d; absolute ([N, 2], or [0, 2] if not wanted) is written
+    in the backward pass.
     """
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Any:
         means, quats, scales, opacities, sh0, sh_rest, view, centre, intrinsics, background, means2d, absolute, settings = inputs
         arrays = [_array(t) for t in (means, quats, scales, opacities, sh0, sh_rest)]
-        camera = np.array([*intrinsics, settings.near, settings.far, settings.eps2d])
+        camera = camera_vector(intrinsics, settings.width, settings.height, settings.near, settings.far, settings.eps2d)
         pose = _array(view).astype(np.float64), _array(centre).astype(np.float64)
         n = means.shape[0]
-        records = np.empty((n, projection.RECORD_SIZE), np.float32)
-        radii, depths = np.empty((n, 2), np.int32), np.empty(n, np.float32)
+        records, radii, visible = lines(n, RECORD_SIZE), np.empty((n, 2), np.int32), np.empty(n, np.int32)
+        chunk_counts = np.empty((-(-n // CHUNK), 2), np.int32)
         size = settings.width, settings.height
         channels = 4 if settings.depth else 3
         image = np.empty((settings.height, settings.width, channels), np.float32)
@@ -73,16 +75,22 @@ class Rasterize(torch.autograd.Function):
         colours[:3] = _array(background)
         with KERNEL_LOCK:
             follow_torch_threads()
-            projection.project_forward(
-                *arrays, settings.sh_degree, *pose, camera, *size, settings.antialiased, records, radii, _array(means2d), depths
-            )
-            visible, first_slot, tile_start, pairs = bin_gaussians(records, radii, depths, *size)
-            with numba.parallel_chunksize(_TILES_AT_ONCE):
-                blend_forward(records, tile_start, pairs, colours, image, transmittance)
+            project_forward(
+                *arrays, settings.sh_degree, *pose, camera, *size, settings.antialiased,
+                records, radii, _array(means2d), visible, chunk_counts,
+            )  # fmt: skip
+            if chunk_counts[:, 1].any():
+                names = ("means", "quats", "scales", "opacities", "sh0", "sh_rest")
+                fault = describe_non_finite(dict(zip(names, (means, quats, scales, opacities, sh0, sh_rest), strict=True)))
+                raise FloatingPointError(fault or f"colours of {chunk_counts[:, 1].sum()} Gaussians overflow")
+            tile_start, ids = bin_gaussians(records, visible, chunk_counts, *size)
+            spans = np.empty(len(ids) if any(ctx.needs_input_grad) else 0, np.uint16)
+            tile_stop = np.empty(len(tile_start) - 1, np.int64)
+            blend_forward(records, tile_start, ids, colours, image, transmittance, spans, tile_stop)
         image_tensor, radii_tensor = torch.from_numpy(image), torch.from_numpy(radii)
         ctx.save_for_backward(means, quats, scales, opacities, sh0, sh_rest, view, centre, image_tensor)
         ctx.camera, ctx.settings, ctx.absolute = camera, settings, absolute
-        ctx.kept = records, visible, first_slot, tile_start, pairs, transmittance
+        ctx.kept = records, visible, chunk_counts, (tile_start, tile_stop, ids, spans), transmittance
         ctx.mark_non_differentiable(radii_tensor)
         return image_tensor, 1.0 - torch.from_numpy(transmittance), radii_tensor
 
@@ -91,24 +99,22 @@ class Rasterize(torch.autograd.Function):
     def backward(ctx: Any, image_grad: Tensor, alpha_grad: Tensor, _radii_grad: Tensor) -> Any:
         *parameters, view, centre, image = ctx.saved_tensors
         settings: Settings = ctx.settings
-        records, visible, first_slot, tile_start, pairs, transmittance = ctx.kept
+        records, visible, chunk_counts, (tile_start, tile_stop, ids, spans), transmittance = ctx.kept
         image_grad = image_grad.contiguous()
-        slot_sums = np.empty((pairs.shape[0], projection.SUM_COUNT), np.float32)
-        grads = [torch.zeros_like(t) for t in parameters]
-        means2d_grad = torch.zeros(len(records), 2)
-        chunk_grads = np.zeros(((len(visible) + projection.CHUNK - 1) // projection.CHUNK, 4, 4))
+        grads = [torch.empty_like(t) for t in parameters]
+        means2d_grad = torch.empty(len(records), 2)
+        chunk_grads = np.zeros((len(chunk_counts), 4, 4))
         means, quats, scales, opacities, _, sh_rest = (_array(t) for t in parameters)
         with KERNEL_LOCK:
             follow_torch_threads()
-            with numba.parallel_chunksize(_TILES_AT_ONCE):
-                blend_backward(
-                    records, tile_start, pairs, _array(image), transmittance, _array(image_grad), _array(alpha_grad.contiguous()),
-                    settings.absolute, slot_sums,
-                )  # fmt: skip
-            projection.project_backward(
+            sums = blend_backward(
+                records, tile_start, tile_stop, ids, spans,
+                _array(image), transmittance, _array(image_grad), _array(alpha_grad.contiguous()), settings.absolute,
+            )  # fmt: skip
+            project_backward(
                 means, quats, scales, opacities, sh_rest, settings.sh_degree,
-                _array(view).astype(np.float64), _array(centre).astype(np.float64), ctx.camera, settings.width, settings.height,
-                settings.antialiased, records, visible, first_slot, slot_sums,
+                _array(view).astype(np.float64), _array(centre).astype(np.float64), ctx.camera,
+                settings.antialiased, records, visible, chunk_counts, sums,
                 *(_array(g) for g in grads), _array(means2d_grad), _array(ctx.absolute), chunk_grads,
             )  # fmt: skip
         # NumPy sums a fixed number of chunks in a fixed order, whatever the number of threads.
@@ -119,6 +125,17 @@ class Rasterize(torch.autograd.Function):
             through = np.einsum("hw,hwc->c", transmittance, image_grad[..., :3].numpy(), dtype=np.float64)
             background_grad = torch.from_numpy(through.astype(np.float32))
         return *grads, view_grad, pose_grad[3, :3].clone(), None, background_grad, means2d_grad, None, None
+
+
+def _check_memory(settings: Settings) -> None:
+    """Refuse an image that cannot fit before the system has to end the process: colours, gradients of colours, alphas, and the loss."""
+    needed = settings.width * settings.height * 4 * 24
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        gib = f"{needed / 2**30:.1f} GiB for its buffers, and this machine has {there / 2**30:.1f} GiB"
+        raise MemoryError(f"an image of {settings.width}x{settings.height} px needs {gib}")
 
 
 def _array(tensor: Tensor) -> Any:
@@ -144,17 +161,22 @@ def rasterize(
     Args:
         means [N, 3], quats [N, 4] wxyz, scales [N, 3] activated, opacities [N] activated, sh0 [N, 3], sh_rest [N, K-1, 3].
         view: [4, 4] world -> OpenCV camera. intrinsics: fx, fy, cx, cy in px. background: [3].
-        means2d, absolute: [N, 2] zeros to write the projected means and, after backward, their absolute gradients into; made if not given.
+        means2d, absolute: [N, 2] to write the projected means and, after backward, their absolute gradients into; made if not given.
 
     Returns:
         image [H, W, 3] (4 channels with depth), alpha [H, W], radii [N, 2] int32, means2d [N, 2] px with ``.grad`` after backward and,
         if asked for, ``.absgrad`` [N, 2].
+
+    Raises:
+        FloatingPointError: an input is NaN or infinite; names the inputs, and how many of their values are.
+        MemoryError: the image's buffers need more memory than the machine has.
     """
+    _check_memory(settings)
     if means2d is None:
         inputs = (means, quats, scales, opacities, sh0, sh_rest, view, background)
-        means2d = torch.zeros(means.shape[0], 2, requires_grad=wants_gradient(inputs))
+        means2d = torch.empty(means.shape[0], 2, requires_grad=wants_gradient(inputs))
     if absolute is None:
-        absolute = torch.zeros(means.shape[0], 2)
+        absolute = torch.zeros(means.shape[0] if settings.absolute else 0, 2)
     if settings.absolute:
         means2d.absgrad = absolute  # type: ignore[attr-defined]
     # The inverse is differentiable as for any matrix, as gsplat's is; for a rigid one it is -R^T t.

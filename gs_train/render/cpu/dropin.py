@@ -99,7 +99,7 @@ def rasterization(
     # One leaf for all cameras: each writes its projected means into its row and sends its gradient back there.
     inputs = [means, quats, scales, opacities, colors, viewmats, *([] if backgrounds is None else [backgrounds])]
     means2d = torch.zeros(cameras, count, 2, requires_grad=wants_gradient(inputs))
-    absolute = torch.zeros(cameras, count, 2)
+    absolute = torch.zeros(cameras, count if absgrad else 0, 2)
     images, alphas, radii = [], [], []
     for c in range(cameras):
         if sh_degree is None:

@@ -1,7 +1,7 @@
 """Real spherical harmonics up to degree 4 and their gradient, for one direction at a time.
 
 Ordering and constants follow Sloan, "Efficient Spherical Harmonic Evaluation" (JCGT 2013), as gsplat does: degree 1 is
-0.48860251 * (-y, z, -x). The invariant: ``basis[k]`` and ``gradient[k]`` describe the same polynomial in (x, y, z).
+0.48860251 * (-y, z, -x). The invariant: ``evaluate_basis`` and ``direction_gradient`` describe the same polynomials in (x, y, z).
 """
 
 from __future__ import annotations
@@ -58,48 +58,31 @@ def evaluate_basis(x: float, y: float, z: float, degree: int, basis: NDArray) ->
 
 
 @helper
-def _set(gradient: NDArray, k: int, dx: float, dy: float, dz: float) -> None:
-    gradient[k, 0] = dx
-    gradient[k, 1] = dy
-    gradient[k, 2] = dz
-
-
-@helper
-def evaluate_gradient(x: float, y: float, z: float, degree: int, gradient: NDArray) -> None:
-    """Write gradient[k] = (d/dx, d/dy, d/dz) of basis[k], taking x, y, z as independent; the caller projects onto the sphere."""
-    _set(gradient, 0, 0.0, 0.0, 0.0)
-    if degree < 1:
-        return
-    _set(gradient, 1, 0.0, -_S1, 0.0)
-    _set(gradient, 2, 0.0, 0.0, _S1)
-    _set(gradient, 3, -_S1, 0.0, 0.0)
-    if degree < 2:
-        return
-    xx, yy, zz, a = x * x, y * y, z * z, _S2[0]
-    _set(gradient, 4, a * y, a * x, 0.0)
-    _set(gradient, 5, 0.0, -a * z, -a * y)
-    _set(gradient, 6, 0.0, 0.0, _S2[1] * 6.0 * z)
-    _set(gradient, 7, -a * z, 0.0, -a * x)
-    _set(gradient, 8, _S2[2] * 2.0 * x, -_S2[2] * 2.0 * y, 0.0)
-    if degree < 3:
-        return
-    a, b, c = _S3[0], _S3[2], _S3[4]
-    _set(gradient, 9, -a * 6.0 * x * y, -a * 3.0 * (xx - yy), 0.0)
-    _set(gradient, 10, _S3[1] * y * z, _S3[1] * x * z, _S3[1] * x * y)
-    _set(gradient, 11, 0.0, -b * (5.0 * zz - 1.0), -b * 10.0 * y * z)
-    _set(gradient, 12, 0.0, 0.0, _S3[3] * (15.0 * zz - 3.0))
-    _set(gradient, 13, -b * (5.0 * zz - 1.0), 0.0, -b * 10.0 * x * z)
-    _set(gradient, 14, c * 2.0 * x * z, -c * 2.0 * y * z, c * (xx - yy))
-    _set(gradient, 15, -a * 3.0 * (xx - yy), a * 6.0 * x * y, 0.0)
-    if degree < 4:
-        return
-    a, b, c, d = _S4[0], _S4[1], _S4[2], _S4[3]
-    _set(gradient, 16, a * y * (3.0 * xx - yy), a * x * (xx - 3.0 * yy), 0.0)
-    _set(gradient, 17, -b * 6.0 * x * y * z, -b * 3.0 * z * (xx - yy), -b * y * (3.0 * xx - yy))
-    _set(gradient, 18, c * y * (7.0 * zz - 1.0), c * x * (7.0 * zz - 1.0), c * 14.0 * x * y * z)
-    _set(gradient, 19, 0.0, -d * z * (7.0 * zz - 3.0), -d * y * (21.0 * zz - 3.0))
-    _set(gradient, 20, 0.0, 0.0, _S4[4] * z * (140.0 * zz - 60.0))
-    _set(gradient, 21, -d * z * (7.0 * zz - 3.0), 0.0, -d * x * (21.0 * zz - 3.0))
-    _set(gradient, 22, _S4[5] * 2.0 * x * (7.0 * zz - 1.0), -_S4[5] * 2.0 * y * (7.0 * zz - 1.0), _S4[5] * 14.0 * z * (xx - yy))
-    _set(gradient, 23, -b * 3.0 * z * (xx - yy), b * 6.0 * x * y * z, -b * x * (xx - 3.0 * yy))
-    _set(gradient, 24, _S4[6] * 4.0 * x * (xx - 3.0 * yy), -_S4[6] * 4.0 * y * (3.0 * xx - yy), 0.0)
+def direction_gradient(x: float, y: float, z: float, degree: int, c: NDArray) -> tuple[float, float, float]:
+    """The gradient of sum_k c[k] * basis[k] by (x, y, z), taking them as independent; the caller projects onto the sphere."""
+    gx, gy, gz = 0.0, 0.0, 0.0
+    if degree >= 1:
+        gx, gy, gz = -_S1 * c[3], -_S1 * c[1], _S1 * c[2]
+    xx, yy, zz = x * x, y * y, z * z
+    if degree >= 2:
+        a, b, d = _S2[0], 6.0 * _S2[1], 2.0 * _S2[2]
+        gx += a * (y * c[4] - z * c[7]) + d * x * c[8]
+        gy += a * (x * c[4] - z * c[5]) - d * y * c[8]
+        gz += b * z * c[6] - a * (y * c[5] + x * c[7])
+    if degree >= 3:
+        a, b, d, e, f = _S3
+        q = 3.0 * a * (xx - yy)
+        gx += b * y * z * c[10] - 6.0 * a * x * y * c[9] - d * (5.0 * zz - 1.0) * c[13] + 2.0 * f * x * z * c[14] - q * c[15]
+        gy += b * x * z * c[10] - q * c[9] - d * (5.0 * zz - 1.0) * c[11] - 2.0 * f * y * z * c[14] + 6.0 * a * x * y * c[15]
+        gz += b * x * y * c[10] - 10.0 * d * z * (y * c[11] + x * c[13]) + e * (15.0 * zz - 3.0) * c[12] + f * (xx - yy) * c[14]
+    if degree >= 4:
+        a, b, d, e, f, g, h = _S4
+        q = 3.0 * b * (xx - yy) * z
+        gx += a * y * (3.0 * xx - yy) * c[16] - 6.0 * b * x * y * z * c[17] + d * y * (7.0 * zz - 1.0) * c[18]
+        gx += 2.0 * g * x * (7.0 * zz - 1.0) * c[22] - e * z * (7.0 * zz - 3.0) * c[21] - q * c[23] + 4.0 * h * x * (xx - 3.0 * yy) * c[24]
+        gy += a * x * (xx - 3.0 * yy) * c[16] - q * c[17] + d * x * (7.0 * zz - 1.0) * c[18] - e * z * (7.0 * zz - 3.0) * c[19]
+        gy += -2.0 * g * y * (7.0 * zz - 1.0) * c[22] + 6.0 * b * x * y * z * c[23] - 4.0 * h * y * (3.0 * xx - yy) * c[24]
+        gz += -b * y * (3.0 * xx - yy) * c[17] + 14.0 * d * x * y * z * c[18] - e * y * (21.0 * zz - 3.0) * c[19]
+        gz += f * z * (140.0 * zz - 60.0) * c[20] - e * x * (21.0 * zz - 3.0) * c[21] + 14.0 * g * z * (xx - yy) * c[22]
+        gz += -b * x * (xx - 3.0 * yy) * c[23]
+    return gx, gy, gz

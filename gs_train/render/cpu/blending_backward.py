@@ -1,0 +1,212 @@
+"""Blending inside the tiles, one vector of pixels at a time (see ``vectors``): the way back.
+
+Not here: the way forward (``blending``), whose records, sorted pairs and row spans are used again. The kernel goes Gaussian by Gaussian,
+because the sums over pixels must stay in registers, front to back as the forward kernel does, and recomputes the same transmittance. As
+there, all alphas of a Gaussian are computed into a buffer first.
+
+The gradient of a pixel, with v the gradient of its colour and v_alpha that of its alpha: let R_i be what lies behind Gaussian i,
+R_i = sum_{j>i} T_j alpha_j (c_j . v) + T_final (background . v - v_alpha). Then dL/dalpha_i = T_i (c_i . v) - R_i / (1 - alpha_i), and
+R_i follows from R_{i-1} by subtraction, starting at colour . v - T_final v_alpha.
+
+The sums of each pair of a Gaussian and a tile are added up in bands of tiles. The invariant: sums are taken in an order that depends on the
+scene alone, never on the number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+from numba import prange
+from numpy.typing import NDArray
+
+from gs_train.jit import helper, parallel_kernel
+from gs_train.render.cpu.blending import ALPHA_MAX, PLANE, STOP, TILES_AT_ONCE, counted
+from gs_train.render.cpu.projection import (
+    BLUE,
+    DEPTH,
+    GREEN,
+    HALF_A,
+    HALF_C,
+    LOG2_E,
+    LOG2_OPACITY,
+    MEAN_X,
+    MEAN_X_FRACTION,
+    MEAN_Y,
+    MEAN_Y_FRACTION,
+    RECORD_SIZE,
+    RED,
+    SHEAR,
+    lines,
+)
+from gs_train.render.cpu.projection_backward import SUM_COUNT
+from gs_train.render.cpu.tiles import TILE_HEIGHT, TILE_WIDTH
+from gs_train.vectors import LANES, absolute, aligned_zeros, exp2_limited, lane_numbers, load, prefetch, splat, store, store_sums, where
+
+_PAIRS_AT_ONCE = 2**17  # A band of tiles has up to so many pairs, whose sums (64 bytes each) are kept at once; a single tile may have more.
+_AHEAD = 24  # Records are asked for so many pairs before they are needed.
+_ZERO, _HALF, _ONE = np.float32(0.0), np.float32(0.5), np.float32(1.0)
+_TWO_LN2 = np.float32(2.0 / LOG2_E)
+_N0, _LANES, _RECORD, _SUMS, _WIDTH = (np.uint64(n) for n in (0, LANES, RECORD_SIZE, SUM_COUNT, TILE_WIDTH))
+# A tile's scratch array, planes of its pixels: transmittance, R_i, the image's gradient, and the alphas of one Gaussian.
+_T, _REST, _VR, _VG, _VB, _VD, _ALPHA = (np.uint64(k * PLANE) for k in range(7))
+_SIZE = 7 * PLANE
+
+
+def _make_loop(full: bool) -> Callable[..., None]:
+    """The loop over the rows that one Gaussian reaches; ``full`` adds depth and the sums of |dL/dmean2d|, and is fixed at compilation."""
+
+    @helper  # type: ignore[untyped-decorator]
+    def blend_one(s, records, r, x0, y0, first, stop, sums, at):  # type: ignore[no-untyped-def]
+        dx = (records[r + MEAN_X] - x0) + (records[r + MEAN_X_FRACTION] - _HALF)
+        dy0 = (records[r + MEAN_Y] - y0) + (records[r + MEAN_Y_FRACTION] - _HALF)
+        a, k, c, log2_opacity = records[r + HALF_A], records[r + SHEAR], records[r + HALF_C], records[r + LOG2_OPACITY]
+        red, green, blue, depth = records[r + RED], records[r + GREEN], records[r + BLUE], records[r + DEPTH]
+        # d sigma / d mean = (A u, (A k) u + c dy), with A = 2 ln(2) * HALF_A and so on.
+        mean_x_u, mean_y_u, mean_y_y = _TWO_LN2 * a, _TWO_LN2 * a * k, _TWO_LN2 * c
+        sum_g = splat(_ZERO)
+        sum_u = sum_uu = sum_y = sum_uy = sum_yy = sum_r = sum_gr = sum_b = sum_d = sum_ax = sum_ay = sum_g
+        for p in range(first * _WIDTH, stop * _WIDTH, _LANES):
+            dy = dy0 - np.float32(p // _WIDTH)
+            u = (dx + k * dy - np.float32(p % _WIDTH)) - lane_numbers()
+            store(s, _ALPHA + p, exp2_limited((log2_opacity - c * dy * dy) - a * u * u))
+        for p in range(first * _WIDTH, stop * _WIDTH, _LANES):
+            dy = dy0 - np.float32(p // _WIDTH)
+            u = (dx + k * dy - np.float32(p % _WIDTH)) - lane_numbers()
+            raw, t = load(s, _ALPHA + p), load(s, _T + p)
+            alpha = counted(raw)
+            through = _ONE - alpha
+            rest = t * through
+            store(s, _T + p, rest)
+            counts = rest > STOP
+            weight = where(counts, alpha * t, _ZERO)
+            vr, vg, vb = load(s, _VR + p), load(s, _VG + p), load(s, _VB + p)
+            gain = vr * red + vg * green + vb * blue
+            if full:
+                vd = load(s, _VD + p)
+                gain = gain + vd * depth
+                sum_d = sum_d + weight * vd
+            gain = gain * weight
+            behind = load(s, _REST + p) - gain
+            store(s, _REST + p, behind)
+            # g = alpha * dL/dalpha; none where alpha was limited.
+            g = where(counts & (raw <= ALPHA_MAX), gain - behind * (alpha / through), _ZERO)
+            gu = g * u
+            sum_g = sum_g + g
+            sum_u = sum_u + gu
+            sum_uu = sum_uu + gu * u
+            sum_y = sum_y + g * dy
+            sum_uy = sum_uy + gu * dy
+            sum_yy = sum_yy + g * (dy * dy)
+            sum_r = sum_r + weight * vr
+            sum_gr = sum_gr + weight * vg
+            sum_b = sum_b + weight * vb
+            if full:
+                sum_ax = sum_ax + absolute(mean_x_u * gu)
+                sum_ay = sum_ay + absolute(mean_y_u * gu + mean_y_y * (g * dy))
+        if full:
+            store_sums(sums, at, (sum_g, sum_u, sum_uu, sum_y, sum_uy, sum_yy, sum_r, sum_gr, sum_b, sum_d, sum_ax, sum_ay))
+        else:
+            store_sums(sums, at, (sum_g, sum_u, sum_uu, sum_y, sum_uy, sum_yy, sum_r, sum_gr, sum_b))
+
+    return blend_one  # type: ignore[no-any-return]
+
+
+def _make_kernel(blend_one: Callable[..., None]) -> Callable[..., None]:
+    """The kernel around the loop."""
+
+    @parallel_kernel
+    def blend_tiles(
+        records, tile_start, tile_stop, ids, spans, image, transmittance, image_grad, alpha_grad, first_tile, places, pair_sums
+    ):  # type: ignore[no-untyped-def]
+        """Sums of gradients for every pair of a Gaussian and a tile, for some consecutive tiles.
+
+        Args:
+            records, tile_start, tile_stop, ids, spans; image [H, W, C] and transmittance [H, W]: as in the forward kernel.
+            image_grad [H, W, C], alpha_grad [H, W]: float32 gradients.
+            first_tile: the first of the tiles. places: [count] int64, where in ``pair_sums`` each of them begins.
+            pair_sums: [pairs * 16] float32, written for the pairs up to ``tile_stop``; columns as ``projection_backward.SUM_*``.
+        """
+        height, width, channels = image.shape
+        tiles_x = (width + TILE_WIDTH - 1) // TILE_WIDTH
+        for index in prange(places.shape[0]):
+            tile = first_tile + index
+            s = aligned_zeros(_SIZE)
+            x0, y0 = (tile % tiles_x) * TILE_WIDTH, (tile // tiles_x) * TILE_HEIGHT
+            for row in range(min(TILE_HEIGHT, height - y0)):
+                for x in range(min(TILE_WIDTH, width - x0)):
+                    p = np.uint64(row * TILE_WIDTH + x)
+                    s[_T + p] = _ONE
+                    rest = -transmittance[y0 + row, x0 + x] * alpha_grad[y0 + row, x0 + x]
+                    for channel in range(channels):
+                        v = image_grad[y0 + row, x0 + x, channel]
+                        s[_VR + np.uint64(channel * PLANE) + p] = v
+                        rest += image[y0 + row, x0 + x, channel] * v
+                    s[_REST + p] = rest
+            begin, stop, place = tile_start[tile], tile_stop[tile], places[index]
+            for at in range(begin, stop):
+                prefetch(records, np.uint64(ids[min(at + _AHEAD, stop - 1)]) * _RECORD)
+                first, after = np.uint64(spans[at] & np.uint16(255)), np.uint64(spans[at] >> np.uint16(8))
+                r = np.uint64(ids[at]) * _RECORD
+                blend_one(s, records, r, np.float32(x0), np.float32(y0), first, after, pair_sums, np.uint64(place + at - begin) * _SUMS)
+
+    return blend_tiles
+
+
+one_rgb, one_full = _make_loop(False), _make_loop(True)
+_blend_rgb, _blend_full = _make_kernel(one_rgb), _make_kernel(one_full)
+
+
+@parallel_kernel
+def add_up(ids, tile_start, tile_stop, first_tile, places, pair_sums, sums, parts):  # type: ignore[no-untyped-def]
+    """Add the sums of pairs to their Gaussians' rows of sums [N * 16], tile by tile.
+
+    Each of ``parts`` (a power of two) goes through all pairs and takes those of its own Gaussians, so nothing is added by two at once, and
+    the order of what is added to a Gaussian does not depend on their number.
+    """
+    for part in prange(parts):
+        longest = 0
+        for index in range(places.shape[0]):
+            longest = max(longest, tile_stop[first_tile + index] - tile_start[first_tile + index])
+        mine = np.empty(longest + 1, np.uint64)
+        for index in range(places.shape[0]):
+            begin, stop = tile_start[first_tile + index], tile_stop[first_tile + index]
+            count = 0
+            for at in range(begin, stop):
+                # Written in any case and kept or not, because a branch would be guessed wrong every other time.
+                mine[count] = np.uint64(at)
+                count += int((ids[at] >> 2) & (parts - 1) == part)
+            shift = np.uint64(places[index] - begin)
+            for entry in range(count):
+                at = mine[entry]
+                source, target = (at + shift) * _SUMS, np.uint64(ids[at]) * _SUMS
+                for column in range(_N0, _SUMS, _LANES):
+                    store(sums, target + column, load(sums, target + column) + load(pair_sums, source + column))
+
+
+def blend_backward(
+    records: NDArray[np.float32], tile_start: NDArray[np.int64], tile_stop: NDArray[np.int64], ids: NDArray[np.int32],
+    spans: NDArray[np.uint16], image: Any, transmittance: Any, image_grad: Any, alpha_grad: Any, absolute: bool,
+) -> NDArray[np.float32]:  # fmt: skip
+    """Blending's sums for every Gaussian, [N, 16], gathered in bands of tiles so that the sums of all pairs are never there at once."""
+    sums = lines(len(records), SUM_COUNT)
+    sums[:] = 0.0
+    # Where each tile's pairs begin if the pairs that no light reached are left out.
+    begins = np.concatenate([[0], np.cumsum(tile_stop - tile_start[:-1])])
+    flat, parts = records.ravel(), 1 << (numba.get_num_threads() - 1).bit_length()
+    blend = _blend_rgb if image.shape[-1] == 3 and not absolute else _blend_full
+    pair_sums = lines(0, SUM_COUNT)
+    first, tiles = 0, len(tile_stop)
+    while first < tiles:
+        stop = max(int(np.searchsorted(begins, begins[first] + _PAIRS_AT_ONCE, side="right")) - 1, first + 1)
+        places = begins[first:stop] - begins[first]
+        size = int(begins[stop] - begins[first])
+        if len(pair_sums) < size:
+            pair_sums = lines(size, SUM_COUNT)
+        with numba.parallel_chunksize(TILES_AT_ONCE):
+            blend(flat, tile_start, tile_stop, ids, spans, image, transmittance, image_grad, alpha_grad, first, places, pair_sums.ravel())
+        add_up(ids, tile_start, tile_stop, first, places, pair_sums.ravel(), sums.ravel(), parts)
+        first = stop
+    return sums
