@@ -6,6 +6,7 @@ The package imports nothing until a name is asked for, so that ``gs-train --help
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,11 @@ if TYPE_CHECKING:
     from gs_train.scene.load import SceneConfig, load_scene
     from gs_train.train.config import TrainConfig
     from gs_train.train.loop import train
+
+# torch's idle threads spin for milliseconds after each of its parallel loops, on the very cores that the rasterizer's threads are given
+# next: a CPU iteration takes a quarter longer. OpenMP reads this when torch is imported; whoever has set it, or has imported torch, keeps
+# what there is.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 

@@ -51,6 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             raise
         code = _USER_ERROR
+    except MemoryError as error:
+        _complain(f"{error if str(error) else 'there is not enough memory'}: use smaller images or fewer Gaussians.")
+        code = _USER_ERROR
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
     sys.exit(code)
@@ -105,6 +108,8 @@ def run_train(command: flags.TrainCommand) -> int:
             if not list_checkpoints(folder.checkpoints):
                 remedy = "give the same command again with --overwrite (there is no checkpoint yet to go on from)"
             raise UserError(f"{_full(error, out)} and {remedy}.") from error
+        except FloatingPointError as error:
+            raise UserError(f"training has diverged ({error}): give lower rates by the --optimizer flags, with --overwrite.") from error
     if state.iteration < command.config.iterations:
         print(f"Stopped after iteration {state.iteration} of {command.config.iterations}. Go on with: gs-train train --resume {out}")
         return 128 + caught[0]

@@ -397,3 +397,10 @@ def test_full_disk_during_export_leaves_the_old_file(own_run: Path, tmp_path: Pa
     assert f"{target} cannot be written" in refused_on_a_full_disk(20_000, "export", own_run, target)
     assert target.read_text() == "before"
     assert list(target.parent.iterdir()) == [target]
+
+
+def test_rates_that_make_training_diverge(scene: Path, tmp_path: Path) -> None:
+    told = refused_here("train", scene, "--out", tmp_path / "run", *SHORT, "--optimizer.scaling-lr", 1e5)
+    assert told.startswith("training has diverged (")
+    assert "values of scales are not finite" in told
+    assert told.endswith("give lower rates by the --optimizer flags, with --overwrite.")
