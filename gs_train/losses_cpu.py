@@ -17,7 +17,7 @@ from gs_train.jit import KERNEL_LOCK, follow_torch_threads, helper, parallel_ker
 from gs_train.vectors import LANES, absolute, aligned_zeros, lane_numbers, load, splat, store, store_sums, where
 
 _HALO = 5  # px and rows on each side of a pixel
-_STRIP, _ROWS = 96, 64  # floats and rows of a strip
+_STRIP, _ROWS = 96, 128  # floats and rows of a strip
 _MARGIN = 16  # floats kept on each side of a row: the halo of 15, rounded up
 _window = np.exp(-0.5 * ((np.arange(2 * _HALO + 1) - _HALO) / 1.5) ** 2)
 # Half of the symmetric window, outermost first, centre last.
@@ -28,9 +28,10 @@ _LANES, _U_STRIP, _N0 = np.uint64(LANES), np.uint64(_STRIP), np.uint64(0)
 # How far a tap lies to the side, in floats.
 _T1, _T2, _T3, _T4, _T5 = (np.uint64(3 * k) for k in range(1, 6))
 
-# The scratch array: a row of the image and of the target with their margins, a row to come, sums, and the ring of blurred rows.
+# The scratch array: two rows each of the image, of the target and of what comes out, with their margins; sums; the ring of blurred rows.
 _ROW = _STRIP + 2 * _MARGIN
-_X, _Y, _OUT, _SUMS, _RING = (np.uint64(k * _ROW) for k in range(5))
+_X, _X_BELOW, _Y, _Y_BELOW, _OUT, _OUT_BELOW, _SUMS, _RING = (np.uint64(k * _ROW) for k in range(8))
+_BELOW = _X_BELOW - _X
 _PLANES, _SLOTS = 4, 16  # The ring holds twelve rows at least; sixteen make its places cheap to find.
 _SLOT = _PLANES * _STRIP
 _SIZE = int(_RING) + _SLOTS * _SLOT
@@ -212,15 +213,23 @@ def ssim_forward(image: NDArray, target: NDArray, height: int, width: int, borde
 
 
 @helper
-def _store_row(s, gradient, y, x0, width):  # type: ignore[no-untyped-def]
+def _gradient(s, x, y, by_mean, by_xx, by_xy, weight_l1, weight_ssim):  # type: ignore[no-untyped-def]
+    """The gradient of the pixels at ``x`` with the target at ``y``, given the blurred derivatives there."""
+    vx, vy = load(s, x), load(s, y)
+    sign = where(vx > vy, _ONE, where(vy > vx, -_ONE, _ZERO))
+    return weight_l1 * sign + weight_ssim * (by_mean + _TWO * vx * by_xx + vy * by_xy)
+
+
+@helper
+def _store_row(s, at, gradient, y, x0, width):  # type: ignore[no-untyped-def]
     """Copy a finished row of the strip to where it belongs."""
-    begin = y * width + x0
+    begin, at = y * width + x0, at + np.uint64(_MARGIN)
     if x0 + _STRIP <= width:
         for c in range(_N0, _U_STRIP, _LANES):
-            store(gradient, np.uint64(begin) + c, load(s, _OUT + c))
+            store(gradient, np.uint64(begin) + c, load(s, at + c))
     else:
         for c in range(width - x0):
-            gradient[begin + c] = s[int(_OUT) + c]
+            gradient[begin + c] = s[int(at) + c]
 
 
 @parallel_kernel
@@ -247,23 +256,20 @@ def ssim_backward(image, target, height, width, derivatives, weight_l1, weight_s
             done = row - 2 * _HALO
             if done < 1 or done % 2 == 0:
                 continue
-            places = _places(done - 1)
-            for below in range(2):
-                if done - 1 + below >= rows:
-                    continue
-                _copy_row(image, s, _X, y0 + done - 1 + below, x0, height, width)
-                _copy_row(target, s, _Y, y0 + done - 1 + below, x0, height, width)
-                for c in range(_N0, _U_STRIP, _LANES):
-                    by_mean, by_xx = _down(s, places, c), _down(s, places, _U_STRIP + c)
-                    by_xy = _down(s, places, np.uint64(2) * _U_STRIP + c)
-                    vx, vy = load(s, _X + np.uint64(_MARGIN) + c), load(s, _Y + np.uint64(_MARGIN) + c)
-                    if below == 0:
-                        by_ssim = by_mean[0] + _TWO * vx * by_xx[0] + vy * by_xy[0]
-                    else:
-                        by_ssim = by_mean[1] + _TWO * vx * by_xx[1] + vy * by_xy[1]
-                    sign = where(vx > vy, _ONE, where(vy > vx, -_ONE, _ZERO))
-                    store(s, _OUT + c, weight_l1 * sign + weight_ssim * by_ssim)
-                _store_row(s, gradient, y0 + done - 1 + below, x0, width)
+            places, y = _places(done - 1), y0 + done - 1
+            _copy_row(image, s, _X, y, x0, height, width)
+            _copy_row(target, s, _Y, y, x0, height, width)
+            _copy_row(image, s, _X_BELOW, y + 1, x0, height, width)
+            _copy_row(target, s, _Y_BELOW, y + 1, x0, height, width)
+            for c in range(_N0, _U_STRIP, _LANES):
+                by_mean, by_xx = _down(s, places, c), _down(s, places, _U_STRIP + c)
+                by_xy = _down(s, places, np.uint64(2) * _U_STRIP + c)
+                at, below = np.uint64(_MARGIN) + c, _BELOW + np.uint64(_MARGIN) + c
+                store(s, _OUT + at, _gradient(s, _X + at, _Y + at, by_mean[0], by_xx[0], by_xy[0], weight_l1, weight_ssim))
+                store(s, _OUT + below, _gradient(s, _X + below, _Y + below, by_mean[1], by_xx[1], by_xy[1], weight_l1, weight_ssim))
+            _store_row(s, _OUT, gradient, y, x0, width)
+            if done < rows:
+                _store_row(s, _OUT_BELOW, gradient, y + 1, x0, width)
 
 
 def photometric_loss_and_gradient(image: NDArray, target: NDArray, lambda_dssim: float, border: int) -> tuple[float, NDArray]:

@@ -72,8 +72,7 @@ class ClassicDensity:
         norm = torch.hypot(grad[:, 0] * (0.5 * camera.width), grad[:, 1] * (0.5 * camera.height))
         visible = render.visible()
         # Rows that are not visible may hold anything, and one bad gradient must not spoil a whole round: both count as 0.
-        norm = torch.where(visible & norm.isfinite(), norm, torch.zeros_like(norm))
-        self._grad_sum += norm
+        self._grad_sum += norm.nan_to_num_(nan=0.0, posinf=0.0).mul_(visible)
         self._grad_count += visible
 
     def plan(self, model: GaussianModel, iteration: int) -> DensityPlan | None:

@@ -26,7 +26,8 @@ class RenderOutput:
 
     def visible(self) -> Tensor:
         """[N] bool: the view sees the Gaussian."""
-        return (self.radii > 0).all(dim=-1)
+        # Column by column, because a reduction over two columns takes four times as long on a CPU.
+        return (self.radii[..., 0] > 0) & (self.radii[..., 1] > 0)
 
 
 class Rasterizer(Protocol):

@@ -20,7 +20,8 @@ from gs_train.jit import KERNEL_LOCK, follow_torch_threads
 from gs_train.model.gaussians import describe_non_finite
 from gs_train.render.cpu.blending import blend_forward
 from gs_train.render.cpu.blending_backward import blend_backward
-from gs_train.render.cpu.projection import CHUNK, RECORD_SIZE, camera_vector, lines, project_forward
+from gs_train.render.cpu.memory import empty
+from gs_train.render.cpu.projection import CHUNK, RECORD_SIZE, camera_vector, project_forward
 from gs_train.render.cpu.projection_backward import project_backward
 from gs_train.render.cpu.tiles import bin_gaussians
 
@@ -65,12 +66,11 @@ class Rasterize(torch.autograd.Function):
         camera = camera_vector(intrinsics, settings.width, settings.height, settings.near, settings.far, settings.eps2d)
         pose = _array(view).astype(np.float64), _array(centre).astype(np.float64)
         n = means.shape[0]
-        records, radii, visible = lines(n, RECORD_SIZE), np.empty((n, 2), np.int32), np.empty(n, np.int32)
+        records, radii, visible = empty((n, RECORD_SIZE)), empty((n, 2), np.int32), empty((n,), np.int32)
         chunk_counts = np.empty((-(-n // CHUNK), 2), np.int32)
         size = settings.width, settings.height
         channels = 4 if settings.depth else 3
-        image = np.empty((settings.height, settings.width, channels), np.float32)
-        transmittance = np.empty((settings.height, settings.width), np.float32)
+        image, transmittance = empty((settings.height, settings.width, channels)), empty((settings.height, settings.width))
         colours = np.zeros(channels, np.float32)
         colours[:3] = _array(background)
         with KERNEL_LOCK:
@@ -84,7 +84,7 @@ class Rasterize(torch.autograd.Function):
                 fault = describe_non_finite(dict(zip(names, (means, quats, scales, opacities, sh0, sh_rest), strict=True)))
                 raise FloatingPointError(fault or f"colours of {chunk_counts[:, 1].sum()} Gaussians overflow")
             tile_start, ids = bin_gaussians(records, visible, chunk_counts, *size)
-            spans = np.empty(len(ids) if any(ctx.needs_input_grad) else 0, np.uint16)
+            spans = empty((len(ids) if any(ctx.needs_input_grad) else 0,), np.uint16)
             tile_stop = np.empty(len(tile_start) - 1, np.int64)
             blend_forward(records, tile_start, ids, colours, image, transmittance, spans, tile_stop)
         image_tensor, radii_tensor = torch.from_numpy(image), torch.from_numpy(radii)
@@ -101,8 +101,8 @@ class Rasterize(torch.autograd.Function):
         settings: Settings = ctx.settings
         records, visible, chunk_counts, (tile_start, tile_stop, ids, spans), transmittance = ctx.kept
         image_grad = image_grad.contiguous()
-        grads = [torch.empty_like(t) for t in parameters]
-        means2d_grad = torch.empty(len(records), 2)
+        grads = [torch.from_numpy(empty(tuple(t.shape))) for t in parameters]
+        means2d_grad = torch.from_numpy(empty((len(records), 2)))
         chunk_grads = np.zeros((len(chunk_counts), 4, 4))
         means, quats, scales, opacities, _, sh_rest = (_array(t) for t in parameters)
         with KERNEL_LOCK:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from gs_train.jit import helper, parallel_kernel
 from gs_train.render.cpu.blending import ALPHA_MAX, PLANE, STOP, TILES_AT_ONCE, counted
+from gs_train.render.cpu.memory import empty
 from gs_train.render.cpu.projection import (
     BLUE,
     DEPTH,
@@ -39,7 +40,6 @@ from gs_train.render.cpu.projection import (
     RECORD_SIZE,
     RED,
     SHEAR,
-    lines,
 )
 from gs_train.render.cpu.projection_backward import SUM_COUNT
 from gs_train.render.cpu.tiles import TILE_HEIGHT, TILE_WIDTH
@@ -160,6 +160,14 @@ _blend_rgb, _blend_full = _make_kernel(one_rgb), _make_kernel(one_full)
 
 
 @parallel_kernel
+def clear(sums):  # type: ignore[no-untyped-def]
+    """Fill with zeros."""
+    for row in prange(sums.shape[0]):
+        for column in range(SUM_COUNT):
+            sums[row, column] = _ZERO
+
+
+@parallel_kernel
 def add_up(ids, tile_start, tile_stop, first_tile, places, pair_sums, sums, parts):  # type: ignore[no-untyped-def]
     """Add the sums of pairs to their Gaussians' rows of sums [N * 16], tile by tile.
 
@@ -191,20 +199,20 @@ def blend_backward(
     spans: NDArray[np.uint16], image: Any, transmittance: Any, image_grad: Any, alpha_grad: Any, absolute: bool,
 ) -> NDArray[np.float32]:  # fmt: skip
     """Blending's sums for every Gaussian, [N, 16], gathered in bands of tiles so that the sums of all pairs are never there at once."""
-    sums = lines(len(records), SUM_COUNT)
-    sums[:] = 0.0
+    sums = empty((len(records), SUM_COUNT))
+    clear(sums)
     # Where each tile's pairs begin if the pairs that no light reached are left out.
     begins = np.concatenate([[0], np.cumsum(tile_stop - tile_start[:-1])])
     flat, parts = records.ravel(), 1 << (numba.get_num_threads() - 1).bit_length()
     blend = _blend_rgb if image.shape[-1] == 3 and not absolute else _blend_full
-    pair_sums = lines(0, SUM_COUNT)
+    pair_sums = empty((0, SUM_COUNT))
     first, tiles = 0, len(tile_stop)
     while first < tiles:
         stop = max(int(np.searchsorted(begins, begins[first] + _PAIRS_AT_ONCE, side="right")) - 1, first + 1)
         places = begins[first:stop] - begins[first]
         size = int(begins[stop] - begins[first])
         if len(pair_sums) < size:
-            pair_sums = lines(size, SUM_COUNT)
+            pair_sums = empty((size, SUM_COUNT))
         with numba.parallel_chunksize(TILES_AT_ONCE):
             blend(flat, tile_start, tile_stop, ids, spans, image, transmittance, image_grad, alpha_grad, first, places, pair_sums.ravel())
         add_up(ids, tile_start, tile_stop, first, places, pair_sums.ravel(), sums.ravel(), parts)

@@ -49,13 +49,6 @@ def camera_vector(
     return np.array([fx, fy, cx, cy, near, far, eps2d, *limits])
 
 
-def lines(rows: int, columns: int) -> NDArray[np.float32]:
-    """An array that begins with a cache line, so that a row of 64 bytes is one line and not parts of two; not initialised."""
-    whole = np.empty(rows * columns + 16, np.float32)
-    begin = -whole.ctypes.data % 64 // whole.itemsize
-    return whole[begin : begin + rows * columns].reshape(rows, columns)
-
-
 @helper
 def rotation_of(w: float, x: float, y: float, z: float) -> tuple[float, ...]:
     """The rotation matrix of a unit quaternion, row by row."""

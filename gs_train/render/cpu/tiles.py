@@ -15,6 +15,7 @@ from numba import prange
 from numpy.typing import NDArray
 
 from gs_train.jit import helper, parallel_kernel
+from gs_train.render.cpu.memory import empty
 from gs_train.render.cpu.projection import (
     CHUNK,
     DEPTH,
@@ -157,7 +158,7 @@ def bin_gaussians(records: NDArray, visible: NDArray, chunk_counts: NDArray, wid
     visit_tiles(*arguments, counts, np.empty(0, np.uint64))
     tile_start = np.zeros(tiles + 1, np.int64)
     np.cumsum(counts.sum(axis=0), out=tile_start[1:])
-    entries, ids = np.empty(tile_start[-1], np.uint64), np.empty(tile_start[-1], np.int32)
+    entries, ids = empty((int(tile_start[-1]),), np.uint64), empty((int(tile_start[-1]),), np.int32)
     if len(entries) > 0:
         # Where each stretch begins in each tile: behind the tiles before, and behind the stretches before in the same tile.
         cursors = np.cumsum(counts, axis=0)
