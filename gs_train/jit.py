@@ -35,8 +35,13 @@ numba.config.THREADING_LAYER_PRIORITY = ["tbb", "workqueue", "omp"]
 
 FASTMATH = {"contract", "nsz", "arcp"}
 
-helper: Callable[..., Any] = numba.njit(error_model="numpy", fastmath=FASTMATH, nogil=True, forceinline=True)
+_OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": FASTMATH, "nogil": True, "no_cfunc_wrapper": True}
+
+helper: Callable[..., Any] = numba.njit(**_OPTIONS, forceinline=True, no_cpython_wrapper=True)
 """Decorator for a function that only kernels call; it is compiled into them and not cached by itself."""
+
+written_in: Callable[..., Any] = numba.njit(**_OPTIONS, inline="always")
+"""As ``helper``, for a long function with one caller: its source is taken into the caller's, so it is not compiled twice."""
 
 KERNEL_LOCK = threading.RLock()
 """Held around kernels: Numba's default threading layer ends the process when two threads start parallel kernels at once."""
@@ -53,7 +58,7 @@ def parallel_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _cached(function: Callable[..., Any], *, parallel: bool) -> Callable[..., Any]:
-    compiled = numba.njit(error_model="numpy", fastmath=FASTMATH, nogil=True, parallel=parallel)(function)
+    compiled = numba.njit(**_OPTIONS, parallel=parallel)(function)
     before = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = str(_cache_folder())
     try:

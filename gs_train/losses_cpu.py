@@ -14,7 +14,8 @@ from numba import prange
 from numpy.typing import NDArray
 
 from gs_train.jit import KERNEL_LOCK, follow_torch_threads, helper, parallel_kernel
-from gs_train.vectors import LANES, absolute, aligned_zeros, lane_numbers, load, splat, store, store_sums, where
+from gs_train.memory import empty
+from gs_train.vectors import LANES, absolute, aligned_zeros, lane_numbers, load, store, store_sums, where, zero_floats
 
 _HALO = 5  # px and rows on each side of a pixel
 _STRIP, _ROWS = 96, 128  # floats and rows of a strip
@@ -42,7 +43,7 @@ def _copy_row(source, s, to, y, x0, height, width):  # type: ignore[no-untyped-d
     """Copy row y of [height * width] from x0 - _MARGIN on into the scratch array; zeros beyond the border."""
     if y < 0 or y >= height:
         for c in range(_N0, np.uint64(_ROW), _LANES):
-            store(s, to + c, splat(_ZERO))
+            store(s, to + c, zero_floats())
     elif x0 >= _MARGIN and x0 + _STRIP + _MARGIN <= width:
         begin = np.uint64(y * width + x0 - _MARGIN)
         for c in range(_N0, np.uint64(_ROW), _LANES):
@@ -136,7 +137,7 @@ def _ssim_terms(mx, my, squares, xy):  # type: ignore[no-untyped-def]
 @helper
 def _absolute_difference(s):  # type: ignore[no-untyped-def]
     """Sum of |x - y| over the strip's own part of the row."""
-    total = splat(_ZERO)
+    total = zero_floats()
     for c in range(np.uint64(_MARGIN), np.uint64(_MARGIN + _STRIP), _LANES):
         total = total + absolute(load(s, _X + c) - load(s, _Y + c))
     store_sums(s, _SUMS, (total,))
@@ -188,7 +189,7 @@ def ssim_forward(image: NDArray, target: NDArray, height: int, width: int, borde
             upper, lower = y0 + done - 1, y0 + done
             upper_counts = upper >= border and upper < height - border
             lower_counts = lower >= border and lower < height - border
-            total = splat(_ZERO)
+            total = zero_floats()
             for c in range(_N0, _U_STRIP, _LANES):
                 mx, my = _down(s, places, c), _down(s, places, _U_STRIP + c)
                 squares, xy = _down(s, places, np.uint64(2) * _U_STRIP + c), _down(s, places, np.uint64(3) * _U_STRIP + c)
@@ -216,7 +217,7 @@ def ssim_forward(image: NDArray, target: NDArray, height: int, width: int, borde
 def _gradient(s, x, y, by_mean, by_xx, by_xy, weight_l1, weight_ssim):  # type: ignore[no-untyped-def]
     """The gradient of the pixels at ``x`` with the target at ``y``, given the blurred derivatives there."""
     vx, vy = load(s, x), load(s, y)
-    sign = where(vx > vy, _ONE, where(vy > vx, -_ONE, _ZERO))
+    sign = where(vx > vy, _ONE, where(vy > vx, -_ONE, zero_floats()))
     return weight_l1 * sign + weight_ssim * (by_mean + _TWO * vx * by_xx + vy * by_xy)
 
 
@@ -246,7 +247,7 @@ def ssim_backward(image, target, height, width, derivatives, weight_l1, weight_s
             y, place = y0 + row - _HALO, _place(row)
             if y < 0 or y >= height:
                 for c in range(_N0, np.uint64(3 * _STRIP), _LANES):
-                    store(s, place + c, splat(_ZERO))
+                    store(s, place + c, zero_floats())
             else:
                 begin = np.uint64(y * stride + _MARGIN + x0)
                 for c in range(_N0, _U_STRIP, _LANES):
@@ -279,9 +280,9 @@ def photometric_loss_and_gradient(image: NDArray, target: NDArray, lambda_dssim:
     """
     height, width = image.shape[0], 3 * image.shape[1]
     across, down = -(-width // _STRIP), -(-height // _ROWS)
-    derivatives = np.empty(3 * height * (across * _STRIP + 2 * _MARGIN), np.float32)
+    derivatives = empty((3 * height * (across * _STRIP + 2 * _MARGIN),))
     sums = np.empty((across * down, 2))
-    gradient = np.empty_like(image)
+    gradient = empty(image.shape)
     pixels = image.ravel(), target.ravel(), height, width
     windows = (height - 2 * border) * (width - 6 * border)
     weights = np.float32((1.0 - lambda_dssim) / image.size), np.float32(-lambda_dssim / windows)

@@ -1,11 +1,12 @@
-"""A vector of float32 as one value in Numba kernels: what is written as arithmetic on it is compiled to packed instructions.
+"""Vectors of floats as one value in Numba kernels: what is written as arithmetic on them is compiled to packed instructions.
 
 LLVM's own vectoriser gives up silently: over possible overlap between arrays, signed indices, several results per loop. Here every
-operation is emitted on LLVM's vector type, which each target lowers to what it has, so nothing is left to luck. A tile row of sixteen
-pixels is one vector where the processor has 512-bit registers and two where it has not.
+operation is emitted on LLVM's vector type, which each target lowers to what it has, so nothing is left to luck. ``Floats`` holds LANES
+float32, ``Doubles`` half as many float64; a tile row of sixteen pixels is one vector of floats where the processor has 512-bit registers
+and two where it has not.
 
-Not here: any rasterization. The invariant: an operation does the same to every lane, except for ``sum_each``, which adds the lanes of each
-vector in a fixed tree. Addresses are in elements, from the start of a contiguous one-dimensional float32 array, and are not checked.
+Not here: any rasterization. The invariant: an operation does the same to every lane, except for ``store_sums``, which adds the lanes of
+each vector in a fixed tree. Addresses are in elements, from the start of a contiguous one-dimensional array, and are not checked.
 """
 
 from __future__ import annotations
@@ -25,54 +26,59 @@ from gs_train.jit import WIDE_VECTORS, helper
 
 LANES = 16 if WIDE_VECTORS else 8
 """Floats in a vector: with half of the registers, half of the lanes, or the sums of blending would not fit into them."""
+DOUBLES = LANES // 2
+"""Doubles in a vector."""
 
 _INT = ir.IntType(32)
-_FLOAT = ir.FloatType()
-_FLOATS = ir.VectorType(_FLOAT, LANES)
+_FLOATS = ir.VectorType(ir.FloatType(), LANES)
 _INTS = ir.VectorType(_INT, LANES)
-_BITS = ir.IntType(LANES)
-_NO_SIGN = ir.Constant(_INTS, [2**31 - 1] * LANES)
 
 
-# ---- the two types ----
+# ---- the types ----
 
 
-class _Floats(types.Type):
-    """LANES float32."""
+class _Vector(types.Type):
+    """Several numbers of one kind."""
 
-    def __init__(self) -> None:
-        super().__init__(name=f"floats{LANES}")
+    def __init__(self, element: types.Float, lanes: int) -> None:
+        super().__init__(name=f"{element.name}x{lanes}")
+        self.element, self.lanes = element, lanes
+        self.ir = ir.VectorType(ir.FloatType() if element == types.float32 else ir.DoubleType(), lanes)
 
 
 class _Mask(types.Type):
-    """LANES booleans."""
+    """Several booleans."""
 
-    def __init__(self) -> None:
-        super().__init__(name=f"mask{LANES}")
-
-
-floats, mask = _Floats(), _Mask()
-
-
-@register_model(_Floats)
-class _FloatsModel(models.PrimitiveModel):  # type: ignore[misc]
-    def __init__(self, manager: Any, kind: Any) -> None:
-        super().__init__(manager, kind, _FLOATS)
+    def __init__(self, lanes: int) -> None:
+        super().__init__(name=f"maskx{lanes}")
+        self.lanes = lanes
+        self.ir = ir.VectorType(ir.IntType(1), lanes)
 
 
+@register_model(_Vector)
 @register_model(_Mask)
-class _MaskModel(models.PrimitiveModel):  # type: ignore[misc]
+class _Model(models.PrimitiveModel):  # type: ignore[misc]
     def __init__(self, manager: Any, kind: Any) -> None:
-        super().__init__(manager, kind, ir.VectorType(ir.IntType(1), LANES))
+        super().__init__(manager, kind, kind.ir)
 
 
-def _widened(context: Any, builder: Any, value: Any, kind: Any) -> Any:
-    """The value itself if it is a vector, else the number in every lane."""
-    if kind is floats:
+floats, doubles = _Vector(types.float32, LANES), _Vector(types.float64, DOUBLES)
+
+
+def _common(kinds: tuple[Any, ...]) -> Any:
+    """The one kind of vector among vectors and numbers; None if there is none or more than one, or something else."""
+    vectors = {kind for kind in kinds if isinstance(kind, _Vector)}
+    others = [kind for kind in kinds if not isinstance(kind, _Vector | types.Float)]
+    return vectors.pop() if len(vectors) == 1 and not others else None
+
+
+def _widened(context: Any, builder: Any, value: Any, kind: Any, vector: Any) -> Any:
+    """The value itself if it is a vector, else the number in every lane of one."""
+    if isinstance(kind, _Vector):
         return value
-    number = context.cast(builder, value, kind, types.float32)
-    first = builder.insert_element(ir.Constant(_FLOATS, ir.Undefined), number, ir.Constant(_INT, 0))
-    return _shuffle(builder, first, first, [0] * LANES)
+    number = context.cast(builder, value, kind, vector.element)
+    first = builder.insert_element(ir.Constant(vector.ir, ir.Undefined), number, ir.Constant(_INT, 0))
+    return _shuffle(builder, first, first, [0] * vector.lanes)
 
 
 def _shuffle(builder: Any, a: Any, b: Any, lanes: list[int]) -> Any:
@@ -82,132 +88,165 @@ def _shuffle(builder: Any, a: Any, b: Any, lanes: list[int]) -> Any:
 # ---- operators ----
 
 
-def _define_binary(function: Any, operand: Any, result: Any, emit: Callable[..., Any]) -> None:
-    """Give an operator a meaning for two vectors, or for a vector of floats and a number."""
+def _define(function: Any, emit: Callable[..., Any], *, gives_mask: bool = False) -> None:
+    """Give an operator a meaning for two vectors, or for a vector and a number."""
 
     @infer_global(function)
     class _Template(AbstractTemplate):  # type: ignore[misc]
         def generic(self, args: Any, kws: Any) -> Any:
-            if len(args) == 2 and operand in args and all(a is operand or (operand is floats and isinstance(a, types.Float)) for a in args):
-                return signature(result, *args)
-            return None
+            vector = _common(args) if len(args) == 2 else None
+            return None if vector is None else signature(_Mask(vector.lanes) if gives_mask else vector, *args)
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        if operand is floats:
-            args = [_widened(context, builder, value, kind) for value, kind in zip(args, sig.args, strict=True)]
-        return emit(builder, *args)
+        vector = _common(sig.args)
+        return emit(builder, *(_widened(context, builder, value, kind, vector) for value, kind in zip(args, sig.args, strict=True)))
 
-    kinds = [(operand, operand)] + ([(operand, types.Float), (types.Float, operand)] if operand is floats else [])
-    for kind in kinds:
-        lower_builtin(function, *kind)(lower)
+    for kinds in ((_Vector, _Vector), (_Vector, types.Float), (types.Float, _Vector)):
+        lower_builtin(function, *kinds)(lower)
 
 
-_define_binary(operator.add, floats, floats, lambda builder, a, b: builder.fadd(a, b))
-_define_binary(operator.sub, floats, floats, lambda builder, a, b: builder.fsub(a, b))
-_define_binary(operator.mul, floats, floats, lambda builder, a, b: builder.fmul(a, b))
-_define_binary(operator.truediv, floats, floats, lambda builder, a, b: builder.fdiv(a, b))
-_define_binary(operator.gt, floats, mask, lambda builder, a, b: builder.fcmp_ordered(">", a, b))
-_define_binary(operator.ge, floats, mask, lambda builder, a, b: builder.fcmp_ordered(">=", a, b))
-_define_binary(operator.lt, floats, mask, lambda builder, a, b: builder.fcmp_ordered("<", a, b))
-_define_binary(operator.le, floats, mask, lambda builder, a, b: builder.fcmp_ordered("<=", a, b))
-_define_binary(operator.and_, mask, mask, lambda builder, a, b: builder.and_(a, b))
+def _comparing(sign: str) -> Callable[..., Any]:
+    return lambda builder, a, b: builder.fcmp_ordered(sign, a, b)
+
+
+for _function in (operator.add, operator.iadd):
+    _define(_function, lambda builder, a, b: builder.fadd(a, b))
+for _function in (operator.sub, operator.isub):
+    _define(_function, lambda builder, a, b: builder.fsub(a, b))
+for _function in (operator.mul, operator.imul):
+    _define(_function, lambda builder, a, b: builder.fmul(a, b))
+_define(operator.truediv, lambda builder, a, b: builder.fdiv(a, b))
+for _function, _sign in ((operator.gt, ">"), (operator.ge, ">="), (operator.lt, "<"), (operator.le, "<=")):
+    _define(_function, _comparing(_sign), gives_mask=True)
+
+
+@infer_global(operator.and_)
+class _And(AbstractTemplate):  # type: ignore[misc]
+    def generic(self, args: Any, kws: Any) -> Any:
+        return signature(args[0], *args) if len(args) == 2 and isinstance(args[0], _Mask) and args[0] == args[1] else None
+
+
+lower_builtin(operator.and_, _Mask, _Mask)(lambda context, builder, sig, args: builder.and_(*args))
 
 
 # ---- functions ----
 
 
-def _function(result: Any, emit: Callable[..., Any]) -> Any:
-    """An intrinsic of vectors, masks and numbers: numbers are put into every lane before ``emit(builder, *values)``."""
+def _typed(emit: Callable[..., Any], *kinds: Any) -> Any:
+    """What an intrinsic of vectors and numbers (after masks) answers: numbers are put into every lane, the result is a vector like them."""
+    vector = _common(tuple(kind for kind in kinds if not isinstance(kind, _Mask)))
+    if vector is None:
+        return None
 
-    def typed(typing_context: Any, *kinds: Any) -> Any:
-        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            pairs = zip(args, sig.args, strict=True)
-            return emit(builder, *(value if kind is mask else _widened(context, builder, value, kind) for value, kind in pairs))
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pairs = zip(args, sig.args, strict=True)
+        return emit(builder, *(v if isinstance(kind, _Mask) else _widened(context, builder, v, kind, vector) for v, kind in pairs))
 
-        return result(*kinds), generate
-
-    return typed
+    return vector(*kinds), generate
 
 
-def _call(name: str) -> Callable[..., Any]:
+def _calling(name: str) -> Callable[..., Any]:
     def emit(builder: Any, a: Any) -> Any:
-        declared = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_FLOATS, [_FLOATS]), f"llvm.{name}.v{LANES}f32")
-        return builder.call(declared, [a])
+        suffix = "f32" if a.type == _FLOATS else "f64"
+        kind = ir.FunctionType(a.type, [a.type])
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v{a.type.count}{suffix}"), [a])
 
     return emit
 
 
+def _constant(vector: Any, numbers: list[float]) -> Any:
+    return vector(), lambda context, builder, sig, args: ir.Constant(vector.ir, numbers)
+
+
 @intrinsic  # type: ignore[untyped-decorator]
-def splat(typing_context: Any, number: Any) -> Any:
-    """The number in every lane."""
-    return _function(floats, lambda builder, a: a)(typing_context, number)
+def zero_floats(typing_context: Any) -> Any:
+    """Zeros."""
+    return _constant(floats, [0.0] * LANES)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def zero_doubles(typing_context: Any) -> Any:
+    """Zeros."""
+    return _constant(doubles, [0.0] * DOUBLES)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def lane_numbers(typing_context: Any) -> Any:
     """0, 1, 2, ... as floats."""
-    return _function(floats, lambda builder: ir.Constant(_FLOATS, [float(lane) for lane in range(LANES)]))(typing_context)
+    return _constant(floats, [float(lane) for lane in range(LANES)])
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def where(typing_context: Any, condition: Any, a: Any, b: Any) -> Any:
     """Lane by lane ``a if condition else b``."""
-    return _function(floats, lambda builder, c, a, b: builder.select(c, a, b))(typing_context, condition, a, b)
+    return _typed(lambda builder, c, a, b: builder.select(c, a, b), condition, a, b)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def minimum(typing_context: Any, a: Any, b: Any) -> Any:
     """The smaller of the two, ``b`` where one is not a number."""
-    return _function(floats, lambda builder, a, b: builder.select(builder.fcmp_ordered("<", a, b), a, b))(typing_context, a, b)
+    return _typed(lambda builder, a, b: builder.select(builder.fcmp_ordered("<", a, b), a, b), a, b)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def maximum(typing_context: Any, a: Any, b: Any) -> Any:
     """The larger of the two, ``b`` where one is not a number."""
-    return _function(floats, lambda builder, a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))(typing_context, a, b)
+    return _typed(lambda builder, a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b), a, b)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def sqrt(typing_context: Any, a: Any) -> Any:
     """Square root."""
-    return _function(floats, _call("sqrt"))(typing_context, a)
+    return _typed(_calling("sqrt"), a)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def ceil(typing_context: Any, a: Any) -> Any:
     """The next whole number upwards."""
-    return _function(floats, _call("ceil"))(typing_context, a)
+    return _typed(_calling("ceil"), a)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def floor(typing_context: Any, a: Any) -> Any:
+    """The next whole number downwards."""
+    return _typed(_calling("floor"), a)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def absolute(typing_context: Any, a: Any) -> Any:
     """Without the sign."""
-
-    def emit(builder: Any, a: Any) -> Any:
-        return builder.bitcast(builder.and_(builder.bitcast(a, _INTS), _NO_SIGN), _FLOATS)
-
-    return _function(floats, emit)(typing_context, a)
+    return _typed(_calling("fabs"), a)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def bits(typing_context: Any, condition: Any) -> Any:
     """The mask as a uint64, lane 0 in the lowest bit."""
 
-    def emit(builder: Any, condition: Any) -> Any:
-        return builder.zext(builder.bitcast(condition, _BITS), ir.IntType(64))
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.zext(builder.bitcast(args[0], ir.IntType(sig.args[0].lanes)), ir.IntType(64))
 
-    return _function(types.uint64, emit)(typing_context, condition)
+    return types.uint64(condition), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def lowest_bit(typing_context: Any, number: Any) -> Any:
+    """Position of the lowest bit that is set; the number must not be 0."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.uint64(number), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _scaled_by_low_bits(typing_context: Any, a: Any, whole: Any) -> Any:
-    """a * 2**n, n being what the lowest bits of ``whole`` hold: added to the exponent, so a must be a normal number and stay one."""
+    """Floats a * 2**n, n being what the lowest bits of ``whole`` hold: added to the exponent, so a must be a normal number and stay one."""
 
     def emit(builder: Any, a: Any, whole: Any) -> Any:
         exponent = builder.shl(builder.bitcast(whole, _INTS), ir.Constant(_INTS, [23] * LANES))
         return builder.bitcast(builder.add(builder.bitcast(a, _INTS), exponent), _FLOATS)
 
-    return _function(floats, emit)(typing_context, a, whole)
+    return _typed(emit, a, whole)
 
 
 _ROUNDING = np.float32(1.5 * 2**23)  # Adding it leaves no bits behind the point, and the whole number in the lowest bits.
@@ -241,25 +280,42 @@ def _address(context: Any, builder: Any, kind: Any, array: Any, at: Any) -> Any:
     return builder.gep(context.make_array(kind)(context, builder, array).data, [at])
 
 
+def _place(context: Any, builder: Any, kind: Any, array: Any, at: Any, vector: Any) -> Any:
+    """The address of array[at] as one of as many of the array's numbers as the vector has."""
+    stored = ir.VectorType(context.get_value_type(kind.dtype), vector.lanes)
+    return builder.bitcast(_address(context, builder, kind, array, at), stored.as_pointer())
+
+
+def _loading(vector: Any, array: Any, at: Any) -> Any:
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        array, at = args
+        loaded = builder.load(_place(context, builder, sig.args[0], array, at, vector))
+        loaded.align = 4
+        return builder.fpext(loaded, vector.ir) if loaded.type != vector.ir else loaded
+
+    return vector(array, at), generate
+
+
 @intrinsic  # type: ignore[untyped-decorator]
 def load(typing_context: Any, array: Any, at: Any) -> Any:
-    """LANES floats from array[at] on."""
+    """LANES floats from array[at] on; the array is float32."""
+    return _loading(floats, array, at)
 
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        loaded = builder.load(builder.bitcast(_address(context, builder, sig.args[0], *args), _FLOATS.as_pointer()))
-        loaded.align = 4
-        return loaded
 
-    return floats(array, at), generate
+@intrinsic  # type: ignore[untyped-decorator]
+def load_doubles(typing_context: Any, array: Any, at: Any) -> Any:
+    """DOUBLES doubles from array[at] on; the array is float64 or float32."""
+    return _loading(doubles, array, at)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def store(typing_context: Any, array: Any, at: Any, value: Any) -> Any:
-    """Write LANES floats to array[at] on."""
+    """Write the vector to array[at] on; doubles go into float32 arrays, too."""
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        address = builder.bitcast(_address(context, builder, sig.args[0], *args[:2]), _FLOATS.as_pointer())
-        builder.store(args[2], address).align = 4
+        array, at, value = args
+        place = _place(context, builder, sig.args[0], array, at, sig.args[2])
+        builder.store(value if value.type == place.type.pointee else builder.fptrunc(value, place.type.pointee), place).align = 4
         return context.get_dummy_value()
 
     return types.void(array, at, value), generate
@@ -272,22 +328,12 @@ def prefetch(typing_context: Any, array: Any, at: Any) -> Any:
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         address = builder.bitcast(_address(context, builder, sig.args[0], *args), ir.IntType(8).as_pointer())
         kind = ir.FunctionType(ir.VoidType(), [address.type, _INT, _INT, _INT])
-        # Read, into all caches, data.
+        # For reading, into all caches, as data.
         choices = [ir.Constant(_INT, value) for value in (0, 3, 1)]
         builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0"), [address, *choices])
         return context.get_dummy_value()
 
     return types.void(array, at), generate
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def lowest_bit(typing_context: Any, number: Any) -> Any:
-    """Position of the lowest bit that is set; the number must not be 0."""
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
-
-    return types.uint64(number), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -10,6 +10,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -19,6 +20,7 @@ import gs_train
 from gs_train import jit
 from gs_train.render.cpu import rasterization
 from gs_train.render.cpu.harmonics import direction_gradient, evaluate_basis
+from gs_train.vectors import DOUBLES, store, zero_doubles
 
 WIDTH, HEIGHT = 64, 48
 
@@ -125,17 +127,40 @@ def test_harmonics_of_every_degree_and_their_gradients() -> None:
     assert np.abs(gram - np.eye(25)).max() < 0.1
     step = 1e-6
     for point in points[:20]:
-        gradient = np.array([direction_gradient(*point, 4, one) for one in np.eye(25)])
+        gradient = np.array([gradient_at(point, k) for k in range(25)])
         for axis in range(3):
             offset = step * np.eye(3)[axis]
             slope = (basis_at(point + offset) - basis_at(point - offset)) / (2 * step)
             assert np.allclose(gradient[:, axis], slope, atol=1e-8)
 
 
+@numba.njit
+def one_basis(point: np.ndarray, basis: np.ndarray) -> None:
+    x, y, z = (zero_doubles() + point[0], zero_doubles() + point[1], zero_doubles() + point[2])
+    evaluate_basis(x, y, z, 4, basis)
+
+
+@numba.njit
+def one_gradient(point: np.ndarray, coefficients: np.ndarray, gradient: np.ndarray) -> None:
+    x, y, z = (zero_doubles() + point[0], zero_doubles() + point[1], zero_doubles() + point[2])
+    gx, gy, gz = direction_gradient(x, y, z, 4, coefficients)
+    store(gradient, np.uint64(0), gx)
+    store(gradient, np.uint64(DOUBLES), gy)
+    store(gradient, np.uint64(2 * DOUBLES), gz)
+
+
 def basis_at(point: np.ndarray) -> np.ndarray:
-    basis = np.empty(25)
-    evaluate_basis(*point, 4, basis)
-    return basis
+    basis = np.empty((25, DOUBLES))
+    one_basis(point, basis.ravel())
+    assert np.ptp(basis, axis=1).max() == 0.0
+    return basis[:, 0]
+
+
+def gradient_at(point: np.ndarray, k: int) -> np.ndarray:
+    coefficients, gradient = np.zeros((25, DOUBLES)), np.empty((3, DOUBLES))
+    coefficients[k] = 1.0
+    one_gradient(point, coefficients.ravel(), gradient.ravel())
+    return gradient[:, 0]
 
 
 def test_projection_and_harmonics_match_gsplats_torch_code() -> None:

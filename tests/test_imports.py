@@ -25,10 +25,11 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     # How kernels are compiled for a CPU, and what they compute with, shared by the two that have kernels: the rasterizer and the loss.
     "jit": (),
     "vectors": ("jit",),
-    "losses_cpu": ("jit", "vectors"),
+    "memory": (),
+    "losses_cpu": ("jit", "vectors", "memory"),
     "losses": ("losses_cpu",),
     "model": ("scene.types", "formats.splat_data"),
-    "render": ("model", "scene.types", "jit", "vectors"),
+    "render": ("model", "scene.types", "jit", "vectors", "memory"),
     "density": ("model", "render.types", "scene.types"),
     "train": ("scene", "model", "render", "losses", "density", "formats"),
     "evaluate": ("scene", "model", "render", "losses", "formats"),

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from gs_train.jit import KERNEL_LOCK, follow_torch_threads
+from gs_train.memory import empty
 from gs_train.model.gaussians import describe_non_finite
 from gs_train.render.cpu.blending import blend_forward
 from gs_train.render.cpu.blending_backward import blend_backward
-from gs_train.render.cpu.memory import empty
 from gs_train.render.cpu.projection import CHUNK, RECORD_SIZE, camera_vector, project_forward
 from gs_train.render.cpu.projection_backward import project_backward
 from gs_train.render.cpu.tiles import bin_gaussians

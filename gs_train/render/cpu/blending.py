@@ -14,14 +14,13 @@ The invariant: no result depends on the number of threads.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numba
 import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from gs_train.jit import helper, parallel_kernel
+from gs_train.jit import helper, parallel_kernel, written_in
 from gs_train.render.cpu.projection import (
     BLUE,
     DEPTH,
@@ -195,59 +194,75 @@ def _make_loop(with_depth: bool) -> Callable[..., None]:
     return blend_batch  # type: ignore[no-any-return]
 
 
-def _make_kernel(blend_batch: Callable[..., None], channels: int) -> Callable[..., None]:
-    """The kernel around the loop."""
+def _make_tile(blend_batch: Callable[..., None], channels: int) -> Callable[..., None]:
+    """Everything that is done for one tile."""
 
-    @parallel_kernel
-    def blend_tiles(records, tile_start, ids, background, image, transmittance, spans, tile_stop):  # type: ignore[no-untyped-def]
-        """Blend every tile.
-
-        Args:
-            records [N * 16] float32; tile_start [tiles + 1] int64; ids [P] int32: see ``projection`` and ``tiles``.
-            background: [C] float32, C = 3, or 4 with depth.
-            image: [H, W, C] float32, written. transmittance: [H, W] float32, written.
-            spans: [P] uint16, written for the backward kernel; or empty.
-            tile_stop: [tiles] int64, written: where in ``ids`` the tile's light was spent.
-        """
+    @written_in  # type: ignore[untyped-decorator]
+    def blend_tile(tile, records, tile_start, ids, background, image, transmittance, spans, tile_stop):  # type: ignore[no-untyped-def]
         height, width, _ = image.shape
         tiles_x = (width + TILE_WIDTH - 1) // TILE_WIDTH
-        for tile in prange(tile_start.shape[0] - 1):
-            s = aligned_zeros(_SIZE)
-            x0, y0 = (tile % tiles_x) * TILE_WIDTH, (tile // tiles_x) * TILE_HEIGHT
-            rows, columns = min(TILE_HEIGHT, height - y0), min(TILE_WIDTH, width - x0)
-            # Pixels beyond the image keep a transmittance of zero, so they take no part.
-            for row in range(rows):
-                for x in range(columns):
-                    s[_T + np.uint64(row * TILE_WIDTH + x)] = _ONE
-                    s[_FINAL + np.uint64(row * TILE_WIDTH + x)] = _ONE
-            begin, stop = np.uint64(tile_start[tile]), np.uint64(tile_start[tile + 1])
-            while begin < stop and _any_light(s):
-                count = min(stop - begin, _BATCH)
-                _gather(s, records, ids, begin, count, np.float32(x0), np.float32(y0))
-                for at in range(begin + count, min(stop, begin + count + _BATCH)):
-                    prefetch(records, np.uint64(ids[at]) * _RECORD)
-                if spans.shape[0] > 0:
-                    _store_spans(s, spans, begin, count)
-                blend_batch(s, count, np.uint64(rows))
-                begin += count
-            tile_stop[tile] = np.int64(begin)
-            for row in range(rows):
-                for x in range(columns):
-                    p = np.uint64(row * TILE_WIDTH + x)
-                    t = s[_FINAL + p]
-                    transmittance[y0 + row, x0 + x] = t
-                    for channel in range(channels):
-                        image[y0 + row, x0 + x, channel] = s[_R + np.uint64(channel) * _PLANE + p] + t * background[channel]
+        s = aligned_zeros(_SIZE)
+        x0, y0 = (tile % tiles_x) * TILE_WIDTH, (tile // tiles_x) * TILE_HEIGHT
+        rows, columns = min(TILE_HEIGHT, height - y0), min(TILE_WIDTH, width - x0)
+        # Pixels beyond the image keep a transmittance of zero, so they take no part.
+        for row in range(rows):
+            for x in range(columns):
+                s[_T + np.uint64(row * TILE_WIDTH + x)] = _ONE
+                s[_FINAL + np.uint64(row * TILE_WIDTH + x)] = _ONE
+        begin, stop = np.uint64(tile_start[tile]), np.uint64(tile_start[tile + 1])
+        while begin < stop and _any_light(s):
+            count = min(stop - begin, _BATCH)
+            _gather(s, records, ids, begin, count, np.float32(x0), np.float32(y0))
+            for at in range(begin + count, min(stop, begin + count + _BATCH)):
+                prefetch(records, np.uint64(ids[at]) * _RECORD)
+            if spans.shape[0] > 0:
+                _store_spans(s, spans, begin, count)
+            blend_batch(s, count, np.uint64(rows))
+            begin += count
+        tile_stop[tile] = np.int64(begin)
+        for row in range(rows):
+            for x in range(columns):
+                p = np.uint64(row * TILE_WIDTH + x)
+                t = s[_FINAL + p]
+                transmittance[y0 + row, x0 + x] = t
+                for channel in range(channels):
+                    image[y0 + row, x0 + x, channel] = s[_R + np.uint64(channel) * _PLANE + p] + t * background[channel]
 
-    return blend_tiles
+    return blend_tile  # type: ignore[no-any-return]
 
 
 batch_rgb, batch_rgbd = _make_loop(False), _make_loop(True)
-_blend_rgb, _blend_rgbd = _make_kernel(batch_rgb, 3), _make_kernel(batch_rgbd, 4)
+_tile_rgb, _tile_rgbd = _make_tile(batch_rgb, 3), _make_tile(batch_rgbd, 4)
 
 
-def blend_forward(records: NDArray[np.float32], tile_start: Any, ids: Any, background: Any, image: Any, *written: Any) -> None:
-    """Blend every tile: the kernel for the channels of the image. Arguments as there, but records [N, 16]."""
+# One kernel for each, because Numba cannot keep on disk what was made with other functions inside.
+
+
+@parallel_kernel
+def _blend_rgb(records, tile_start, ids, background, image, transmittance, spans, tile_stop):  # type: ignore[no-untyped-def]
+    for tile in prange(tile_stop.shape[0]):
+        _tile_rgb(tile, records, tile_start, ids, background, image, transmittance, spans, tile_stop)
+
+
+@parallel_kernel
+def _blend_rgbd(records, tile_start, ids, background, image, transmittance, spans, tile_stop):  # type: ignore[no-untyped-def]
+    for tile in prange(tile_stop.shape[0]):
+        _tile_rgbd(tile, records, tile_start, ids, background, image, transmittance, spans, tile_stop)
+
+
+def blend_forward(
+    records: NDArray[np.float32], tile_start: NDArray[np.int64], ids: NDArray[np.int32], background: NDArray[np.float32],
+    image: NDArray[np.float32], transmittance: NDArray[np.float32], spans: NDArray[np.uint16], tile_stop: NDArray[np.int64],
+) -> None:  # fmt: skip
+    """Blend every tile.
+
+    Args:
+        records [N, 16] float32; tile_start [tiles + 1] int64; ids [P] int32: see ``projection`` and ``tiles``.
+        background: [C] float32, C = 3, or 4 with depth.
+        image: [H, W, C] float32, written. transmittance: [H, W] float32, written.
+        spans: [P] uint16, written for the backward kernel; or empty.
+        tile_stop: [tiles] int64, written: where in ``ids`` the tile's light was spent.
+    """
     blend = _blend_rgb if image.shape[-1] == 3 else _blend_rgbd
     with numba.parallel_chunksize(TILES_AT_ONCE):
-        blend(records.ravel(), tile_start, ids, background, image, *written)
+        blend(records.ravel(), tile_start, ids, background, image, transmittance, spans, tile_stop)

@@ -22,9 +22,9 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from gs_train.jit import helper, parallel_kernel
+from gs_train.jit import helper, parallel_kernel, written_in
+from gs_train.memory import empty
 from gs_train.render.cpu.blending import ALPHA_MAX, PLANE, STOP, TILES_AT_ONCE, counted
-from gs_train.render.cpu.memory import empty
 from gs_train.render.cpu.projection import (
     BLUE,
     DEPTH,
@@ -43,7 +43,19 @@ from gs_train.render.cpu.projection import (
 )
 from gs_train.render.cpu.projection_backward import SUM_COUNT
 from gs_train.render.cpu.tiles import TILE_HEIGHT, TILE_WIDTH
-from gs_train.vectors import LANES, absolute, aligned_zeros, exp2_limited, lane_numbers, load, prefetch, splat, store, store_sums, where
+from gs_train.vectors import (
+    LANES,
+    absolute,
+    aligned_zeros,
+    exp2_limited,
+    lane_numbers,
+    load,
+    prefetch,
+    store,
+    store_sums,
+    where,
+    zero_floats,
+)
 
 _PAIRS_AT_ONCE = 2**17  # A band of tiles has up to so many pairs, whose sums (64 bytes each) are kept at once; a single tile may have more.
 _AHEAD = 24  # Records are asked for so many pairs before they are needed.
@@ -66,7 +78,7 @@ def _make_loop(full: bool) -> Callable[..., None]:
         red, green, blue, depth = records[r + RED], records[r + GREEN], records[r + BLUE], records[r + DEPTH]
         # d sigma / d mean = (A u, (A k) u + c dy), with A = 2 ln(2) * HALF_A and so on.
         mean_x_u, mean_y_u, mean_y_y = _TWO_LN2 * a, _TWO_LN2 * a * k, _TWO_LN2 * c
-        sum_g = splat(_ZERO)
+        sum_g = zero_floats()
         sum_u = sum_uu = sum_y = sum_uy = sum_yy = sum_r = sum_gr = sum_b = sum_d = sum_ax = sum_ay = sum_g
         for p in range(first * _WIDTH, stop * _WIDTH, _LANES):
             dy = dy0 - np.float32(p // _WIDTH)
@@ -114,49 +126,72 @@ def _make_loop(full: bool) -> Callable[..., None]:
     return blend_one  # type: ignore[no-any-return]
 
 
-def _make_kernel(blend_one: Callable[..., None]) -> Callable[..., None]:
-    """The kernel around the loop."""
+def _make_tile(blend_one: Callable[..., None]) -> Callable[..., None]:
+    """Everything that is done for one tile."""
 
-    @parallel_kernel
-    def blend_tiles(
-        records, tile_start, tile_stop, ids, spans, image, transmittance, image_grad, alpha_grad, first_tile, places, pair_sums
-    ):  # type: ignore[no-untyped-def]
-        """Sums of gradients for every pair of a Gaussian and a tile, for some consecutive tiles.
+    @written_in  # type: ignore[untyped-decorator]
+    def blend_tile(  # type: ignore[no-untyped-def]
+        index, records, tile_start, tile_stop, ids, spans, image, transmittance, image_grad, alpha_grad, first_tile, places,
+        pair_sums,
+    ):  # fmt: skip
+        """Sums of gradients for every pair of a Gaussian and a tile, for one of some consecutive tiles.
 
         Args:
-            records, tile_start, tile_stop, ids, spans; image [H, W, C] and transmittance [H, W]: as in the forward kernel.
+            index: which of the tiles. first_tile: the first of them. places: [tiles] int64, where in ``pair_sums`` each of them begins.
+            records [N * 16] float32; tile_start, tile_stop, ids, spans, image [H, W, C], transmittance [H, W]: as in the forward kernel.
             image_grad [H, W, C], alpha_grad [H, W]: float32 gradients.
-            first_tile: the first of the tiles. places: [count] int64, where in ``pair_sums`` each of them begins.
             pair_sums: [pairs * 16] float32, written for the pairs up to ``tile_stop``; columns as ``projection_backward.SUM_*``.
         """
         height, width, channels = image.shape
         tiles_x = (width + TILE_WIDTH - 1) // TILE_WIDTH
-        for index in prange(places.shape[0]):
-            tile = first_tile + index
-            s = aligned_zeros(_SIZE)
-            x0, y0 = (tile % tiles_x) * TILE_WIDTH, (tile // tiles_x) * TILE_HEIGHT
-            for row in range(min(TILE_HEIGHT, height - y0)):
-                for x in range(min(TILE_WIDTH, width - x0)):
-                    p = np.uint64(row * TILE_WIDTH + x)
-                    s[_T + p] = _ONE
-                    rest = -transmittance[y0 + row, x0 + x] * alpha_grad[y0 + row, x0 + x]
-                    for channel in range(channels):
-                        v = image_grad[y0 + row, x0 + x, channel]
-                        s[_VR + np.uint64(channel * PLANE) + p] = v
-                        rest += image[y0 + row, x0 + x, channel] * v
-                    s[_REST + p] = rest
-            begin, stop, place = tile_start[tile], tile_stop[tile], places[index]
-            for at in range(begin, stop):
-                prefetch(records, np.uint64(ids[min(at + _AHEAD, stop - 1)]) * _RECORD)
-                first, after = np.uint64(spans[at] & np.uint16(255)), np.uint64(spans[at] >> np.uint16(8))
-                r = np.uint64(ids[at]) * _RECORD
-                blend_one(s, records, r, np.float32(x0), np.float32(y0), first, after, pair_sums, np.uint64(place + at - begin) * _SUMS)
+        tile = first_tile + index
+        s = aligned_zeros(_SIZE)
+        x0, y0 = (tile % tiles_x) * TILE_WIDTH, (tile // tiles_x) * TILE_HEIGHT
+        for row in range(min(TILE_HEIGHT, height - y0)):
+            for x in range(min(TILE_WIDTH, width - x0)):
+                p = np.uint64(row * TILE_WIDTH + x)
+                s[_T + p] = _ONE
+                rest = -transmittance[y0 + row, x0 + x] * alpha_grad[y0 + row, x0 + x]
+                for channel in range(channels):
+                    v = image_grad[y0 + row, x0 + x, channel]
+                    s[_VR + np.uint64(channel * PLANE) + p] = v
+                    rest += image[y0 + row, x0 + x, channel] * v
+                s[_REST + p] = rest
+        begin, stop, place = tile_start[tile], tile_stop[tile], places[index]
+        for at in range(begin, stop):
+            prefetch(records, np.uint64(ids[min(at + _AHEAD, stop - 1)]) * _RECORD)
+            first, after = np.uint64(spans[at] & np.uint16(255)), np.uint64(spans[at] >> np.uint16(8))
+            r = np.uint64(ids[at]) * _RECORD
+            blend_one(s, records, r, np.float32(x0), np.float32(y0), first, after, pair_sums, np.uint64(place + at - begin) * _SUMS)
 
-    return blend_tiles
+    return blend_tile  # type: ignore[no-any-return]
 
 
 one_rgb, one_full = _make_loop(False), _make_loop(True)
-_blend_rgb, _blend_full = _make_kernel(one_rgb), _make_kernel(one_full)
+_tile_rgb, _tile_full = _make_tile(one_rgb), _make_tile(one_full)
+
+
+# One kernel for each, because Numba cannot keep on disk what was made with other functions inside.
+
+
+@parallel_kernel
+def _blend_rgb(  # type: ignore[no-untyped-def]
+    records, tile_start, tile_stop, ids, spans, image, transmittance, image_grad, alpha_grad, first_tile, places, pair_sums
+):  # fmt: skip
+    for index in prange(places.shape[0]):
+        _tile_rgb(
+            index, records, tile_start, tile_stop, ids, spans, image, transmittance, image_grad, alpha_grad, first_tile, places, pair_sums
+        )
+
+
+@parallel_kernel
+def _blend_full(  # type: ignore[no-untyped-def]
+    records, tile_start, tile_stop, ids, spans, image, transmittance, image_grad, alpha_grad, first_tile, places, pair_sums
+):  # fmt: skip
+    for index in prange(places.shape[0]):
+        _tile_full(
+            index, records, tile_start, tile_stop, ids, spans, image, transmittance, image_grad, alpha_grad, first_tile, places, pair_sums
+        )
 
 
 @parallel_kernel

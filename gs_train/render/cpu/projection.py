@@ -1,13 +1,10 @@
-"""Projection of 3D Gaussians to 2D records, with their colours, one Gaussian at a time.
+"""Projection of 3D Gaussians to 2D records, with their colours, as many Gaussians at a time as a vector holds doubles.
 
 Not here: the way back (``projection_backward``), tiles and blending. One 64-byte record (one cache line) is written per visible Gaussian.
-Geometry is float64, because a thin Gaussian's 2D covariance is a difference of large numbers and scalar float64 costs hardly more than
-float32; colours, inputs and records are float32.
+Geometry is float64, because a thin Gaussian's 2D covariance is a difference of large numbers; colours, inputs and records are float32.
 
 The 2D form stored is sigma = 0.5 * (A * u**2 + c * dy**2) with u = dx + k * dy, k = B / A and c = C - B**2 / A = 1 / cov_yy, i.e. the
 conic with its square completed: both terms are non-negative, so nothing cancels where an ellipse is long and thin.
-
-The kernel is longer than a function should be: a helper per Gaussian would be handed fifteen arrays, which costs as much as its work.
 
 The invariant: the function computed is gsplat 1.5.3's (EWA splatting, Zwicker et al. 2001; 3D Gaussian Splatting, Kerbl et al. 2023).
 """
@@ -22,21 +19,28 @@ from numpy.typing import NDArray
 
 from gs_train.jit import helper, parallel_kernel
 from gs_train.render.cpu.harmonics import evaluate_basis
+from gs_train.vectors import DOUBLES, aligned_zeros, bits, ceil, floor, load_doubles, lowest_bit, maximum, minimum, sqrt, store
 
 # Columns of a record. Means are split into a whole and a fractional part, so that the distance to a pixel keeps full precision however
 # large the image.
 MEAN_X, MEAN_Y, MEAN_X_FRACTION, MEAN_Y_FRACTION = 0, 1, 2, 3
 HALF_A, SHEAR, HALF_C, LOG2_OPACITY = 4, 5, 6, 7  # HALF_A = A/2 * log2(e), HALF_C = c/2 * log2(e), SHEAR = k
-RED, GREEN, BLUE, DEPTH = 8, 9, 10, 11
-HALF_WIDTH, HALF_HEIGHT = 12, 13  # px from the mean to the farthest point of the ellipse alpha = 1/255 in x and y
+HALF_WIDTH, HALF_HEIGHT = 8, 9  # px from the mean to the farthest point of the ellipse alpha = 1/255 in x and y
+DEPTH = 10
+RED, GREEN, BLUE = 11, 12, 13
 RECORD_SIZE = 16
 
 LOG2_E = 1.4426950408889634
 LOG2_255 = math.log2(255.0) + 0.003  # With a margin for float32 rounding in blending: no pixel that contributes is left out.
 CHUNK = 512  # Gaussians per parallel work item. Fixed, so that per-chunk sums do not depend on the thread count.
+_LARGEST = 3.5e38  # more than any float32; no sum of a few of them overflows a float64
 
 # Columns of the camera vector; the last four limit x/z and y/z in the Jacobian to 0.3 half-widths beyond the image.
 FX, FY, CX, CY, NEAR, FAR, EPS2D, LEAST_X, MOST_X, LEAST_Y, MOST_Y = range(11)
+
+# Fields of a block, DOUBLES Gaussians side by side each: what is read, and for ``project_forward`` what is found besides a record.
+X, Y, Z, QW, QX, QY, QZ, SX, SY, SZ, OPACITY = range(11)
+_U, _V, _RADIUS_X, _RADIUS_Y = range(RECORD_SIZE, RECORD_SIZE + 4)
 
 
 def camera_vector(
@@ -49,9 +53,54 @@ def camera_vector(
     return np.array([fx, fy, cx, cy, near, far, eps2d, *limits])
 
 
+# ---- pieces that both ways share; all take and give doubles, and float64 numbers of the camera ----
+
+
 @helper
-def rotation_of(w: float, x: float, y: float, z: float) -> tuple[float, ...]:
+def load_gaussian(block, lane, means, quats, scales, opacities, i):  # type: ignore[no-untyped-def]
+    """Copy a Gaussian's shape into a lane of the block."""
+    for axis in range(3):
+        block[(X + axis) * DOUBLES + lane] = means[i, axis]
+        block[(SX + axis) * DOUBLES + lane] = scales[i, axis]
+    for part in range(4):
+        block[(QW + part) * DOUBLES + lane] = quats[i, part]
+    block[OPACITY * DOUBLES + lane] = opacities[i]
+
+
+@helper
+def field(block, column):  # type: ignore[no-untyped-def]
+    """A field of all lanes."""
+    return load_doubles(block, np.uint64(column * DOUBLES))
+
+
+@helper
+def put(block, column, value):  # type: ignore[no-untyped-def]
+    """Write a field of all lanes."""
+    store(block, np.uint64(column * DOUBLES), value)
+
+
+@helper
+def turned(matrix, x, y, z):  # type: ignore[no-untyped-def]
+    """matrix[:3, :3] times a vector."""
+    return (
+        matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2] * z,
+        matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2] * z,
+        matrix[2, 0] * x + matrix[2, 1] * y + matrix[2, 2] * z,
+    )
+
+
+@helper
+def unit_quaternion(block):  # type: ignore[no-untyped-def]
+    """w, x, y, z of length 1, and the inverse of the length before."""
+    w, x, y, z = field(block, QW), field(block, QX), field(block, QY), field(block, QZ)
+    inverse = 1.0 / sqrt(w * w + x * x + y * y + z * z)
+    return w * inverse, x * inverse, y * inverse, z * inverse, inverse
+
+
+@helper
+def rotation_of(q):  # type: ignore[no-untyped-def]
     """The rotation matrix of a unit quaternion, row by row."""
+    w, x, y, z = q[0], q[1], q[2], q[3]
     return (
         1.0 - 2.0 * (y * y + z * z), 2.0 * (x * y - w * z), 2.0 * (x * z + w * y),
         2.0 * (x * y + w * z), 1.0 - 2.0 * (x * x + z * z), 2.0 * (y * z - w * x),
@@ -60,80 +109,125 @@ def rotation_of(w: float, x: float, y: float, z: float) -> tuple[float, ...]:
 
 
 @helper
-def limited(value: float, low: float, high: float) -> tuple[float, bool]:
-    """The value limited, and whether it was within."""
-    return min(max(value, low), high), low <= value <= high
+def limited(value, low, high):  # type: ignore[no-untyped-def]
+    """The value limited from both sides."""
+    return minimum(maximum(value, low), high)
 
 
 @helper
-def in_camera(view: NDArray, x: float, y: float, z: float) -> tuple[float, float, float]:
-    """A direction of the world in the camera's frame."""
+def slopes_of(camera, x, y, inverse_z):  # type: ignore[no-untyped-def]
+    """x/z and y/z, and the same limited as the Jacobian wants it."""
+    slope_x, slope_y = x * inverse_z, y * inverse_z
     return (
-        view[0, 0] * x + view[0, 1] * y + view[0, 2] * z,
-        view[1, 0] * x + view[1, 1] * y + view[1, 2] * z,
-        view[2, 0] * x + view[2, 1] * y + view[2, 2] * z,
-    )
-
-
-@helper
-def axes_in_image(camera: NDArray, view: NDArray, rotation: tuple, scale: tuple, slopes: tuple, inverse_z: float) -> tuple[float, ...]:
-    """The three columns (x, y) of J W R S, so that cov2d is the sum of their outer products."""
-    fx, fy = camera[FX] * inverse_z, camera[FY] * inverse_z
-    x0, y0, z0 = in_camera(view, rotation[0] * scale[0], rotation[3] * scale[0], rotation[6] * scale[0])
-    x1, y1, z1 = in_camera(view, rotation[1] * scale[1], rotation[4] * scale[1], rotation[7] * scale[1])
-    x2, y2, z2 = in_camera(view, rotation[2] * scale[2], rotation[5] * scale[2], rotation[8] * scale[2])
-    return (
-        fx * (x0 - slopes[0] * z0), fy * (y0 - slopes[1] * z0),
-        fx * (x1 - slopes[0] * z1), fy * (y1 - slopes[1] * z1),
-        fx * (x2 - slopes[0] * z2), fy * (y2 - slopes[1] * z2),
+        slope_x, slope_y,
+        limited(slope_x, camera[LEAST_X], camera[MOST_X]), limited(slope_y, camera[LEAST_Y], camera[MOST_Y]),
     )  # fmt: skip
 
 
 @helper
-def covariance_of(axes: tuple) -> tuple[float, float, float]:
+def axes_in_image(camera, view, rotation, scale, slopes, inverse_z):  # type: ignore[no-untyped-def]
+    """The three columns (x, y) of J W R S, so that cov2d is the sum of their outer products."""
+    fx, fy = camera[FX] * inverse_z, camera[FY] * inverse_z
+    x0, y0, z0 = turned(view, rotation[0] * scale[0], rotation[3] * scale[0], rotation[6] * scale[0])
+    x1, y1, z1 = turned(view, rotation[1] * scale[1], rotation[4] * scale[1], rotation[7] * scale[1])
+    x2, y2, z2 = turned(view, rotation[2] * scale[2], rotation[5] * scale[2], rotation[8] * scale[2])
+    return (
+        fx * (x0 - slopes[2] * z0), fy * (y0 - slopes[3] * z0),
+        fx * (x1 - slopes[2] * z1), fy * (y1 - slopes[3] * z1),
+        fx * (x2 - slopes[2] * z2), fy * (y2 - slopes[3] * z2),
+    )  # fmt: skip
+
+
+@helper
+def covariance_of(axes):  # type: ignore[no-untyped-def]
     """cov2d xx, xy, yy before the low-pass, px^2."""
     x0, y0, x1, y1, x2, y2 = axes
     return x0 * x0 + x1 * x1 + x2 * x2, x0 * y0 + x1 * y1 + x2 * y2, y0 * y0 + y1 * y1 + y2 * y2
 
 
 @helper
-def unit_quaternion(quats: NDArray, i: int) -> tuple[float, float, float, float, float]:
-    """w, x, y, z of length 1, and the inverse of the length before."""
-    w, x, y, z = np.float64(quats[i, 0]), np.float64(quats[i, 1]), np.float64(quats[i, 2]), np.float64(quats[i, 3])
-    inverse = 1.0 / math.sqrt(w * w + x * x + y * y + z * z)
-    return w * inverse, x * inverse, y * inverse, z * inverse, inverse
-
-
-@helper
-def unit_direction(x: float, y: float, z: float) -> tuple[float, float, float, float]:
-    """x, y, z of length 1, and the inverse of the length before."""
-    inverse = 1.0 / math.sqrt(x * x + y * y + z * z)
+def unit_direction(block, centre):  # type: ignore[no-untyped-def]
+    """From the camera to the mean: x, y, z of length 1, and the inverse of the length before."""
+    x, y, z = field(block, X) - centre[0], field(block, Y) - centre[1], field(block, Z) - centre[2]
+    inverse = 1.0 / sqrt(x * x + y * y + z * z)
     return x * inverse, y * inverse, z * inverse, inverse
 
 
+# ---- the way forward ----
+
+
 @helper
-def compensation_of(xx: float, xy: float, yy: float, eps2d: float) -> float:
-    """Anti-aliased mode: sqrt of the ratio of the 2D determinants before and after the low-pass (Mip-Splatting, Yu et al. 2024)."""
+def _project_block(block, out, log2_opacity, view, camera, width, height, antialiased):  # type: ignore[no-untyped-def]
+    """Records (without colours), means and radii of the block's Gaussians, into ``out``; as bits, which are seen and which finite."""
+    mx, my, mz = field(block, X), field(block, Y), field(block, Z)
+    scale = (field(block, SX), field(block, SY), field(block, SZ))
+    opacity = field(block, OPACITY)
+    total = mx + my + mz + scale[0] + scale[1] + scale[2] + opacity
+    total += field(block, QW) + field(block, QX) + field(block, QY) + field(block, QZ)
+    finite = (total <= 11.0 * _LARGEST) & (total >= -11.0 * _LARGEST)
+    tx, ty, tz = turned(view, mx, my, mz)
+    tx, ty, tz = tx + view[0, 3], ty + view[1, 3], tz + view[2, 3]
+    inverse_z = 1.0 / tz
+    slopes = slopes_of(camera, tx, ty, inverse_z)
+    xx, xy, yy = covariance_of(axes_in_image(camera, view, rotation_of(unit_quaternion(block)), scale, slopes, inverse_z))
     before = xx * yy - xy * xy
-    after = (xx + eps2d) * (yy + eps2d) - xy * xy
-    return math.sqrt(max(0.0, before / after))
+    xx, yy = xx + camera[EPS2D], yy + camera[EPS2D]
+    after = xx * yy - xy * xy
+    if antialiased:
+        # sqrt of the ratio of the determinants before and after the low-pass (Mip-Splatting, Yu et al. 2024).
+        opacity = opacity * sqrt(maximum(before / after, 0.0))
+    # Written so that a NaN fails every test.
+    seen = finite & (tz >= camera[NEAR]) & (tz <= camera[FAR]) & (after > 0.0) & (opacity >= 1.0 / 255.0)
+    store(log2_opacity, np.uint64(0), maximum(opacity, 1.0 / 255.0))
+    for lane in range(DOUBLES):
+        log2_opacity[lane] = math.log2(log2_opacity[lane])
+    log2 = load_doubles(log2_opacity, np.uint64(0))
+    extent = minimum(sqrt(maximum(2.0 / LOG2_E * (log2 + math.log2(255.0)), 0.0)), 3.33)
+    radius_x, radius_y = ceil(extent * sqrt(xx)), ceil(extent * sqrt(yy))
+    u, v = camera[FX] * slopes[0] + camera[CX], camera[FY] * slopes[1] + camera[CY]
+    seen = seen & (u + radius_x > 0.0) & (u - radius_x < float(width)) & (v + radius_y > 0.0) & (v - radius_y < float(height))
+    whole_u, whole_v = floor(u), floor(v)
+    inverse_yy = 1.0 / yy
+    put(out, MEAN_X, whole_u)
+    put(out, MEAN_Y, whole_v)
+    put(out, MEAN_X_FRACTION, u - whole_u)
+    put(out, MEAN_Y_FRACTION, v - whole_v)
+    put(out, HALF_A, 0.5 * LOG2_E / (xx - xy * xy * inverse_yy))
+    put(out, SHEAR, -1.0 * xy * inverse_yy)
+    put(out, HALF_C, 0.5 * LOG2_E * inverse_yy)
+    put(out, LOG2_OPACITY, log2)
+    reach = 2.0 / LOG2_E * (log2 + LOG2_255)
+    put(out, HALF_WIDTH, sqrt(reach * xx))
+    put(out, HALF_HEIGHT, sqrt(reach * yy))
+    put(out, DEPTH, tz)
+    put(out, _U, u)
+    put(out, _V, v)
+    # A limit far above any image keeps the conversion to int32 defined for absurd scales.
+    put(out, _RADIUS_X, minimum(radius_x, 1.0e9))
+    put(out, _RADIUS_Y, minimum(radius_y, 1.0e9))
+    return bits(seen), bits(finite)
 
 
 @helper
-def _write_colour(records: NDArray, basis: NDArray, degree: int, sh0: NDArray, sh_rest: NDArray, i: int) -> bool:
+def _write_colour(records, basis, lane, degree, sh0, sh_rest, i):  # type: ignore[no-untyped-def]
     """Write the colour; say whether it is finite."""
-    half, zero = np.float32(0.5), np.float32(0.0)
-    red, green, blue = basis[0] * sh0[i, 0] + half, basis[0] * sh0[i, 1] + half, basis[0] * sh0[i, 2] + half
-    for k in range(1, (degree + 1) * (degree + 1)):
-        red += basis[k] * sh_rest[i, k - 1, 0]
-        green += basis[k] * sh_rest[i, k - 1, 1]
-        blue += basis[k] * sh_rest[i, k - 1, 2]
-    records[i, RED], records[i, GREEN], records[i, BLUE] = max(red, zero), max(green, zero), max(blue, zero)
+    half, zero, first = np.float32(0.5), np.float32(0.0), basis[lane]
+    if degree < 0:
+        red, green, blue = sh0[i, 0], sh0[i, 1], sh0[i, 2]
+        records[i, RED], records[i, GREEN], records[i, BLUE] = red, green, blue
+    else:
+        red, green, blue = first * sh0[i, 0] + half, first * sh0[i, 1] + half, first * sh0[i, 2] + half
+        for k in range(1, (degree + 1) * (degree + 1)):
+            value = basis[k * DOUBLES + lane]
+            red += value * sh_rest[i, k - 1, 0]
+            green += value * sh_rest[i, k - 1, 1]
+            blue += value * sh_rest[i, k - 1, 2]
+        records[i, RED], records[i, GREEN], records[i, BLUE] = max(red, zero), max(green, zero), max(blue, zero)
     return math.isfinite(red + green + blue)
 
 
 @parallel_kernel
-def project_forward(  # type: ignore[no-untyped-def]  # noqa: PLR0915
+def project_forward(  # type: ignore[no-untyped-def]
     means, quats, scales, opacities, sh0, sh_rest, degree, view, centre, camera, width, height, antialiased, records, radii, means2d,
     visible, chunk_counts,
 ):  # fmt: skip
@@ -145,74 +239,41 @@ def project_forward(  # type: ignore[no-untyped-def]  # noqa: PLR0915
         view [4, 4] world -> camera, centre [3] camera centre in the world, camera from ``camera_vector``: float64.
         records [N, 16] float32, radii [N, 2] int32, means2d [N, 2] float32 px: written. Radii 0 = not visible.
         visible: [N] int32, written: from each multiple of CHUNK on, the Gaussians of that chunk that can be seen, ascending.
-        chunk_counts: [chunks, 2] int32, written: how many those are, and how many of the chunk have a geometry or a
-            colour that is not finite.
+        chunk_counts: [chunks, 2] int32, written: how many those are, and how many of the chunk have a geometry or a colour that is not
+            finite.
     """
     n = means.shape[0]
     for chunk in prange(chunk_counts.shape[0]):
-        basis = np.empty(25, np.float32)
+        block, out = aligned_zeros((OPACITY + 1) * DOUBLES), aligned_zeros((_RADIUS_Y + 1) * DOUBLES)
+        basis, log2_opacity = aligned_zeros(25 * DOUBLES), np.empty(DOUBLES)
         seen, broken = 0, 0
-        for i in range(chunk * CHUNK, min(n, (chunk + 1) * CHUNK)):
-            radii[i, 0] = 0
-            radii[i, 1] = 0
-            means2d[i, 0] = 0.0
-            means2d[i, 1] = 0.0
-            mx, my, mz = np.float64(means[i, 0]), np.float64(means[i, 1]), np.float64(means[i, 2])
-            w, x, y, z, _ = unit_quaternion(quats, i)
-            scale = (np.float64(scales[i, 0]), np.float64(scales[i, 1]), np.float64(scales[i, 2]))
-            opacity = np.float64(opacities[i])
-            turn = np.float64(quats[i, 0]) + np.float64(quats[i, 1]) + np.float64(quats[i, 2]) + np.float64(quats[i, 3])
-            # No sum of float32 overflows a float64, so this is finite if they all are.
-            if not math.isfinite(mx + my + mz + turn + scale[0] + scale[1] + scale[2] + opacity):
-                broken += 1
+        for begin in range(chunk * CHUNK, min(n, (chunk + 1) * CHUNK), DOUBLES):
+            count = min(n - begin, DOUBLES)
+            for lane in range(count):
+                i = begin + lane
+                radii[i, 0], radii[i, 1] = 0, 0
+                means2d[i, 0], means2d[i, 1] = 0.0, 0.0
+                load_gaussian(block, lane, means, quats, scales, opacities, i)
+            lanes, finite = _project_block(block, out, log2_opacity, view, camera, width, height, antialiased)
+            every = (np.uint64(1) << np.uint64(count)) - np.uint64(1)
+            for lane in range(count):
+                broken += 1 - int((finite >> np.uint64(lane)) & np.uint64(1))
+            lanes &= every
+            if lanes == np.uint64(0):
                 continue
-            x_rotated, y_rotated, z_rotated = in_camera(view, mx, my, mz)
-            tx, ty, tz = x_rotated + view[0, 3], y_rotated + view[1, 3], z_rotated + view[2, 3]
-            if not (tz >= camera[NEAR] and tz <= camera[FAR]):
-                continue
-            inverse_z = 1.0 / tz
-            slope_x, slope_y = tx * inverse_z, ty * inverse_z
-            slopes = (
-                limited(slope_x, camera[LEAST_X], camera[MOST_X])[0],
-                limited(slope_y, camera[LEAST_Y], camera[MOST_Y])[0],
-            )
-            xx, xy, yy = covariance_of(axes_in_image(camera, view, rotation_of(w, x, y, z), scale, slopes, inverse_z))
-            if antialiased:
-                opacity *= compensation_of(xx, xy, yy, camera[EPS2D])
-            xx += camera[EPS2D]
-            yy += camera[EPS2D]
-            if not (xx * yy - xy * xy > 0.0 and opacity >= 1.0 / 255.0):
-                continue
-            log2_opacity = math.log2(opacity)
-            extent = min(3.33, math.sqrt(max(2.0 / LOG2_E * (log2_opacity + math.log2(255.0)), 0.0)))
-            radius_x, radius_y = math.ceil(extent * math.sqrt(xx)), math.ceil(extent * math.sqrt(yy))
-            u, v = camera[FX] * slope_x + camera[CX], camera[FY] * slope_y + camera[CY]
-            if not (u + radius_x > 0.0 and u - radius_x < width and v + radius_y > 0.0 and v - radius_y < height):
-                continue
-            visible[chunk * CHUNK + seen] = i
-            seen += 1
-            # A limit far above any image keeps the conversion to int32 defined for absurd scales.
-            radii[i, 0] = np.int32(min(radius_x, 1.0e9))
-            radii[i, 1] = np.int32(min(radius_y, 1.0e9))
-            means2d[i, 0] = u
-            means2d[i, 1] = v
-            records[i, MEAN_X], records[i, MEAN_X_FRACTION] = math.floor(u), u - math.floor(u)
-            records[i, MEAN_Y], records[i, MEAN_Y_FRACTION] = math.floor(v), v - math.floor(v)
-            inverse_yy = 1.0 / yy
-            records[i, HALF_A] = 0.5 * LOG2_E / (xx - xy * xy * inverse_yy)
-            records[i, SHEAR] = -xy * inverse_yy
-            records[i, HALF_C] = 0.5 * LOG2_E * inverse_yy
-            records[i, LOG2_OPACITY] = log2_opacity
-            records[i, DEPTH] = tz
-            reach = 2.0 / LOG2_E * (log2_opacity + LOG2_255)
-            records[i, HALF_WIDTH] = math.sqrt(reach * xx)
-            records[i, HALF_HEIGHT] = math.sqrt(reach * yy)
-            if degree < 0:
-                records[i, RED], records[i, GREEN], records[i, BLUE] = sh0[i, 0], sh0[i, 1], sh0[i, 2]
-                broken += not math.isfinite(sh0[i, 0] + sh0[i, 1] + sh0[i, 2])
-            else:
-                x, y, z, _ = unit_direction(mx - centre[0], my - centre[1], mz - centre[2])
+            if degree >= 0:
+                x, y, z, _ = unit_direction(block, centre)
                 evaluate_basis(x, y, z, degree, basis)
-                broken += not _write_colour(records, basis, degree, sh0, sh_rest, i)
+            while lanes != np.uint64(0):
+                lane = int(lowest_bit(lanes))
+                lanes &= lanes - np.uint64(1)
+                i = begin + lane
+                visible[chunk * CHUNK + seen] = i
+                seen += 1
+                radii[i, 0], radii[i, 1] = np.int32(out[_RADIUS_X * DOUBLES + lane]), np.int32(out[_RADIUS_Y * DOUBLES + lane])
+                means2d[i, 0], means2d[i, 1] = out[_U * DOUBLES + lane], out[_V * DOUBLES + lane]
+                for column in range(RED):
+                    records[i, column] = out[column * DOUBLES + lane]
+                broken += not _write_colour(records, basis, lane, degree, sh0, sh_rest, i)
         chunk_counts[chunk, 0] = seen
         chunk_counts[chunk, 1] = broken

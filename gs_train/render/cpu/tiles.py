@@ -15,7 +15,7 @@ from numba import prange
 from numpy.typing import NDArray
 
 from gs_train.jit import helper, parallel_kernel
-from gs_train.render.cpu.memory import empty
+from gs_train.memory import empty
 from gs_train.render.cpu.projection import (
     CHUNK,
     DEPTH,
