@@ -12,13 +12,16 @@ import hashlib
 import os
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import llvmlite.binding
 import numba
 import torch
+from numba.core import event
 
 if numba.config.CPU_FEATURES is None and numba.config.CPU_NAME is None:
     _features = llvmlite.binding.get_host_cpu_features()
@@ -93,9 +96,34 @@ def _cache_folder() -> Path:
     return root / "gs_train" / f"kernels-{digest.hexdigest()[:12]}"
 
 
-def kernels_cached() -> bool:
-    """Whether kernels of this state of our sources were compiled on this machine before."""
-    return any(_cache_folder().glob("**/*.nbc"))
+@contextmanager
+def telling(say: Callable[[str], None]) -> Iterator[None]:
+    """Say so if kernels have to be compiled in this block, because they are not on disk yet, and afterwards how long it took."""
+    listener = _Compilations(say)
+    began_s = time.perf_counter()
+    with event.install_listener("numba:compile", listener):
+        yield
+    if listener.kernels > 0:
+        took_s = time.perf_counter() - began_s
+        say(f"Compiled {listener.kernels} kernels in {took_s:.0f} s; they are kept in {_cache_folder()}.")
+
+
+class _Compilations(event.Listener):  # type: ignore[misc]
+    """Counts the kernels that are compiled (and not loaded), and says so at the first."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say, self._depth, self.kernels = say, 0, 0
+
+    def on_start(self, event: Any) -> None:
+        # What kernels call is compiled inside them.
+        if self._depth == 0:
+            if self.kernels == 0:
+                self._say("Compiling the CPU kernels (projection, tiles, blending, loss), once per machine: about half a minute.")
+            self.kernels += 1
+        self._depth += 1
+
+    def on_end(self, event: Any) -> None:
+        self._depth -= 1
 
 
 def follow_torch_threads() -> None:

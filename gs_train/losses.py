@@ -110,6 +110,12 @@ def photometric_loss(image: Tensor, target: Tensor, lambda_dssim: float, padding
     return _PhotometricLoss.apply(image, target, lambda_dssim, padding)  # type: ignore[no-any-return]
 
 
+def warm_up() -> None:
+    """Take the loss of a small image on the CPU, so that its kernels are there."""
+    image = torch.zeros(1, 1, 3)
+    photometric_loss(image, image, 0.5)
+
+
 def ssim(image: Tensor, target: Tensor, padding: Padding) -> Tensor:
     """Mean SSIM of two [H, W, 3] images in 0..1: ``same`` pads with zeros (training), ``valid`` keeps whole windows only (evaluation).
 

@@ -6,10 +6,12 @@ import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numba
 import pytest
 import torch
 
 from gs_train.errors import UserError
+from gs_train.jit import telling
 from gs_train.render import gsplat_cuda
 from gs_train.render.select import select_rasterizer
 from gs_train.scene.types import Camera
@@ -51,13 +53,23 @@ def test_cpu_on_request(gpu: None, said: list[str]) -> None:
     assert selection.reason == "cpu: asked for by --device cpu"
 
 
-@pytest.mark.parametrize("cached", [True, False])
-def test_auto_without_gpu_is_the_cpu(no_gpu: None, said: list[str], monkeypatch: pytest.MonkeyPatch, cached: bool) -> None:
-    monkeypatch.setattr("gs_train.jit.kernels_cached", lambda: cached)
-    selection = select_rasterizer("auto", said.append)
+def test_auto_without_gpu_is_the_cpu(no_gpu: None, said: list[str]) -> None:
+    also: list[str] = []
+    selection = select_rasterizer("auto", said.append, also_compile=[lambda: also.append("compiled")])
     assert selection.rasterizer.name == "cpu"
     assert selection.reason == "cpu: torch sees no CUDA device"
-    assert said == ([] if cached else ["The CPU kernels are compiled at their first use: about a minute, once per machine."])
+    assert also == ["compiled"]
+
+
+def test_compiling_is_announced_and_timed(said: list[str]) -> None:
+    function = numba.njit(lambda x: x + 1)
+    for expected in (2, 2):
+        with telling(said.append):
+            assert function(1) == 2
+        # The second time, nothing is compiled and nothing said.
+        assert len(said) == expected
+    assert said[0].startswith("Compiling the CPU kernels")
+    assert said[1].startswith("Compiled 1 kernels in ")
 
 
 def test_cuda_without_gpu_is_the_users_error(no_gpu: None, said: list[str]) -> None:

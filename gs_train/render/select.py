@@ -6,7 +6,7 @@ works, and ``cuda`` yields CUDA or a ``UserError``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,24 +26,28 @@ class Selection:
     """One line for the user, such as ``cpu: torch sees no CUDA device``."""
 
 
-def select_rasterizer(device: Literal["auto", "cuda", "cpu"], say: Callable[[str], None]) -> Selection:
+def select_rasterizer(
+    device: Literal["auto", "cuda", "cpu"], say: Callable[[str], None], *, also_compile: Sequence[Callable[[], None]] = ()
+) -> Selection:
     """Choose the rasterizer for ``--device``.
 
     Args:
         device: ``auto`` takes CUDA when torch sees a GPU and gsplat's kernels load, else the CPU.
-        say: takes one line before kernels are compiled, which happens once per machine: minutes for gsplat's, a minute for ours.
+        say: takes a line before kernels are compiled, which happens once per machine: minutes for gsplat's, half a minute for ours; and
+            one with the time it took.
+        also_compile: what else the caller will run on a CPU; called where the CPU is chosen.
 
     Raises:
         UserError: ``cuda`` was asked for and cannot be had.
     """
     if device == "cpu":
-        return _cpu("asked for by --device cpu", say)
+        return _cpu("asked for by --device cpu", say, also_compile)
     if not torch.cuda.is_available():
         if device == "cuda":
             raise UserError(
                 "--device cuda: torch sees no CUDA device; install the NVIDIA driver and a CUDA build of torch, or use --device cpu."
             )
-        return _cpu("torch sees no CUDA device", say)
+        return _cpu("torch sees no CUDA device", say, also_compile)
 
     from gs_train.render import gsplat_cuda
 
@@ -58,14 +62,16 @@ def select_rasterizer(device: Literal["auto", "cuda", "cpu"], say: Callable[[str
         raise UserError(
             f"--device cuda: {fault}; gs-train doctor says what to install for torch {torch.__version__}, or use --device cpu."
         )
-    return _cpu(f"there is {gpu}, but {fault}", say)
+    return _cpu(f"there is {gpu}, but {fault}", say, also_compile)
 
 
-def _cpu(why: str, say: Callable[[str], None]) -> Selection:
+def _cpu(why: str, say: Callable[[str], None], also_compile: Sequence[Callable[[], None]]) -> Selection:
     # Imported here because Numba takes a second to load, which a run on CUDA need not wait for.
-    from gs_train.jit import kernels_cached
+    from gs_train.jit import telling
     from gs_train.render.cpu.rasterizer import CpuRasterizer
 
-    if not kernels_cached():
-        say("The CPU kernels are compiled at their first use: about a minute, once per machine.")
-    return Selection(rasterizer=CpuRasterizer(), device=torch.device("cpu"), reason=f"cpu: {why}")
+    rasterizer = CpuRasterizer()
+    with telling(say):
+        for warm_up in (rasterizer.warm_up, *also_compile):
+            warm_up()
+    return Selection(rasterizer=rasterizer, device=torch.device("cpu"), reason=f"cpu: {why}")

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
+from gs_train import losses
 from gs_train.density.carry_out import carry_out
 from gs_train.errors import UserError
-from gs_train.losses import photometric_loss, psnr
 from gs_train.model.gaussians import describe_non_finite
 from gs_train.render.select import Selection, select_rasterizer
 from gs_train.scene.images import ImageCache, check_images
@@ -72,7 +72,7 @@ def train(
     if not resume:
         folder.check_free(overwrite=overwrite)
     checkpoint = checkpoint_to_resume(scene, config, folder, notify) if resume else None
-    selection = select_rasterizer(config.device, notify)
+    selection = select_rasterizer(config.device, notify, also_compile=[losses.warm_up])
     notify(f"Device {selection.reason}.")
     state = start_state(scene, config, selection.device)
     if checkpoint is not None:
@@ -141,7 +141,7 @@ def _run(
             # ---- Render and compare
             target = torch.from_numpy(images.get(index)).to(device).float() / 255.0
             render = rasterizer.render(model, cameras[index], poses[index], background)
-            loss = photometric_loss(render.image, target, config.lambda_dssim)
+            loss = losses.photometric_loss(render.image, target, config.lambda_dssim)
 
             # ---- Learn
             loss.backward()
@@ -159,7 +159,7 @@ def _run(
             # ---- Tell and keep
             log.step()
             if iteration % config.log_every == 0:
-                _record(log, state, loss.item(), psnr(render.image.detach().clamp(0.0, 1.0), target).item(), lr_xyz)
+                _record(log, state, loss.item(), losses.psnr(render.image.detach().clamp(0.0, 1.0), target).item(), lr_xyz)
             if iteration % config.save_every == 0 and iteration < config.iterations:
                 save()
             for look in after_step:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from gs_train.model.gaussians import GaussianModel, describe_non_finite
@@ -14,6 +15,13 @@ class CpuRasterizer:
     """Renders a model with our kernels; the same function as gsplat's on CUDA."""
 
     name = "cpu"
+
+    def warm_up(self) -> None:
+        """Render one Gaussian and go back, so that all kernels of training are there."""
+        shapes = {"xyz": (1, 3), "f_dc": (1, 1, 3), "f_rest": (1, 0, 3), "opacity": (1, 1), "scaling": (1, 3), "rotation": (1, 4)}
+        model = GaussianModel({name: torch.ones(shape) for name, shape in shapes.items()})
+        camera = Camera(width=1, height=1, fx=1.0, fy=1.0, cx=0.5, cy=0.5)
+        self.render(model, camera, torch.eye(4), torch.zeros(3)).image.sum().backward()
 
     def render(self, model: GaussianModel, camera: Camera, world_to_camera: Tensor, background: Tensor) -> RenderOutput:
         """Render ``model`` from ``camera``; arguments and result as in ``Rasterizer.render``, all tensors on the CPU.
