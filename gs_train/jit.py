@@ -50,18 +50,9 @@ KERNEL_LOCK = threading.RLock()
 """Held around kernels: Numba's default threading layer ends the process when two threads start parallel kernels at once."""
 
 
-def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorator for a serial kernel, cached on disk."""
-    return _cached(function, parallel=False)
-
-
 def parallel_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """Decorator for a kernel with ``prange`` loops whose iterations write disjoint memory, cached on disk."""
-    return _cached(function, parallel=True)
-
-
-def _cached(function: Callable[..., Any], *, parallel: bool) -> Callable[..., Any]:
-    compiled = numba.njit(**_OPTIONS, parallel=parallel)(function)
+    compiled = numba.njit(**_OPTIONS, parallel=True)(function)
     before = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = str(_cache_folder())
     try:

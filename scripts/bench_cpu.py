@@ -1,12 +1,13 @@
 """Time one training iteration on the CPU, part by part, and say how near it comes to what the machine can do.
 
-    python scripts/bench_cpu.py                            all sizes, 1 and 2 threads; prints Markdown
+    python scripts/bench_cpu.py                            all sizes, 1 and 2 threads, memory, start-up; prints Markdown
     python scripts/bench_cpu.py --gaussians 100000 --image 640x480
+    python scripts/bench_cpu.py --plot docs/scaling.png    how time grows with the number of Gaussians; needs matplotlib
     python scripts/bench_cpu.py --compare main~3 main      two revisions in alternation, in worktrees of their own
 
 The scene is random: Gaussians spread through the view with lognormal sizes that shrink as their number grows, so that the number of pairs
 of a pixel and a Gaussian stays of the same order. Times are medians over the repetitions, in milliseconds, without the first iterations of
-a process, which compile or load the kernels. Memory is the process's largest resident size up to that row.
+a process, which load the kernels and fault in memory.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import argparse
 import math
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -27,7 +27,12 @@ from pathlib import Path
 from typing import Any
 
 SIZES, IMAGES = (10_000, 100_000, 500_000, 1_000_000), ("320x240", "640x480", "1280x720")
+PLOTTED = (100_000, 200_000, 400_000, 700_000, 1_000_000)
+PARTS = ("projection", "binning", "blending", "loss", "blending backward", "projection backward", "Adam", "statistics")
+FIGURES = ("blending, share of peak", "and backward", "other than blending and binning", "projection, GB/s", "and backward", "loss", "Adam",
+           "pairs evaluated / blended per pixel", "pairs with tiles")  # fmt: skip
 FLOP_FORWARD, FLOP_BACKWARD = 30, 57  # per evaluated pair of a pixel and a Gaussian
+FLOATS = 59  # per Gaussian at degree 3
 
 
 class Iteration:
@@ -65,10 +70,13 @@ class Iteration:
         self.target = torch.rand(height, width, 3, generator=g)
         self.pose, self.background = torch.eye(4), torch.zeros(3)
 
+    def render(self) -> Any:
+        return self.rasterizer.render(self.model, self.camera, self.pose, self.background)
+
     def run(self) -> None:
         from gs_train.losses import photometric_loss
 
-        render = self.rasterizer.render(self.model, self.camera, self.pose, self.background)
+        render = self.render()
         photometric_loss(render.image, self.target, 0.2).backward()
         with part("statistics"):
             self.density.observe(render, self.camera)
@@ -90,20 +98,19 @@ def part(name: str) -> Iterator[None]:
     times_ms.setdefault(name, []).append(1e3 * (time.perf_counter() - start))
 
 
-def watch(module: Any, function: str, name: str) -> None:
-    """Replace a kernel by one that is timed."""
-    inner = getattr(module, function)
-
-    def timed(*arguments: Any) -> Any:
-        with part(name):
-            return inner(*arguments)
-
-    setattr(module, function, timed)
-
-
 def watch_all() -> None:
+    """Replace the steps of rasterizer and loss by ones that are timed."""
     from gs_train import losses_cpu
     from gs_train.render.cpu import autograd
+
+    def watch(module: Any, function: str, name: str) -> None:
+        inner = getattr(module, function)
+
+        def timed(*arguments: Any) -> Any:
+            with part(name):
+                return inner(*arguments)
+
+        setattr(module, function, timed)
 
     watch(autograd, "project_forward", "projection")
     watch(autograd, "bin_gaussians", "binning")
@@ -113,140 +120,217 @@ def watch_all() -> None:
     watch(autograd, "project_backward", "projection backward")
 
 
-# ---- what the machine can do, and how much is asked of it
-
-
-def fma_peak_gflops(threads: int) -> float:
-    """Measured peak of float32 multiply-adds: sixteen independent vectors, all in registers."""
-    import numba
-    import numpy as np
-
-    from gs_train.jit import parallel_kernel
-
-    lanes, rounds = 16 * 16, 100_000
-
-    @parallel_kernel
-    def burn(out: Any) -> None:
-        for item in numba.prange(out.shape[0]):
-            s = np.full(lanes, np.float32(item))
-            for _ in range(rounds):
-                for lane in range(np.uint64(lanes)):
-                    s[lane] = s[lane] * np.float32(0.999) + np.float32(0.001)
-            out[item] = s.sum()
-
-    numba.set_num_threads(threads)
-    out = np.empty(4 * threads, np.float32)
-    burn(out)
-    return max(2e-9 * lanes * rounds * len(out) / seconds(lambda: burn(out)) for _ in range(3))
-
-
-def copy_bandwidth_gbs() -> float:
-    """Measured bytes read and written per second by a large copy, one thread."""
-    import numpy as np
-
-    source = np.ones(64 * 2**20, np.float32)
-    target = np.empty_like(source)
-    np.copyto(target, source)
-    return max(2e-9 * source.nbytes / seconds(lambda: np.copyto(target, source)) for _ in range(3))
-
-
 def seconds(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
 
 
-def pairs_per_pixel(case: Iteration) -> tuple[float, float]:
-    """Pairs of a pixel and a Gaussian evaluated (all pixels of the rows visited) and blended (alpha counted), per pixel."""
+# ---- what the machine can do, and how much is asked of it
+
+
+def fma_peak_gflops(threads: int) -> float:
+    """Measured peak of float32 multiply-adds: twelve independent vectors, all in registers."""
+    import numba
+    import numpy as np
+
+    from gs_train.jit import parallel_kernel
+    from gs_train.vectors import LANES, store, zero_floats
+
+    rounds, vectors = 2_000_000, 12
+
+    def burn(out: Any) -> None:
+        for item in numba.prange(out.shape[0] // LANES):
+            x, y, a = np.float32(0.999), np.float32(0.001), zero_floats()
+            # Unequal, or they would be computed once.
+            b, c, d, e, f, g = a + 1.0, a + 2.0, a + 3.0, a + 4.0, a + 5.0, a + 6.0
+            h, i, j, k, m = a + 7.0, a + 8.0, a + 9.0, a + 10.0, a + 11.0
+            for _ in range(rounds):
+                a, b, c, d, e, f = a * x + y, b * x + y, c * x + y, d * x + y, e * x + y, f * x + y
+                g, h, i, j, k, m = g * x + y, h * x + y, i * x + y, j * x + y, k * x + y, m * x + y
+            store(out, np.uint64(item * LANES), a + b + c + d + e + f + g + h + i + j + k + m)
+
+    kernel = parallel_kernel(burn)
+    numba.set_num_threads(threads)
+    out = np.empty(LANES * threads, np.float32)
+    kernel(out)
+    return max(2e-9 * LANES * vectors * rounds * threads / seconds(lambda: kernel(out)) for _ in range(5))
+
+
+def copy_bandwidth_gbs(threads: int) -> float:
+    """Measured bytes read and written per second by a large copy."""
     import torch
 
+    torch.set_num_threads(threads)
+    source = torch.ones(64 * 2**20)
+    target = torch.empty_like(source).copy_(source)
+    return max(2e-9 * 4 * source.numel() / seconds(lambda: target.copy_(source)) for _ in range(5))
+
+
+def least_megabytes(gaussians: int, visible: int, pixels: int) -> dict[str, float]:
+    """What the parts that are bound by memory have to read and write at least."""
+    floats = {
+        "projection": 11 * gaussians + visible * (48 + 16) + 5 * gaussians,
+        "projection backward": visible * (FLOATS + 16 + 16) + gaussians * (FLOATS + 2),
+        "Adam": 7 * FLOATS * gaussians,
+        "loss": (3 + 3 + 9 + 9 + 3 + 3 + 3) * pixels,
+    }
+    return {name: 4e-6 * count for name, count in floats.items()}
+
+
+def workload(case: Iteration) -> dict[str, int]:
+    """Visible Gaussians, pairs of a Gaussian and a tile, and pairs of a Gaussian and a pixel that are evaluated and that are blended."""
     from gs_train.render.cpu import autograd
 
     kept: list[Any] = []
     inner = autograd.blend_forward
     autograd.blend_forward = lambda *arguments: (kept.append(arguments), inner(*arguments))[1]
-    with torch.no_grad():
-        case.rasterizer.render(case.model, case.camera, case.pose, case.background)
+    radii = case.render().radii
     autograd.blend_forward = inner
-    records, tile_start, pairs, *_, transmittance = kept[0]
-    evaluated, blended = _pair_counter()(records, tile_start, pairs, *transmittance.shape)
-    return evaluated / transmittance.size, blended / transmittance.size
+    records, tile_start, pairs, _, image, _, spans, tile_stop = kept[0]
+    evaluated, blended = pair_counter()(records, tile_start, tile_stop, pairs, spans, *image.shape[:2])
+    return {"visible": int((radii[:, 0] > 0).sum()), "pairs": len(pairs), "evaluated": evaluated, "blended": blended}
 
 
-def _pair_counter() -> Any:
+def pair_counter() -> Any:
+    import numba
     import numpy as np
 
-    from gs_train.jit import kernel
-    from gs_train.render.cpu import blending as b
+    from gs_train.render.cpu import projection as p
+    from gs_train.render.cpu.tiles import TILE_HEIGHT, TILE_WIDTH, gaussian_of
 
-    tile, batch, size = int(b._TILE), int(b._BATCH), b._SIZE
-    gather, blend, pixels, all_done, set_up = b._gather, b._forward_rgb, b._pixels, b._all_done, b._set_up_planes
-
-    def count(records: Any, tile_start: Any, pairs: Any, height: int, width: int) -> tuple[int, int]:
+    def count(records: Any, tile_start: Any, tile_stop: Any, pairs: Any, spans: Any, height: int, width: int) -> tuple[int, int]:
         evaluated, blended = 0, 0
-        tiles_x = (width + tile - 1) // tile
-        for index in range(tile_start.shape[0] - 1):
-            s = np.zeros(size, np.float32)
-            set_up(s)
-            s[: tile * tile] = 1.0
-            for begin in range(tile_start[index], tile_start[index + 1], batch):
-                if all_done(s):
-                    break
-                entries = np.uint64(min(tile_start[index + 1] - begin, batch))
-                gather(s, records, pairs, begin, entries, (index % tiles_x) * tile, (index // tiles_x) * tile)
-                for e in range(entries):
-                    before = s[: tile * tile].copy()
-                    evaluated += pixels(s, e)[1]
-                    blend(s, e)
-                    for p in range(tile * tile):
-                        blended += s[p] != before[p] and s[p] > 0
+        tiles_x = (width + TILE_WIDTH - 1) // TILE_WIDTH
+        for tile in range(tile_stop.shape[0]):
+            x0, y0 = (tile % tiles_x) * TILE_WIDTH, (tile // tiles_x) * TILE_HEIGHT
+            light = np.ones((TILE_HEIGHT, TILE_WIDTH))
+            for at in range(tile_start[tile], tile_stop[tile]):
+                r = records[gaussian_of(pairs[at])]
+                for row in range(spans[at] & 255, spans[at] >> 8):
+                    evaluated += TILE_WIDTH
+                    dy = r[p.MEAN_Y] + r[p.MEAN_Y_FRACTION] - (y0 + row + 0.5)
+                    for x in range(TILE_WIDTH):
+                        u = r[p.MEAN_X] + r[p.MEAN_X_FRACTION] - (x0 + x + 0.5) + r[p.SHEAR] * dy
+                        alpha = min(2.0 ** (r[p.LOG2_OPACITY] - r[p.HALF_C] * dy * dy - r[p.HALF_A] * u * u), 0.999)
+                        if alpha >= 1 / 255 and x0 + x < width and y0 + row < height:
+                            light[row, x] *= 1.0 - alpha
+                            blended += light[row, x] > 1e-4
         return evaluated, blended
 
-    return kernel(count)
+    return numba.njit(count)
 
 
 # ---- tables
 
 
-def measure(gaussians: int, image: str, threads: int, repetitions: int) -> tuple[dict[str, float], Iteration]:
+def make_case(gaussians: int, image: str) -> Iteration:
+    width, height = (int(side) for side in image.split("x"))
+    return Iteration(gaussians, width, height)
+
+
+def measure(case: Iteration, threads: int, repetitions: int) -> dict[str, float]:
     """Median milliseconds of every part and of the whole iteration."""
     import torch
 
     torch.set_num_threads(threads)
-    width, height = (int(side) for side in image.split("x"))
-    case = Iteration(gaussians, width, height)
-    case.run()
-    case.run()
+    for _ in range(3):
+        case.run()
     times_ms.clear()
     for _ in range(repetitions):
         with part("iteration"):
             case.run()
-    return {name: statistics.median(values) for name, values in times_ms.items()}, case
+    return {name: statistics.median(values) for name, values in times_ms.items()}
 
 
-def table(sizes: list[int], images: list[str], threads: list[int], repetitions: int) -> None:
-    parts = ("projection", "binning", "blending", "loss", "blending backward", "projection backward", "Adam", "statistics")
-    peak = {count: fma_peak_gflops(count) for count in threads}
-    print(f"{processor()}, {os.cpu_count()} cores, Python {platform.python_version()}.")
-    print(f"Measured: {', '.join(f'{value:.0f} GFLOP/s with {count} threads' for count, value in peak.items())}; ", end="")
-    print(f"copy {copy_bandwidth_gbs():.1f} GB/s.\n")
-    columns = ["Gaussians", "image", "threads", "iteration", *parts]
-    columns += ["pairs evaluated / blended per pixel", "share of peak forward / backward", "memory, MiB"]
-    print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
+def print_row(cells: list[object]) -> None:
+    print("| " + " | ".join(str(cell) for cell in cells) + " |", flush=True)
+
+
+def tables(sizes: list[int], images: list[str], threads: list[int], repetitions: int) -> None:
+    peak, copy = {n: fma_peak_gflops(n) for n in threads}, {n: copy_bandwidth_gbs(n) for n in threads}
+    print(f"{processor()}, {os.cpu_count()} cores, Python {platform.python_version()}.\n")
+    print_row(["threads", "float32 multiply-adds, GFLOP/s", "copy, GB/s"])
+    print_row(["---"] * 3)
+    for count in threads:
+        print_row([count, f"{peak[count]:.0f}", f"{copy[count]:.1f}"])
     for size in sizes:
+        print(f"\n### {size:,} Gaussians\n")
+        print_row(["image", "threads", "iteration, ms", *PARTS, *FIGURES])
+        print_row(["---"] * (3 + len(PARTS) + len(FIGURES)))
         for image in images:
+            case = make_case(size, image)
+            load = workload(case)
+            pixels = case.camera.width * case.camera.height
+            least = least_megabytes(size, load["visible"], pixels)
             for count in threads:
-                ms, case = measure(size, image, count, repetitions)
-                evaluated, blended = pairs_per_pixel(case)
-                pixels = case.camera.width * case.camera.height
-                shares = (
-                    flop * evaluated * pixels / (1e6 * ms[name] * peak[count])
-                    for flop, name in ((FLOP_FORWARD, "blending"), (FLOP_BACKWARD, "blending backward"))
-                )
-                cells = [f"{size:,}", image, str(count), f"{ms['iteration']:.0f}", *(f"{ms[name]:.1f}" for name in parts)]
-                cells += [f"{evaluated:.0f} / {blended:.0f}", " / ".join(f"{share:.0%}" for share in shares)]
-                cells.append(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f}")
-                print("| " + " | ".join(cells) + " |", flush=True)
+                ms = measure(case, count, repetitions)
+                done = {"blending": FLOP_FORWARD * load["evaluated"], "blending backward": FLOP_BACKWARD * load["evaluated"]}
+                cells = [image, count, f"{ms['iteration']:.0f}", *(f"{ms[name]:.1f}" for name in PARTS)]
+                cells += [f"{flop / (1e6 * ms[name] * peak[count]):.0%}" for name, flop in done.items()]
+                cells.append(f"{1 - sum(ms[name] for name in ('binning', 'blending', 'blending backward')) / ms['iteration']:.0%}")
+                cells += [f"{least[name] / ms[name]:.1f}" for name in ("projection", "projection backward", "loss", "Adam")]
+                cells += [f"{load['evaluated'] / pixels:.0f} / {load['blended'] / pixels:.0f}", f"{load['pairs']:,}"]
+                print_row(cells)
+
+
+def rasterizer_megabytes(case: Iteration) -> float:
+    """Peak memory of rendering and going back, beyond parameters, gradients and moments. Linux only; wants a fresh process."""
+    import torch
+
+    def status(field: str) -> float:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1.024e-3 for line in lines if line.startswith(field))
+
+    small = Iteration(100, 64, 64)
+    small.run()
+    gradient_mb = 0.0
+    for parameter in case.model.parameters.values():
+        parameter.grad = torch.zeros_like(parameter)
+        gradient_mb += 1e-6 * parameter.nbytes
+    assert case.model.optimizer is not None
+    case.model.optimizer.step()
+    case.model.optimizer.zero_grad(set_to_none=True)
+    gradient = torch.full((case.camera.height, case.camera.width, 3), 1e-6)
+    before = status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    case.render().image.backward(gradient)
+    return status("VmHWM") - before - gradient_mb
+
+
+def start_up() -> tuple[float, ...]:
+    """Seconds to compile all kernels, and to load them in another process."""
+    code = (
+        "import time, gs_train, torch, numba; from gs_train import losses; began = time.perf_counter();"
+        "from gs_train.render.select import select_rasterizer;"
+        "select_rasterizer('cpu', lambda line: None, also_compile=[losses.warm_up]); print(time.perf_counter() - began)"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        command, environment = [sys.executable, "-c", code], {**os.environ, "NUMBA_CACHE_DIR": folder}
+        return tuple(float(subprocess.check_output(command, env=environment, text=True)) for _ in range(2))
+
+
+def plot(path: Path, image: str, repetitions: int) -> None:
+    """Draw the time of an iteration over the number of Gaussians, beside what would grow as Gaussians that are seen and pairs do."""
+    from matplotlib.figure import Figure
+
+    axes = (figure := Figure(figsize=(8, 5), layout="constrained")).add_subplot()
+    rows = []
+    for size in PLOTTED:
+        case = make_case(size, image)
+        ms, load = measure(case, 2, repetitions), workload(case)
+        rows.append((size, ms, load["visible"] + load["pairs"]))
+        print(f"{size:,}: {ms['iteration']:.0f} ms, {load['visible']:,} visible, {load['pairs']:,} pairs", flush=True)
+    sizes = [size for size, _, _ in rows]
+    grown = [rows[0][1]["iteration"] * count / rows[0][2] for _, _, count in rows]
+    axes.plot(sizes, grown, "k--", label="the first iteration, grown as visible Gaussians + pairs with tiles")
+    axes.plot(sizes, [ms["iteration"] for _, ms, _ in rows], "o-", label="iteration")
+    for name in PARTS:
+        axes.plot(sizes, [ms[name] for _, ms, _ in rows], ".-", linewidth=1, label=name)
+    axes.set(xlabel="Gaussians", ylabel="ms", title=f"One training iteration at {image}, 2 threads, {processor()}", ylim=(0, None))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:.0f}k")
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
 
 
 def processor() -> str:
@@ -255,6 +339,9 @@ def processor() -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+# ---- two revisions
 
 
 def compare(revisions: list[str], arguments: list[str], rounds: int) -> None:
@@ -266,7 +353,7 @@ def compare(revisions: list[str], arguments: list[str], rounds: int) -> None:
         try:
             ratios = []
             for _ in range(rounds):
-                pair = [_one_iteration(tree, arguments) for tree in trees]
+                pair = [one_iteration(tree, arguments) for tree in trees]
                 ratios.append(pair[0] / pair[1])
                 print(f"{revisions[0]}: {pair[0]:.0f} ms, {revisions[1]}: {pair[1]:.0f} ms, ratio {ratios[-1]:.2f}", flush=True)
             print(f"median ratio {statistics.median(ratios):.2f}")
@@ -275,10 +362,20 @@ def compare(revisions: list[str], arguments: list[str], rounds: int) -> None:
                 subprocess.run(["git", "worktree", "remove", "--force", str(tree)], check=False)
 
 
-def _one_iteration(tree: Path, arguments: list[str]) -> float:
+def one_iteration(tree: Path, arguments: list[str]) -> float:
     environment = {**os.environ, "PYTHONPATH": str(tree), "NUMBA_CACHE_DIR": str(tree / ".numba_cache")}
     command = [sys.executable, str(Path(__file__).resolve()), "--whole", *arguments]
-    return float(subprocess.run(command, env=environment, check=True, capture_output=True, text=True, cwd=tree).stdout)
+    told = subprocess.run(command, env=environment, check=True, capture_output=True, text=True, cwd=tree).stdout.split()
+    if not Path(told[0]).is_relative_to(tree.resolve()):
+        raise SystemExit(f"{told[0]} was measured instead of {tree}")
+    return float(told[1])
+
+
+def package() -> Path:
+    """Where the package that is measured lies. To be called before torch is imported, which then finds how its idle threads are to wait."""
+    import gs_train
+
+    return Path(gs_train.__file__).resolve()
 
 
 def main() -> None:
@@ -287,18 +384,35 @@ def main() -> None:
     parser.add_argument("--image", nargs="+", default=list(IMAGES), help="image sizes, WIDTHxHEIGHT")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads")
     parser.add_argument("--repetitions", type=int, default=7, help="iterations to take the median of")
+    parser.add_argument("--plot", type=Path, help="draw the growth with the number of Gaussians at 640x480 into this file instead")
     parser.add_argument("--compare", nargs=2, metavar="REVISION", help="two git revisions, in alternation, at the first of each size")
     parser.add_argument("--rounds", type=int, default=5, help="alternations of --compare")
     parser.add_argument("--whole", action="store_true", help="print the milliseconds of a whole iteration, nothing else")
+    parser.add_argument("--memory", action="store_true", help="print the rasterizer's peak memory in MB, nothing else")
     given = parser.parse_args()
     first = ["--gaussians", str(given.gaussians[0]), "--image", given.image[0], "--threads", str(given.threads[-1])]
     if given.compare:
+        # Without importing the package here: what it sets would be handed on to both.
         compare(given.compare, [*first, "--repetitions", str(given.repetitions)], given.rounds)
-    elif given.whole:
-        print(measure(given.gaussians[0], given.image[0], given.threads[-1], given.repetitions)[0]["iteration"])
+        return
+    measured = package()
+    if given.whole:
+        took_ms = measure(make_case(given.gaussians[0], given.image[0]), given.threads[-1], given.repetitions)
+        print(measured, took_ms["iteration"])
+    elif given.memory:
+        print(f"{rasterizer_megabytes(make_case(given.gaussians[0], given.image[0])):.0f}")
+    elif given.plot:
+        watch_all()
+        plot(given.plot, "640x480", given.repetitions)
     else:
         watch_all()
-        table(given.gaussians, given.image, given.threads, given.repetitions)
+        tables(given.gaussians, given.image, given.threads, given.repetitions)
+        print()
+        for size in given.gaussians:
+            command = [sys.executable, __file__, "--memory", "--gaussians", str(size), "--image", given.image[-1]]
+            memory = subprocess.check_output(command, text=True).strip()
+            print(f"Rasterizer at {size:,} Gaussians, {given.image[-1]}: {memory} MB beyond parameters, gradients and moments.  ")
+        print("\nAll kernels: {:.0f} s to compile, {:.1f} s to load in another process.".format(*start_up()))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ LOOPS = {
     "forward with depth": (blending.batch_rgbd, (FLOATS, INDEX, INDEX), 11),
     "backward": (blending_backward.one_rgb, ONE_GAUSSIAN, 16),
     "backward with depth": (blending_backward.one_full, ONE_GAUSSIAN, 17),
-    "rows that an ellipse reaches": (blending._gather, (FLOATS, FLOATS, types.int32[::1], INDEX, INDEX, FLOAT, FLOAT), 5),
+    "rows that an ellipse reaches": (blending._gather, (FLOATS, FLOATS, types.uint64[::1], INDEX, INDEX, FLOAT, FLOAT), 5),
     "SSIM's blur of rows": (losses_cpu._blur_row_across, (FLOATS, INDEX), 30),
 }
 

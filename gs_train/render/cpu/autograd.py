@@ -83,14 +83,14 @@ class Rasterize(torch.autograd.Function):
                 names = ("means", "quats", "scales", "opacities", "sh0", "sh_rest")
                 fault = describe_non_finite(dict(zip(names, (means, quats, scales, opacities, sh0, sh_rest), strict=True)))
                 raise FloatingPointError(fault or f"colours of {chunk_counts[:, 1].sum()} Gaussians overflow")
-            tile_start, ids = bin_gaussians(records, visible, chunk_counts, *size)
-            spans = empty((len(ids) if any(ctx.needs_input_grad) else 0,), np.uint16)
+            tile_start, pairs = bin_gaussians(records, visible, chunk_counts, *size)
+            spans = empty((len(pairs) if any(ctx.needs_input_grad) else 0,), np.uint16)
             tile_stop = np.empty(len(tile_start) - 1, np.int64)
-            blend_forward(records, tile_start, ids, colours, image, transmittance, spans, tile_stop)
+            blend_forward(records, tile_start, pairs, colours, image, transmittance, spans, tile_stop)
         image_tensor, radii_tensor = torch.from_numpy(image), torch.from_numpy(radii)
         ctx.save_for_backward(means, quats, scales, opacities, sh0, sh_rest, view, centre, image_tensor)
         ctx.camera, ctx.settings, ctx.absolute = camera, settings, absolute
-        ctx.kept = records, visible, chunk_counts, (tile_start, tile_stop, ids, spans), transmittance
+        ctx.kept = records, visible, chunk_counts, (tile_start, tile_stop, pairs, spans), transmittance
         ctx.mark_non_differentiable(radii_tensor)
         return image_tensor, 1.0 - torch.from_numpy(transmittance), radii_tensor
 
@@ -99,7 +99,7 @@ class Rasterize(torch.autograd.Function):
     def backward(ctx: Any, image_grad: Tensor, alpha_grad: Tensor, _radii_grad: Tensor) -> Any:
         *parameters, view, centre, image = ctx.saved_tensors
         settings: Settings = ctx.settings
-        records, visible, chunk_counts, (tile_start, tile_stop, ids, spans), transmittance = ctx.kept
+        records, visible, chunk_counts, (tile_start, tile_stop, pairs, spans), transmittance = ctx.kept
         image_grad = image_grad.contiguous()
         grads = [torch.from_numpy(empty(tuple(t.shape))) for t in parameters]
         means2d_grad = torch.from_numpy(empty((len(records), 2)))
@@ -108,7 +108,7 @@ class Rasterize(torch.autograd.Function):
         with KERNEL_LOCK:
             follow_torch_threads()
             sums = blend_backward(
-                records, tile_start, tile_stop, ids, spans,
+                records, tile_start, tile_stop, pairs, spans,
                 _array(image), transmittance, _array(image_grad), _array(alpha_grad.contiguous()), settings.absolute,
             )  # fmt: skip
             project_backward(

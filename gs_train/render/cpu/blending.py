@@ -38,7 +38,7 @@ from gs_train.render.cpu.projection import (
     RED,
     SHEAR,
 )
-from gs_train.render.cpu.tiles import TILE_HEIGHT, TILE_WIDTH
+from gs_train.render.cpu.tiles import TILE_HEIGHT, TILE_WIDTH, gaussian_of
 from gs_train.vectors import (
     LANES,
     aligned_zeros,
@@ -89,14 +89,14 @@ def _any_light(s):  # type: ignore[no-untyped-def]
 
 
 @helper
-def _gather(s, records, ids, begin, count, x0, y0):  # type: ignore[no-untyped-def]
+def _gather(s, records, pairs, begin, count, x0, y0):  # type: ignore[no-untyped-def]
     """Copy up to _BATCH records into the scratch array, and find the rows of the tile that each ellipse reaches in the tile's columns.
 
     Over the columns the ellipse's upper edge is concave and its lower edge convex, so the extremes lie at the extreme points, limited to
     the tile. Rows count from the tile's first row; they are real numbers here, and the last is inclusive.
     """
     for e in range(count):
-        r = np.uint64(ids[begin + e]) * _RECORD
+        r = gaussian_of(pairs[begin + e]) * _RECORD
         s[_F_DX + e] = (records[r + MEAN_X] - x0) + (records[r + MEAN_X_FRACTION] - _HALF)
         s[_F_DY + e] = (records[r + MEAN_Y] - y0) + (records[r + MEAN_Y_FRACTION] - _HALF)
         s[_F_A + e], s[_F_K + e], s[_F_C + e] = records[r + HALF_A], records[r + SHEAR], records[r + HALF_C]
@@ -198,7 +198,7 @@ def _make_tile(blend_batch: Callable[..., None], channels: int) -> Callable[...,
     """Everything that is done for one tile."""
 
     @written_in  # type: ignore[untyped-decorator]
-    def blend_tile(tile, records, tile_start, ids, background, image, transmittance, spans, tile_stop):  # type: ignore[no-untyped-def]
+    def blend_tile(tile, records, tile_start, pairs, background, image, transmittance, spans, tile_stop):  # type: ignore[no-untyped-def]
         height, width, _ = image.shape
         tiles_x = (width + TILE_WIDTH - 1) // TILE_WIDTH
         s = aligned_zeros(_SIZE)
@@ -212,9 +212,9 @@ def _make_tile(blend_batch: Callable[..., None], channels: int) -> Callable[...,
         begin, stop = np.uint64(tile_start[tile]), np.uint64(tile_start[tile + 1])
         while begin < stop and _any_light(s):
             count = min(stop - begin, _BATCH)
-            _gather(s, records, ids, begin, count, np.float32(x0), np.float32(y0))
+            _gather(s, records, pairs, begin, count, np.float32(x0), np.float32(y0))
             for at in range(begin + count, min(stop, begin + count + _BATCH)):
-                prefetch(records, np.uint64(ids[at]) * _RECORD)
+                prefetch(records, gaussian_of(pairs[at]) * _RECORD)
             if spans.shape[0] > 0:
                 _store_spans(s, spans, begin, count)
             blend_batch(s, count, np.uint64(rows))
@@ -239,30 +239,30 @@ _tile_rgb, _tile_rgbd = _make_tile(batch_rgb, 3), _make_tile(batch_rgbd, 4)
 
 
 @parallel_kernel
-def _blend_rgb(records, tile_start, ids, background, image, transmittance, spans, tile_stop):  # type: ignore[no-untyped-def]
+def _blend_rgb(records, tile_start, pairs, background, image, transmittance, spans, tile_stop):  # type: ignore[no-untyped-def]
     for tile in prange(tile_stop.shape[0]):
-        _tile_rgb(tile, records, tile_start, ids, background, image, transmittance, spans, tile_stop)
+        _tile_rgb(tile, records, tile_start, pairs, background, image, transmittance, spans, tile_stop)
 
 
 @parallel_kernel
-def _blend_rgbd(records, tile_start, ids, background, image, transmittance, spans, tile_stop):  # type: ignore[no-untyped-def]
+def _blend_rgbd(records, tile_start, pairs, background, image, transmittance, spans, tile_stop):  # type: ignore[no-untyped-def]
     for tile in prange(tile_stop.shape[0]):
-        _tile_rgbd(tile, records, tile_start, ids, background, image, transmittance, spans, tile_stop)
+        _tile_rgbd(tile, records, tile_start, pairs, background, image, transmittance, spans, tile_stop)
 
 
 def blend_forward(
-    records: NDArray[np.float32], tile_start: NDArray[np.int64], ids: NDArray[np.int32], background: NDArray[np.float32],
+    records: NDArray[np.float32], tile_start: NDArray[np.int64], pairs: NDArray[np.uint64], background: NDArray[np.float32],
     image: NDArray[np.float32], transmittance: NDArray[np.float32], spans: NDArray[np.uint16], tile_stop: NDArray[np.int64],
 ) -> None:  # fmt: skip
     """Blend every tile.
 
     Args:
-        records [N, 16] float32; tile_start [tiles + 1] int64; ids [P] int32: see ``projection`` and ``tiles``.
+        records [N, 16] float32; tile_start [tiles + 1] int64; pairs [P] uint64: see ``projection`` and ``tiles``.
         background: [C] float32, C = 3, or 4 with depth.
         image: [H, W, C] float32, written. transmittance: [H, W] float32, written.
         spans: [P] uint16, written for the backward kernel; or empty.
-        tile_stop: [tiles] int64, written: where in ``ids`` the tile's light was spent.
+        tile_stop: [tiles] int64, written: where in ``pairs`` the tile's light was spent.
     """
     blend = _blend_rgb if image.shape[-1] == 3 else _blend_rgbd
     with numba.parallel_chunksize(TILES_AT_ONCE):
-        blend(records.ravel(), tile_start, ids, background, image, transmittance, spans, tile_stop)
+        blend(records.ravel(), tile_start, pairs, background, image, transmittance, spans, tile_stop)

@@ -42,7 +42,7 @@ from gs_train.render.cpu.projection import (
     SHEAR,
 )
 from gs_train.render.cpu.projection_backward import SUM_COUNT
-from gs_train.render.cpu.tiles import TILE_HEIGHT, TILE_WIDTH
+from gs_train.render.cpu.tiles import TILE_HEIGHT, TILE_WIDTH, gaussian_of
 from gs_train.vectors import (
     LANES,
     absolute,
@@ -131,14 +131,14 @@ def _make_tile(blend_one: Callable[..., None]) -> Callable[..., None]:
 
     @written_in  # type: ignore[untyped-decorator]
     def blend_tile(  # type: ignore[no-untyped-def]
-        index, records, tile_start, tile_stop, ids, spans, image, transmittance, image_grad, alpha_grad, first_tile, places,
+        index, records, tile_start, tile_stop, pairs, spans, image, transmittance, image_grad, alpha_grad, first_tile, places,
         pair_sums,
     ):  # fmt: skip
         """Sums of gradients for every pair of a Gaussian and a tile, for one of some consecutive tiles.
 
         Args:
             index: which of the tiles. first_tile: the first of them. places: [tiles] int64, where in ``pair_sums`` each of them begins.
-            records [N * 16] float32; tile_start, tile_stop, ids, spans, image [H, W, C], transmittance [H, W]: as in the forward kernel.
+            records [N * 16] float32; tile_start, tile_stop, pairs, spans, image [H, W, C], transmittance [H, W]: as in the forward kernel.
             image_grad [H, W, C], alpha_grad [H, W]: float32 gradients.
             pair_sums: [pairs * 16] float32, written for the pairs up to ``tile_stop``; columns as ``projection_backward.SUM_*``.
         """
@@ -159,9 +159,9 @@ def _make_tile(blend_one: Callable[..., None]) -> Callable[..., None]:
                 s[_REST + p] = rest
         begin, stop, place = tile_start[tile], tile_stop[tile], places[index]
         for at in range(begin, stop):
-            prefetch(records, np.uint64(ids[min(at + _AHEAD, stop - 1)]) * _RECORD)
+            prefetch(records, gaussian_of(pairs[min(at + _AHEAD, stop - 1)]) * _RECORD)
             first, after = np.uint64(spans[at] & np.uint16(255)), np.uint64(spans[at] >> np.uint16(8))
-            r = np.uint64(ids[at]) * _RECORD
+            r = gaussian_of(pairs[at]) * _RECORD
             blend_one(s, records, r, np.float32(x0), np.float32(y0), first, after, pair_sums, np.uint64(place + at - begin) * _SUMS)
 
     return blend_tile  # type: ignore[no-any-return]
@@ -176,21 +176,21 @@ _tile_rgb, _tile_full = _make_tile(one_rgb), _make_tile(one_full)
 
 @parallel_kernel
 def _blend_rgb(  # type: ignore[no-untyped-def]
-    records, tile_start, tile_stop, ids, spans, image, transmittance, image_grad, alpha_grad, first_tile, places, pair_sums
+    records, tile_start, tile_stop, pairs, spans, image, transmittance, image_grad, alpha_grad, first_tile, places, pair_sums
 ):  # fmt: skip
     for index in prange(places.shape[0]):
         _tile_rgb(
-            index, records, tile_start, tile_stop, ids, spans, image, transmittance, image_grad, alpha_grad, first_tile, places, pair_sums
+            index, records, tile_start, tile_stop, pairs, spans, image, transmittance, image_grad, alpha_grad, first_tile, places, pair_sums
         )
 
 
 @parallel_kernel
 def _blend_full(  # type: ignore[no-untyped-def]
-    records, tile_start, tile_stop, ids, spans, image, transmittance, image_grad, alpha_grad, first_tile, places, pair_sums
+    records, tile_start, tile_stop, pairs, spans, image, transmittance, image_grad, alpha_grad, first_tile, places, pair_sums
 ):  # fmt: skip
     for index in prange(places.shape[0]):
         _tile_full(
-            index, records, tile_start, tile_stop, ids, spans, image, transmittance, image_grad, alpha_grad, first_tile, places, pair_sums
+            index, records, tile_start, tile_stop, pairs, spans, image, transmittance, image_grad, alpha_grad, first_tile, places, pair_sums
         )
 
 
@@ -203,7 +203,7 @@ def clear(sums):  # type: ignore[no-untyped-def]
 
 
 @parallel_kernel
-def add_up(ids, tile_start, tile_stop, first_tile, places, pair_sums, sums, parts):  # type: ignore[no-untyped-def]
+def add_up(pairs, tile_start, tile_stop, first_tile, places, pair_sums, sums, parts):  # type: ignore[no-untyped-def]
     """Add the sums of pairs to their Gaussians' rows of sums [N * 16], tile by tile.
 
     Each of ``parts`` (a power of two) goes through all pairs and takes those of its own Gaussians, so nothing is added by two at once, and
@@ -220,17 +220,17 @@ def add_up(ids, tile_start, tile_stop, first_tile, places, pair_sums, sums, part
             for at in range(begin, stop):
                 # Written in any case and kept or not, because a branch would be guessed wrong every other time.
                 mine[count] = np.uint64(at)
-                count += int((ids[at] >> 2) & (parts - 1) == part)
+                count += int((gaussian_of(pairs[at]) >> np.uint64(2)) & np.uint64(parts - 1) == np.uint64(part))
             shift = np.uint64(places[index] - begin)
             for entry in range(count):
                 at = mine[entry]
-                source, target = (at + shift) * _SUMS, np.uint64(ids[at]) * _SUMS
+                source, target = (at + shift) * _SUMS, gaussian_of(pairs[at]) * _SUMS
                 for column in range(_N0, _SUMS, _LANES):
                     store(sums, target + column, load(sums, target + column) + load(pair_sums, source + column))
 
 
 def blend_backward(
-    records: NDArray[np.float32], tile_start: NDArray[np.int64], tile_stop: NDArray[np.int64], ids: NDArray[np.int32],
+    records: NDArray[np.float32], tile_start: NDArray[np.int64], tile_stop: NDArray[np.int64], pairs: NDArray[np.uint64],
     spans: NDArray[np.uint16], image: Any, transmittance: Any, image_grad: Any, alpha_grad: Any, absolute: bool,
 ) -> NDArray[np.float32]:  # fmt: skip
     """Blending's sums for every Gaussian, [N, 16], gathered in bands of tiles so that the sums of all pairs are never there at once."""
@@ -249,7 +249,7 @@ def blend_backward(
         if len(pair_sums) < size:
             pair_sums = empty((size, SUM_COUNT))
         with numba.parallel_chunksize(TILES_AT_ONCE):
-            blend(flat, tile_start, tile_stop, ids, spans, image, transmittance, image_grad, alpha_grad, first, places, pair_sums.ravel())
-        add_up(ids, tile_start, tile_stop, first, places, pair_sums.ravel(), sums.ravel(), parts)
+            blend(flat, tile_start, tile_stop, pairs, spans, image, transmittance, image_grad, alpha_grad, first, places, pair_sums.ravel())
+        add_up(pairs, tile_start, tile_stop, first, places, pair_sums.ravel(), sums.ravel(), parts)
         first = stop
     return sums

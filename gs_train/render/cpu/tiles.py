@@ -52,19 +52,19 @@ def _columns(low: float, high: float, half_y: float, squeeze: float, k: float, l
 
 
 @parallel_kernel
-def visit_tiles(records, depth_bits, visible, chunk_counts, width, height, cursors, entries):  # type: ignore[no-untyped-def]
+def visit_tiles(records, depth_bits, visible, chunk_counts, width, height, cursors, pairs):  # type: ignore[no-untyped-def]
     """Go through all pairs of a visible Gaussian and a tile it reaches, and move that tile's cursor on by one.
 
-    One kernel counts (``entries`` empty, cursors from zero) and fills (cursors at the places found), because only the same machine code is
+    One kernel counts (``pairs`` empty, cursors from zero) and fills (cursors at the places found), because only the same machine code is
     sure to find the same pairs twice.
 
     Args:
         records [N, 16]; visible [N] and chunk_counts [chunks, 2]: see ``projection``. depth_bits [N, 16] uint32: the records' bits.
         cursors: [stretches, tiles] int64, changed.
-        entries: [P] uint64, written at the cursors: depth in the upper half, Gaussian in the lower.
+        pairs: [P] uint64, written at the cursors: depth in the upper half, Gaussian in the lower.
     """
     tiles_x = (width + TILE_WIDTH - 1) // TILE_WIDTH
-    chunks, stretches, filling = chunk_counts.shape[0], cursors.shape[0], entries.shape[0] > 0
+    chunks, stretches, filling = chunk_counts.shape[0], cursors.shape[0], pairs.shape[0] > 0
     for stretch in prange(stretches):
         for chunk in range(stretch * chunks // stretches, (stretch + 1) * chunks // stretches):
             for index in range(chunk * CHUNK, chunk * CHUNK + chunk_counts[chunk, 0]):
@@ -98,21 +98,27 @@ def visit_tiles(records, depth_bits, visible, chunk_counts, width, height, curso
                             at = cursors[stretch, tile]
                             cursors[stretch, tile] = at + 1
                             if filling:
-                                entries[at] = entry
+                                pairs[at] = entry
 
 
 @helper
-def _sort(entries, spare, starts, begin, stop):  # type: ignore[no-untyped-def]
-    """Sort entries[begin:stop] by depth, stably, digit by digit; with ``spare`` as long. True if the result lies in ``spare``."""
-    low = high = entries[begin] >> np.uint64(32)
+def gaussian_of(pair):  # type: ignore[no-untyped-def]
+    """The Gaussian of a pair, as uint64."""
+    return pair & np.uint64(0xFFFFFFFF)
+
+
+@helper
+def _sort(pairs, spare, starts, begin, stop):  # type: ignore[no-untyped-def]
+    """Sort pairs[begin:stop] by depth, stably, digit by digit; with ``spare`` as long. True if the result lies in ``spare``."""
+    low = high = pairs[begin] >> np.uint64(32)
     for at in range(begin + 1, stop):
-        key = entries[at] >> np.uint64(32)
+        key = pairs[at] >> np.uint64(32)
         low, high = min(low, key), max(high, key)
     moved, shift = False, np.uint64(0)
     digits = np.uint64((1 << _DIGIT) - 1)
     while (high - low) >> shift > np.uint64(0):
-        source, source_at = (spare, 0) if moved else (entries, begin)
-        target, target_at = (entries, begin) if moved else (spare, 0)
+        source, source_at = (spare, 0) if moved else (pairs, begin)
+        target, target_at = (pairs, begin) if moved else (spare, 0)
         starts[:] = 0
         for at in range(source_at, source_at + stop - begin):
             starts[(((source[at] >> np.uint64(32)) - low) >> shift) & digits] += 1
@@ -131,26 +137,23 @@ def _sort(entries, spare, starts, begin, stop):  # type: ignore[no-untyped-def]
 
 
 @parallel_kernel
-def sort_tiles(entries, tile_start, ids):  # type: ignore[no-untyped-def]
-    """Sort each tile's entries by depth and write the Gaussians to ids [P] int32; equal depths keep their order, which is by Gaussian."""
+def sort_tiles(pairs, tile_start):  # type: ignore[no-untyped-def]
+    """Sort each tile's pairs by depth; equal depths keep their order, which is by Gaussian."""
     for tile in prange(tile_start.shape[0] - 1):
         begin, stop = tile_start[tile], tile_start[tile + 1]
         if begin < stop:
             spare = np.empty(stop - begin, np.uint64)
-            starts = np.empty(1 << _DIGIT, np.int64)
-            if _sort(entries, spare, starts, begin, stop):
+            if _sort(pairs, spare, np.empty(1 << _DIGIT, np.int64), begin, stop):
                 for at in range(stop - begin):
-                    ids[begin + at] = np.int32(spare[at] & np.uint64(0xFFFFFFFF))
-            else:
-                for at in range(begin, stop):
-                    ids[at] = np.int32(entries[at] & np.uint64(0xFFFFFFFF))
+                    pairs[begin + at] = spare[at]
 
 
 def bin_gaussians(records: NDArray, visible: NDArray, chunk_counts: NDArray, width: int, height: int) -> tuple[NDArray, NDArray]:
     """Pair the visible Gaussians with the tiles they touch, nearest first within a tile.
 
     Returns:
-        tile_start [tiles + 1] int64 and ids [P] int32: the Gaussians of tile t are ids[tile_start[t] : tile_start[t + 1]].
+        tile_start [tiles + 1] int64 and pairs [P] uint64: those of tile t are pairs[tile_start[t] : tile_start[t + 1]], and
+        ``gaussian_of`` says whose each is.
     """
     tiles = -(-width // TILE_WIDTH) * -(-height // TILE_HEIGHT)
     arguments = (records, records.view(np.uint32), visible, chunk_counts, width, height)
@@ -158,11 +161,11 @@ def bin_gaussians(records: NDArray, visible: NDArray, chunk_counts: NDArray, wid
     visit_tiles(*arguments, counts, np.empty(0, np.uint64))
     tile_start = np.zeros(tiles + 1, np.int64)
     np.cumsum(counts.sum(axis=0), out=tile_start[1:])
-    entries, ids = empty((int(tile_start[-1]),), np.uint64), empty((int(tile_start[-1]),), np.int32)
-    if len(entries) > 0:
+    pairs = empty((int(tile_start[-1]),), np.uint64)
+    if len(pairs) > 0:
         # Where each stretch begins in each tile: behind the tiles before, and behind the stretches before in the same tile.
         cursors = np.cumsum(counts, axis=0)
         cursors += tile_start[:-1] - counts
-        visit_tiles(*arguments, cursors, entries)
-        sort_tiles(entries, tile_start, ids)
-    return tile_start, ids
+        visit_tiles(*arguments, cursors, pairs)
+        sort_tiles(pairs, tile_start)
+    return tile_start, pairs
