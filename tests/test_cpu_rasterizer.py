@@ -113,7 +113,7 @@ def test_image_and_gradients_match_the_float64_oracle(kind: str, degree: int, an
     for i, dx, dy in truth.gradient_terms:
         absolute[i] = torch.stack([dx.grad.abs().sum(), dy.grad.abs().sum()])
     errors["absgrad"] = relative_error(means2d.absgrad, absolute)
-    assert max(errors.values()) < 1e-4, errors
+    assert max(errors.values()) < 1e-5, errors
 
 
 def test_the_scenes_visit_the_branches_they_claim() -> None:

@@ -53,14 +53,14 @@ def _columns(low: float, high: float, half_y: float, squeeze: float, k: float, l
 
 @parallel_kernel
 def visit_tiles(records, depth_bits, visible, chunk_counts, width, height, cursors, pairs):  # type: ignore[no-untyped-def]
-    """Go through all pairs of a visible Gaussian and a tile it reaches, and move that tile's cursor on by one.
+    """Go through all pairs of a visible Gaussian and a tile it reaches: count them, or write them down.
 
-    One kernel counts (``pairs`` empty, cursors from zero) and fills (cursors at the places found), because only the same machine code is
-    sure to find the same pairs twice.
+    One kernel does both, because only the same machine code is sure to find the same pairs twice. Counting (``pairs`` is empty) marks a run
+    of tiles at its ends only: +1 at the first, -1 behind the last, so that the sum up to a tile is the number of its pairs.
 
     Args:
         records [N, 16]; visible [N] and chunk_counts [chunks, 2]: see ``projection``. depth_bits [N, 16] uint32: the records' bits.
-        cursors: [stretches, tiles] int64, changed.
+        cursors: [stretches, tiles + 1] int64: where each stretch goes on writing in each tile, or the marks, from zero.
         pairs: [P] uint64, written at the cursors: depth in the upper half, Gaussian in the lower.
     """
     tiles_x = (width + TILE_WIDTH - 1) // TILE_WIDTH
@@ -93,12 +93,16 @@ def visit_tiles(records, depth_bits, visible, chunk_counts, width, height, curso
                         narrowest, widest = _columns(low, high, half_y, squeeze, k, lean)
                     left = max(0.0, math.ceil(mean_x - widest - 0.5 - _MARGIN))
                     right = min(width - 1.0, math.floor(mean_x - narrowest - 0.5 + _MARGIN))
-                    if left <= right:
-                        for tile in range(tile_row * tiles_x + int(left) // TILE_WIDTH, tile_row * tiles_x + int(right) // TILE_WIDTH + 1):
-                            at = cursors[stretch, tile]
-                            cursors[stretch, tile] = at + 1
-                            if filling:
-                                pairs[at] = entry
+                    if left > right:
+                        continue
+                    first, stop = tile_row * tiles_x + int(left) // TILE_WIDTH, tile_row * tiles_x + int(right) // TILE_WIDTH + 1
+                    if filling:
+                        for tile in range(first, stop):
+                            pairs[cursors[stretch, tile]] = entry
+                            cursors[stretch, tile] += 1
+                    else:
+                        cursors[stretch, first] += 1
+                        cursors[stretch, stop] -= 1
 
 
 @helper
@@ -157,8 +161,9 @@ def bin_gaussians(records: NDArray, visible: NDArray, chunk_counts: NDArray, wid
     """
     tiles = -(-width // TILE_WIDTH) * -(-height // TILE_HEIGHT)
     arguments = (records, records.view(np.uint32), visible, chunk_counts, width, height)
-    counts = np.zeros((_STRETCHES, tiles), np.int64)
-    visit_tiles(*arguments, counts, np.empty(0, np.uint64))
+    marks = np.zeros((_STRETCHES, tiles + 1), np.int64)
+    visit_tiles(*arguments, marks, np.empty(0, np.uint64))
+    counts = np.cumsum(marks, axis=1)[:, :-1]
     tile_start = np.zeros(tiles + 1, np.int64)
     np.cumsum(counts.sum(axis=0), out=tile_start[1:])
     pairs = empty((int(tile_start[-1]),), np.uint64)
