@@ -383,7 +383,7 @@ def main() -> None:
     parser.add_argument("--gaussians", type=int, nargs="+", default=list(SIZES), help="numbers of Gaussians")
     parser.add_argument("--image", nargs="+", default=list(IMAGES), help="image sizes, WIDTHxHEIGHT")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads")
-    parser.add_argument("--repetitions", type=int, default=7, help="iterations to take the median of")
+    parser.add_argument("--repetitions", type=int, default=15, help="iterations to take the median of")
     parser.add_argument("--plot", type=Path, help="draw the growth with the number of Gaussians at 640x480 into this file instead")
     parser.add_argument("--compare", nargs=2, metavar="REVISION", help="two git revisions, in alternation, at the first of each size")
     parser.add_argument("--rounds", type=int, default=5, help="alternations of --compare")

@@ -170,6 +170,16 @@ def test_nothing_visible_gives_the_background_and_zero_gradients() -> None:
     assert torch.allclose(inputs["background"].grad, torch.full((3,), float(CAMERA.width * CAMERA.height)))
 
 
+def test_no_gaussians_at_all_give_the_background() -> None:
+    scene = {name: (value[:0] if len(value) == 120 else value) for name, value in make_scene(1, "plain").items()}
+    (image, alpha, radii, _), inputs = run_kernels(scene, 3)
+    assert torch.equal(image.detach(), scene["background"].expand_as(image))
+    assert not alpha.any()
+    assert radii.shape == (0, 2)
+    image.sum().backward()
+    assert inputs["means"].grad.shape == (0, 3)
+
+
 def test_one_gaussian_in_a_large_image() -> None:
     camera = Camera(width=4000, height=3000, fx=3000.0, fy=3000.0, cx=2000.5, cy=1500.25)
     scene = {name: (value[:1] if len(value) == 120 else value) for name, value in make_scene(4, "plain").items()}
