@@ -64,6 +64,10 @@ class _PhotometricLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, image: Tensor, target: Tensor, lambda_dssim: float, padding: Padding) -> Tensor:
+        kinds = [(tuple(t.shape), t.dtype, t.device) for t in (image, target)]
+        if image.dim() != 3 or image.shape[2] != 3 or kinds[0] != kinds[1]:
+            told = " and ".join(f"{shape} {dtype} on {device}" for shape, dtype, device in kinds)
+            raise ValueError(f"image and target must both be [H, W, 3], of one dtype and on one device, not {told}")
         border = _border(image, padding)
         if image.device.type == "cpu" and image.dtype == torch.float32:
             # Imported here, so that a CUDA machine does not wait for the compiler of CPU kernels.
@@ -105,7 +109,7 @@ def photometric_loss(image: Tensor, target: Tensor, lambda_dssim: float, padding
         Scalar.
 
     Raises:
-        ValueError: ``valid`` for an image smaller than the window.
+        ValueError: the two do not fit together, or ``valid`` for an image smaller than the window.
     """
     return _PhotometricLoss.apply(image, target, lambda_dssim, padding)  # type: ignore[no-any-return]
 

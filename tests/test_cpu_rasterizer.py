@@ -224,6 +224,38 @@ def test_a_model_with_a_value_that_is_not_finite_is_told_by_its_own_names() -> N
         CpuRasterizer().render(GaussianModel(tensors), CAMERA, scene["view"], scene["background"])
 
 
+def test_a_view_that_is_not_finite_is_told() -> None:
+    scene = make_scene(2, "plain")
+    scene["view"][1, 3] = math.nan
+    with pytest.raises(FloatingPointError, match="1 of 16 values of view are not finite"):
+        run_kernels(scene, 3)
+
+
+def test_shapes_that_do_not_fit_are_refused_by_name() -> None:
+    good = make_scene(2, "plain")
+    short = {
+        "means": torch.zeros(120, 2), "quats": good["quats"][:-1], "scales": good["scales"][:-1], "opacities": good["opacities"][:-1],
+        "view": torch.eye(3), "background": torch.zeros(4),
+    }  # fmt: skip
+    for name, tensor in short.items():
+        with pytest.raises(ValueError, match=f"{name} has shape"):
+            run_kernels({**good, name: tensor}, 3)
+    with pytest.raises(ValueError, match="sh_degree=3 does not go with 9 coefficients"):
+        run_kernels({**good, "sh": good["sh"][:, :9]}, 3)
+    with pytest.raises(ValueError, match="do not make a camera"):
+        run_kernels(good, 3, camera=Camera(width=8, height=8, fx=0.0, fy=1.0, cx=4.0, cy=4.0))
+
+
+def test_a_depth_of_just_the_near_plane_is_drawn() -> None:
+    scene = {name: (value[:2] if len(value) == 120 else value) for name, value in make_scene(2, "plain").items()}
+    scene["view"] = torch.eye(4)
+    scene["means"] = torch.tensor([[0.0, 0.0, 0.01], [0.0, 0.0, 0.009999]])
+    scene["scales"] = torch.full((2, 3), 1e-4)
+    (_, _, radii, _), _ = run_kernels(scene, 0)
+    assert (radii > 0).all(-1).tolist() == [True, False]
+    assert torch.equal(radii, run_oracle(scene, 0, False)[0].radii)
+
+
 def test_a_quaternion_of_zeros_is_not_drawn() -> None:
     scene = make_scene(2, "plain")
     (clean, *_), _ = run_kernels({name: (value[1:] if len(value) == 120 else value) for name, value in scene.items()}, 3)

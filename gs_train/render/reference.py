@@ -15,6 +15,8 @@ from torch import Tensor
 
 from gs_train.scene.types import Camera
 
+_NEAR = float(torch.tensor(0.01))  # as float32, in which gsplat compares
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceOutput:
@@ -146,6 +148,6 @@ def _radii(means2d: Tensor, covariance: Tensor, depths: Tensor, opacity: Tensor,
         extent = torch.sqrt(2 * torch.log((255.0 * opacity).clamp(min=1.0))).clamp(max=3.33)
         radii = torch.ceil(extent[:, None] * torch.diagonal(covariance, dim1=1, dim2=2).sqrt())
         size = torch.tensor([camera.width, camera.height])
-        seen = (depths >= 0.01) & (depths <= 1e10) & (opacity >= 1.0 / 255.0) & (torch.linalg.det(covariance) > 0)
+        seen = (depths >= _NEAR) & (depths <= 1e10) & (opacity >= 1.0 / 255.0) & (torch.linalg.det(covariance) > 0)
         seen &= ((means2d + radii > 0) & (means2d - radii < size)).all(dim=-1)
         return torch.where(seen[:, None], radii, torch.zeros_like(radii)).to(torch.int32)

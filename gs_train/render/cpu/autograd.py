@@ -7,8 +7,9 @@ that their gradient, which density control lives on, is an ordinary ``.grad``.
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,9 +80,9 @@ class Rasterize(torch.autograd.Function):
                 *arrays, settings.sh_degree, *pose, camera, *size, settings.antialiased,
                 records, radii, _array(means2d), visible, chunk_counts,
             )  # fmt: skip
-            if chunk_counts[:, 1].any():
-                names = ("means", "quats", "scales", "opacities", "sh0", "sh_rest")
-                fault = describe_non_finite(dict(zip(names, (means, quats, scales, opacities, sh0, sh_rest), strict=True)))
+            if chunk_counts[:, 1].any() or not np.isfinite(pose[0]).all():
+                names = ("means", "quats", "scales", "opacities", "sh0", "sh_rest", "view")
+                fault = describe_non_finite(dict(zip(names, (means, quats, scales, opacities, sh0, sh_rest, view), strict=True)))
                 raise FloatingPointError(fault or f"colours of {chunk_counts[:, 1].sum()} Gaussians overflow")
             tile_start, pairs = bin_gaussians(records, visible, chunk_counts, *size)
             spans = empty((len(pairs) if any(ctx.needs_input_grad) else 0,), np.uint16)
@@ -151,6 +152,15 @@ def wants_gradient(inputs: Sequence[Tensor]) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
 
 
+def check_tensors(expected: Mapping[str, tuple[Tensor, tuple[int, ...]]]) -> None:
+    """Raise ValueError, by name, unless each tensor has its shape and is float32 on the CPU: the kernels do not look where they write."""
+    for name, (tensor, shape) in expected.items():
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must be {shape}")
+        if tensor.device.type != "cpu" or tensor.dtype != torch.float32:
+            raise ValueError(f"{name} is {tensor.dtype} on {tensor.device}; the CPU rasterizer takes float32 on the CPU")
+
+
 def rasterize(
     *, means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, sh0: Tensor, sh_rest: Tensor,
     view: Tensor, intrinsics: tuple[float, float, float, float], background: Tensor, settings: Settings,
@@ -168,10 +178,16 @@ def rasterize(
         if asked for, ``.absgrad`` [N, 2].
 
     Raises:
+        ValueError: a shape, dtype or device does not fit, or there are fewer SH coefficients than the degree needs.
         FloatingPointError: an input is NaN or infinite; names the inputs, and how many of their values are.
         MemoryError: the image's buffers need more memory than the machine has.
     """
     _check_memory(settings)
+    n, rest = means.shape[0], sh_rest.shape[1] if sh_rest.dim() == 3 else 0
+    if not all(math.isfinite(value) for value in intrinsics) or intrinsics[0] == 0.0 or intrinsics[1] == 0.0:
+        raise ValueError(f"the focal lengths and principal point {intrinsics} do not make a camera")
+    if not -1 <= settings.sh_degree <= 4 or rest + 1 < (settings.sh_degree + 1) ** 2:
+        raise ValueError(f"sh_degree={settings.sh_degree} does not go with {rest + 1} coefficients a channel")
     if means2d is None:
         inputs = (means, quats, scales, opacities, sh0, sh_rest, view, background)
         means2d = torch.empty(means.shape[0], 2, requires_grad=wants_gradient(inputs))
@@ -179,6 +195,11 @@ def rasterize(
         absolute = torch.zeros(means.shape[0] if settings.absolute else 0, 2)
     if settings.absolute:
         means2d.absgrad = absolute  # type: ignore[attr-defined]
+    check_tensors({
+        "means": (means, (n, 3)), "quats": (quats, (n, 4)), "scales": (scales, (n, 3)), "opacities": (opacities, (n,)),
+        "sh0": (sh0, (n, 3)), "sh_rest": (sh_rest, (n, rest, 3)), "view": (view, (4, 4)), "background": (background, (3,)),
+        "means2d": (means2d, (n, 2)), "absolute": (absolute, (n if settings.absolute else 0, 2)),
+    })  # fmt: skip
     # The inverse is differentiable as for any matrix, as gsplat's is; for a rigid one it is -R^T t.
     centre = torch.linalg.inv(view)[:3, 3]
     tensors = [t.contiguous() for t in (means, quats, scales, opacities, sh0, sh_rest, view, centre)]

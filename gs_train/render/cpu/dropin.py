@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gs_train.render.cpu.autograd import Settings, rasterize, wants_gradient
+from gs_train.render.cpu.autograd import Settings, check_tensors, rasterize, wants_gradient
 
 _MAX_SH_DEGREE = 4
 RenderMode = Literal["RGB", "D", "ED", "RGB+D", "RGB+ED"]
@@ -117,7 +117,7 @@ def rasterization(
         radii.append(seen)
     if absgrad:
         means2d.absgrad = absolute  # type: ignore[attr-defined]
-    depths = means.detach() @ viewmats[:, 2, :3, None].detach() + viewmats[:, None, 2, 3:].detach()
+    depths = means @ viewmats[:, 2, :3, None] + viewmats[:, None, 2, 3:]
     meta = {
         "radii": torch.stack(radii), "means2d": means2d, "depths": depths.squeeze(-1), "width": width, "height": height,
         "n_cameras": cameras, "tile_size": tile_size,
@@ -147,6 +147,8 @@ def _check_shapes(
     backgrounds: Tensor | None, sh_degree: int | None,
 ) -> None:  # fmt: skip
     n, c = means.shape[0], viewmats.shape[0]
+    if c == 0:
+        raise ValueError("viewmats holds no camera; it must hold at least one")
     expected = {
         "means": (means, (n, 3)), "quats": (quats, (n, 4)), "scales": (scales, (n, 3)), "opacities": (opacities, (n,)),
         "viewmats": (viewmats, (c, 4, 4)), "Ks": (Ks, (c, 3, 3)),
@@ -161,8 +163,4 @@ def _check_shapes(
         if colors.dim() != 3 or colors.shape[1] < (sh_degree + 1) ** 2:
             raise ValueError(f"colors has shape {tuple(colors.shape)}; sh_degree={sh_degree} needs [N, K >= {(sh_degree + 1) ** 2}, 3]")
         expected["colors"] = (colors, (n, colors.shape[1], 3))
-    for name, (tensor, shape) in expected.items():
-        if tuple(tensor.shape) != shape:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must be {shape}")
-        if tensor.device.type != "cpu" or tensor.dtype != torch.float32:
-            raise ValueError(f"{name} is {tensor.dtype} on {tensor.device}; the CPU rasterizer takes float32 on the CPU")
+    check_tensors(expected)

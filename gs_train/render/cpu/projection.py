@@ -47,6 +47,8 @@ def camera_vector(
     intrinsics: tuple[float, float, float, float], width: int, height: int, near: float, far: float, eps2d: float
 ) -> NDArray[np.float64]:
     """What the kernels want to know of a camera; intrinsics fx, fy, cx, cy in px."""
+    # gsplat compares depths with these as float32, so that a depth of just 0.01 is drawn.
+    near, far = float(np.float32(near)), float(np.float32(far))
     fx, fy, cx, cy = intrinsics
     margin_x, margin_y = 0.15 * width / fx, 0.15 * height / fy
     limits = (-cx / fx - margin_x, (width - cx) / fx + margin_x, -cy / fy - margin_y, (height - cy) / fy + margin_y)
