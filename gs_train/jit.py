@@ -96,7 +96,9 @@ def telling(say: Callable[[str], None]) -> Iterator[None]:
         yield
     if listener.kernels > 0:
         took_s = time.perf_counter() - began_s
-        say(f"Compiled {listener.kernels} kernels in {took_s:.0f} s; they are kept in {_cache_folder()}.")
+        kept = f"they are kept in {_cache_folder()}"
+        lost = f"they are not kept, as {_cache_folder()} cannot be written to; NUMBA_CACHE_DIR names another folder"
+        say(f"Compiled {listener.kernels} kernels in {took_s:.0f} s; {kept if _cache_folder().is_dir() else lost}.")
 
 
 class _Compilations(event.Listener):  # type: ignore[misc]

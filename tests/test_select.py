@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,7 @@ import numba
 import pytest
 import torch
 
+from gs_train import jit
 from gs_train.errors import UserError
 from gs_train.jit import telling
 from gs_train.render import gsplat_cuda
@@ -70,6 +72,14 @@ def test_compiling_is_announced_and_timed(said: list[str]) -> None:
         assert len(said) == expected
     assert said[0].startswith("Compiling the CPU kernels")
     assert said[1].startswith("Compiled 1 kernels in ")
+
+
+def test_a_cache_folder_that_cannot_be_written_to_is_named(said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jit, "_cache_folder", lambda: tmp_path / "missing")
+    function = numba.njit(lambda x: x + 1)
+    with telling(said.append):
+        function(1)
+    assert "not kept" in said[1] and str(tmp_path / "missing") in said[1] and "NUMBA_CACHE_DIR" in said[1]
 
 
 def test_cuda_without_gpu_is_the_users_error(no_gpu: None, said: list[str]) -> None:
