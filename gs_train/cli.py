@@ -152,7 +152,7 @@ def run_eval(command: flags.EvalCommand) -> int:
     scene = _load_scene(scene_path, config)
     checkpoint = newest_sound(folder.checkpoints, _note)
     check_scene(checkpoint, scene)
-    selection = select_rasterizer(command.device or config.device, _note)
+    selection = select_rasterizer(command.device or config.device, _note, antialiased=config.antialiased)
     _note(f"Device {selection.reason}.")
     views, split = (scene.test_views, "test") if scene.test_views else (scene.train_views, "train")
     if split == "train":
@@ -163,7 +163,7 @@ def run_eval(command: flags.EvalCommand) -> int:
             model,
             views,
             selection.rasterizer,
-            white_background=config.white_background,
+            background=checkpoint.state["background"]["settled"].to(selection.device),
             renders=folder.path / "renders" / f"iteration_{checkpoint.iteration}",
             after_view=bar.update,
         )

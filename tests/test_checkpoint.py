@@ -36,6 +36,8 @@ from gs_train.train.log import TrainLog, cut_metrics
 from gs_train.train.state import TrainState, start_state
 
 CONFIG = TrainConfig(iterations=50, sh_degree=1).resolved()
+NO_VIEWS: Any = ()
+"""Density control by gradients looks at none."""
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,7 @@ def scene(tiny_scene: Path) -> Scene:
 @pytest.fixture
 def state(scene: Scene) -> TrainState:
     """A state with moments, statistics, a drawn order and smoothed numbers, without a render."""
-    state = start_state(scene, CONFIG, torch.device("cpu"))
+    state = start_state(scene, CONFIG, torch.device("cpu"), NO_VIEWS)
     adam = state.model.optimizer
     assert adam is not None
     sum(parameter.sum() for parameter in state.model.parameters.values()).backward()  # type: ignore[union-attr]
@@ -75,7 +77,7 @@ def equal(left: Any, right: Any) -> bool:
 def test_what_is_saved_comes_back(tmp_path: Path, state: TrainState, scene: Scene) -> None:
     checkpoint = read_checkpoint(save(tmp_path, state))
     assert equal(checkpoint.state, state.state_dict())
-    fresh = start_state(scene, CONFIG, torch.device("cpu"))
+    fresh = start_state(scene, CONFIG, torch.device("cpu"), NO_VIEWS)
     assert not equal(fresh.state_dict(), state.state_dict())
     fresh.load_state_dict(checkpoint.state)
     assert equal(fresh.state_dict(), state.state_dict())
@@ -88,7 +90,7 @@ def test_what_is_saved_comes_back(tmp_path: Path, state: TrainState, scene: Scen
 def test_a_loaded_state_shares_no_memory_with_the_saved_one(tmp_path: Path, state: TrainState, scene: Scene) -> None:
     content = read_checkpoint(save(tmp_path, state)).state
     before = content["model"]["parameters"]["xyz"].clone()
-    fresh = start_state(scene, CONFIG, torch.device("cpu"))
+    fresh = start_state(scene, CONFIG, torch.device("cpu"), NO_VIEWS)
     fresh.load_state_dict(content)
     with torch.no_grad():
         fresh.model.xyz.add_(1.0)
@@ -98,7 +100,7 @@ def test_a_loaded_state_shares_no_memory_with_the_saved_one(tmp_path: Path, stat
 
 
 def test_each_view_once_then_again_in_another_order(scene: Scene) -> None:
-    state = start_state(scene, CONFIG, torch.device("cpu"))
+    state = start_state(scene, CONFIG, torch.device("cpu"), NO_VIEWS)
     first, second = ([state.next_view(8) for _ in range(8)] for _ in range(2))
     assert sorted(first) == sorted(second) == list(range(8))
     assert first != second
@@ -106,7 +108,8 @@ def test_each_view_once_then_again_in_another_order(scene: Scene) -> None:
 
 def test_another_seed_draws_another_order(scene: Scene) -> None:
     orders = {
-        tuple(start_state(scene, replace(CONFIG, seed=seed), torch.device("cpu")).next_view(8) for _ in range(1)) for seed in range(20)
+        tuple(start_state(scene, replace(CONFIG, seed=seed), torch.device("cpu"), NO_VIEWS).next_view(8) for _ in range(1))
+        for seed in range(20)
     }
     assert len(orders) > 1
 

@@ -100,7 +100,7 @@ def test_round_trip_of_any_value(
 ) -> None:
     config = TrainConfig(
         iterations=whole,
-        white_background=whole % 2 == 0,
+        background="white" if whole % 2 == 0 else "learned",
         scene=SceneConfig(images=images, resolution=4),
         optimizer=OptimizerConfig(xyz_lr_init=number),
         density=DensityConfig(from_iteration=fraction, until_iteration=whole, grad_threshold=number),
@@ -133,7 +133,7 @@ def test_whole_number_and_fraction_keep_their_type(tmp_path: Path) -> None:
         ("iterations = true", "it must be a whole number"),
         ("iterations = 0", "--iterations is 0; it must be at least 1"),
         ('lambda_dssim = "0.2"', "it must be a number"),
-        ("white_background = 1", "it must be true or false"),
+        ("antialiased = 1", "it must be true or false"),
         ("[scene]\nresolution = 3", "key scene.resolution is 3; it must be one of -1, 1, 2, 4, 8"),
         ("[scene]\nimages = 3", "it must be text"),
         ('device = "tpu"', "'auto', 'cuda', 'cpu'"),

@@ -26,7 +26,13 @@ SMALL, LARGE, HUGE, GIANT = 0.05, 0.5, 1.2, 2.0
 SOLID, FAINT = 0.5, 0.004
 HOT, COLD = 3e-4, 1e-4
 CAMERA = Camera(width=200, height=100, fx=1.0, fy=1.0, cx=100.0, cy=50.0)
-PAPER: dict[str, Any] = {"from_iteration": 500, "until_iteration": 15_000, "interval": 100, "opacity_reset_interval": 3000}
+PAPER: dict[str, Any] = {
+    "from_iteration": 500,
+    "until_iteration": 15_000,
+    "refine_until_iteration": 25_000,
+    "interval": 100,
+    "opacity_reset_interval": 3000,
+}
 
 
 def make_model(scales: list[float], opacities: list[float], *, setup: bool = True) -> GaussianModel:

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, features
 
 from gs_train.errors import UserError
+from gs_train.scene.composite import over
 from gs_train.scene.images import ImageCache, check_images, decode_image, image_size
 from gs_train.scene.types import Camera, View
 
@@ -53,7 +55,7 @@ def test_alpha_is_composited_over_the_background(tmp_path: Path) -> None:
     Image.fromarray(pixels).save(tmp_path / "a.png")
     decoded = decode_image(_view(tmp_path / "a.png", (3, 2)))
     np.testing.assert_allclose(decoded[:, :, 0], [[200, 100, 0], [0, 200, 100]], atol=1)
-    over_white = ImageCache([_view(tmp_path / "a.png", (3, 2))], white_background=True).get(0)
+    over_white = over(decoded, torch.ones(3)).numpy() * 255.0
     np.testing.assert_allclose(over_white[:, :, 0], [[200, 227, 255], [255, 200, 227]], atol=1)
 
 

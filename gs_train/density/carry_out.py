@@ -1,6 +1,7 @@
-"""Carrying out a density plan on a model: clones and split children are appended, then parents and dropped rows go in one prune.
+"""Carrying out a density plan on a model: new rows are appended, then parents and dropped rows go in one prune.
 
-It decides nothing; controllers do. The invariant: the rows that a plan does not name keep their order, values and Adam moments.
+It decides nothing; controllers do. The invariant: the rows that a plan does not name keep their order, values and Adam moments, but for
+positions that the plan shifts.
 """
 
 from __future__ import annotations
@@ -12,12 +13,17 @@ from torch import Tensor
 
 from gs_train.density.types import SPLIT_CHILDREN, SPLIT_SHRINK, DensityPlan
 from gs_train.model.gaussians import GaussianModel
+from gs_train.model.quaternions import rotate
+
+_MOST_PARTS = 51
+"""A row is divided into at most so many; beyond, the formula's binomials lose their digits (3DGS-MCMC: 51)."""
 
 
 def carry_out(plan: DensityPlan, model: GaussianModel, generator: torch.Generator, *, reset_opacity_to: float) -> None:
     """Change ``model`` as ``plan`` says.
 
-    The kept rows come first in their old order, then the clones, then the first child of every split row, then the second.
+    The kept rows come first in their old order, then the clones, then the first child of every split row, then the second, then the parts
+    of the divided rows.
 
     Args:
         plan: with rows of ``model`` as it is.
@@ -28,14 +34,18 @@ def carry_out(plan: DensityPlan, model: GaussianModel, generator: torch.Generato
     Raises:
         ValueError: the plan names a row twice, or one that the model does not have. Nothing is changed then.
     """
-    gone = torch.cat([plan.split, plan.drop])
-    named = torch.cat([plan.clone, gone])
+    gone = torch.cat([rows.to(model.device) for rows in (plan.split, plan.divide, plan.drop)])
+    named = torch.cat([plan.clone.to(model.device), gone])
     count = len(model)
     if len(named) > 0:
         if int(named.min()) < 0 or int(named.max()) >= count:
             raise ValueError(f"plan: expected rows from 0 to {count - 1}, got {int(named.min())} to {int(named.max())}")
         if int(torch.bincount(named).max()) > 1:
             raise ValueError("plan: a row is named more than once")
+    if plan.shift is not None:
+        with torch.no_grad():
+            model.xyz.add_(plan.shift)
+    if len(named) > 0:
         with torch.no_grad():
             new_rows = _new_rows(plan, model, generator)
         if len(new_rows["xyz"]) > 0:
@@ -49,19 +59,42 @@ def carry_out(plan: DensityPlan, model: GaussianModel, generator: torch.Generato
 
 
 def _new_rows(plan: DensityPlan, model: GaussianModel, generator: torch.Generator) -> dict[str, Tensor]:
-    """Copies of the cloned rows, then ``SPLIT_CHILDREN`` children of every split row, sampled from the parent's own distribution."""
+    """Copies of the cloned rows, then ``SPLIT_CHILDREN`` children of every split row, sampled from the parent's own distribution, then
+    the parts of the divided rows."""
     children = plan.split.repeat(SPLIT_CHILDREN)
-    new = {name: tensor[torch.cat([plan.clone, children])] for name, tensor in model.parameters.items()}
+    parts = plan.divide.repeat_interleave(plan.divide_into)
+    sources = torch.cat([rows.to(model.device) for rows in (plan.clone, children, parts)])
+    new = {name: tensor[sources] for name, tensor in model.parameters.items()}
     if len(children) > 0:
         draws = torch.randn(len(children), 3, generator=generator, dtype=model.xyz.dtype).to(model.device)
-        offsets = _rotate(model.quaternions()[children], draws * model.scales()[children])
-        new["xyz"][len(plan.clone) :] += offsets
-        new["scaling"][len(plan.clone) :] -= math.log(SPLIT_SHRINK)
+        here = slice(len(plan.clone), len(plan.clone) + len(children))
+        new["xyz"][here] += rotate(model.quaternions()[children], draws * model.scales()[children])
+        new["scaling"][here] -= math.log(SPLIT_SHRINK)
+    if len(parts) > 0:
+        opacity, factor = divided(model.opacities()[plan.divide], plan.divide_into)
+        new["opacity"][-len(parts) :] = opacity.logit().to(model.xyz.dtype).repeat_interleave(plan.divide_into)[:, None]
+        new["scaling"][-len(parts) :] += factor.log().to(model.xyz.dtype).repeat_interleave(plan.divide_into)[:, None]
     return new
 
 
-def _rotate(quaternions: Tensor, vectors: Tensor) -> Tensor:
-    """Rotate [M, 3] vectors by [M, 4] unit quaternions wxyz: v + 2 u x (u x v + w v), with u the vector part."""
-    w, u = quaternions[:, :1], quaternions[:, 1:]
-    rotated: Tensor = vectors + 2.0 * torch.linalg.cross(u, torch.linalg.cross(u, vectors) + w * vectors)
-    return rotated
+def divided(opacities: Tensor, into: Tensor) -> tuple[Tensor, Tensor]:
+    """What n equal Gaussians in one place must be to look like the one (3DGS-MCMC, Kheradmand et al. 2024, eq. 9).
+
+    Their opacity p gives 1 - (1 - p)^n = o. Blended, their profiles sum to sum_j C(n, j) (-1)^(j-1) p^j exp(-j d^2 / 2), whose integral
+    along a line is that of the one when the scales shrink by o / sum_j C(n, j) (-1)^(j-1) p^j / sqrt(j).
+
+    Args:
+        opacities: [K] of the ones.
+        into: [K] int64, n >= 1 each; more than 51 counts as 51.
+
+    Returns:
+        [K] float64 opacities of the parts, and [K] float64 factors on their scales.
+    """
+    one, n = opacities.double(), into.clamp(max=_MOST_PARTS).double()
+    part = -torch.expm1(torch.log1p(-one.clamp(max=1.0 - 1e-7)) / n)
+    j = torch.arange(1, _MOST_PARTS + 1, dtype=torch.float64, device=one.device)
+    # exp(lgamma) of counts beyond n would be that of poles; those terms are left out.
+    inside = j <= n[:, None]
+    log_binomial = torch.lgamma(n + 1)[:, None] - torch.lgamma(j + 1) - torch.lgamma(torch.where(inside, n[:, None] - j, 0.0) + 1)
+    terms = torch.where(inside, torch.exp(log_binomial + j * part[:, None].log()) * (1 - 2 * ((j - 1) % 2)) / j.sqrt(), 0.0)
+    return part, one / terms.sum(dim=1)

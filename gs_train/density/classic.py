@@ -1,7 +1,8 @@
 """Density control of the original paper: clone and split where the screen-space gradient is large, drop the transparent and the huge.
 
-It watches and plans; it never touches the model. It has no screen-size pruning, as the original's never fires. The invariant: the
-statistics belong to the rows of the model as it is, and start from zero after every round.
+With absolute gradients (AbsGS; Ye et al. 2024) the pull of different pixels on one Gaussian does not cancel, so a large one that blurs
+detail is found; the threshold is then larger. It watches and plans; it never touches the model. It has no screen-size pruning, as the
+original's never fires. The invariant: the statistics belong to the rows of the model as it is, and start from zero after every round.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gs_train.density.config import SCHEDULE_POINTS, DensityConfig
-from gs_train.density.types import SPLIT_CHILDREN, SPLIT_SHRINK, DensityPlan
+from gs_train.density.config import DensityConfig, check_resolved
+from gs_train.density.types import SPLIT_SHRINK, DensityPlan
 from gs_train.model.gaussians import GaussianModel
 from gs_train.render.types import RenderOutput
 from gs_train.scene.types import Camera
@@ -44,17 +45,18 @@ class ClassicDensity:
         Raises:
             ValueError: a schedule field is still a fraction, or ``max_gaussians`` is below 1.
         """
-        fractions = [name for name in SCHEDULE_POINTS if isinstance(getattr(config, name), float)]
-        if fractions:
-            raise ValueError(f"{', '.join(fractions)}: still fractions of the iterations; resolve them to whole iterations first")
-        if max_gaussians < 1:
-            raise ValueError(f"max_gaussians: expected at least 1, got {max_gaussians}")
+        check_resolved(config, max_gaussians)
         self.config = config
+        self.needs_absgrad = config.kind == "absgrad"
         self._extent = extent
         self._max_gaussians = max_gaussians
         self._white_background = white_background
         self._device = torch.device(device)
         self._clear(count)
+
+    def regulariser(self, model: GaussianModel) -> Tensor | None:
+        """None: the loss is the photometric one."""
+        return None
 
     def observe(self, render: RenderOutput, camera: Camera) -> None:
         """Add one view's gradient norms, over the Gaussians it sees.
@@ -64,7 +66,7 @@ class ClassicDensity:
         Raises:
             ValueError: there is no gradient, or its rows are not the model's.
         """
-        grad = render.means2d.grad
+        grad = render.means2d.absgrad if self.needs_absgrad else render.means2d.grad  # type: ignore[attr-defined]
         if grad is None:
             raise ValueError("means2d has no gradient; call observe after backward")
         if len(grad) != len(self._grad_sum):
@@ -85,13 +87,11 @@ class ClassicDensity:
             raise ValueError(f"model: expected {len(self._grad_sum)} rows, got {len(model)}")
         reset = self._resets_at(iteration)
         if not self._densifies_at(iteration):
-            none = torch.zeros(0, dtype=torch.int64, device=self._device)
-            return DensityPlan(clone=none, split=none, drop=none, reset_opacity=True) if reset else None
+            return DensityPlan(reset_opacity=True) if reset else None
         with torch.no_grad():
             plan = self._plan_round(model, iteration, reset)
-        self._clear(len(model) + len(plan.clone) + (SPLIT_CHILDREN - 1) * len(plan.split) - len(plan.drop))
-        changes = len(plan.clone) + len(plan.split) + len(plan.drop) > 0
-        return plan if changes or reset else None
+        self._clear(plan.row_count(len(model)))
+        return plan if plan.changes_rows() or reset else None
 
     def state_dict(self) -> dict[str, Any]:
         """The statistics, [N] each; not copied."""
@@ -132,25 +132,25 @@ class ClassicDensity:
         # The original grows first and drops afterwards, so a new row falls by the same rules as an old one. Deciding both at once: a weak
         # Gaussian does not grow, and one that is split is judged by its children's size.
         weak = opacities < config.min_opacity
-        hot = (mean_grad >= config.grad_threshold) & (self._grad_count > 0) & ~weak
+        hot = (mean_grad >= (config.absgrad_threshold if self.needs_absgrad else config.grad_threshold)) & (self._grad_count > 0) & ~weak
         large = largest_scale > config.percent_dense * self._extent
         split = hot & large
         drop = weak
         if 0 < config.opacity_reset_interval < iteration:
             size_afterwards = torch.where(split, largest_scale / SPLIT_SHRINK, largest_scale)
             drop = weak | (size_afterwards > config.max_world_scale * self._extent)
-        drop = _spare_one(drop, opacities)
+        drop = spare_one(drop, opacities)
         grow = self._trim(hot & ~drop, mean_grad, room=self._max_gaussians - len(model) + int(drop.sum()))
         return DensityPlan(
-            clone=_rows_of(grow & ~large),
-            split=_rows_of(grow & large),
-            drop=_rows_of(drop),
+            clone=rows_of(grow & ~large),
+            split=rows_of(grow & large),
+            drop=rows_of(drop),
             reset_opacity=reset,
         )
 
     def _trim(self, grow: Tensor, mean_grad: Tensor, *, room: int) -> Tensor:
         """Leave at most ``room`` rows in ``grow`` (each adds one Gaussian): those with the largest gradients, ties to the lower row."""
-        rows = _rows_of(grow)
+        rows = rows_of(grow)
         if len(rows) <= room:
             return grow
         order = mean_grad[rows].sort(descending=True, stable=True).indices
@@ -159,11 +159,12 @@ class ClassicDensity:
         return trimmed
 
 
-def _rows_of(mask: Tensor) -> Tensor:
+def rows_of(mask: Tensor) -> Tensor:
+    """[M] int64 rows where the [N] mask is true."""
     return mask.nonzero().squeeze(1)
 
 
-def _spare_one(drop: Tensor, opacities: Tensor) -> Tensor:
+def spare_one(drop: Tensor, opacities: Tensor) -> Tensor:
     """``drop``, less the most opaque row (ties to the lower) where every row would go: an empty model cannot learn any more."""
     if len(drop) == 0 or not bool(drop.all()):
         return drop

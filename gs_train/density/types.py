@@ -1,4 +1,4 @@
-"""What density controllers share: the plan they return, and what a split means.
+"""What density controllers share: the plan they return, what they may look at, and what a split means.
 
 A controller never touches the model. It watches renders (``observe``), and at its iterations says what to change (``plan``). The
 invariant: a plan's row numbers refer to the model as it was when ``plan`` was called.
@@ -6,9 +6,10 @@ invariant: a plan's row numbers refer to the model as it was when ``plan`` was c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from gs_train.model.gaussians import GaussianModel
@@ -21,22 +22,62 @@ SPLIT_SHRINK = 0.8 * SPLIT_CHILDREN
 """A child's scales are its parent's divided by this (original: 0.8 N = 1.6)."""
 
 
+def _none() -> Tensor:
+    return torch.zeros(0, dtype=torch.int64)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DensityPlan:
-    """What to change, in rows of the model as it stands. A row is in at most one of clone, split and drop."""
+    """What to change, in rows of the model as it stands. A row is in at most one of clone, split, divide and drop."""
 
-    clone: Tensor
+    clone: Tensor = field(default_factory=_none)
     """[C] int64 rows to duplicate as they are."""
-    split: Tensor
+    split: Tensor = field(default_factory=_none)
     """[S] int64 rows to replace by two smaller ones."""
-    drop: Tensor
+    divide: Tensor = field(default_factory=_none)
+    """[K] int64 rows to replace by several equal ones in the same place that together look like the one."""
+    divide_into: Tensor = field(default_factory=_none)
+    """[K] int64, how many each of them becomes; at least 2."""
+    drop: Tensor = field(default_factory=_none)
     """[D] int64 rows to remove."""
-    reset_opacity: bool
+    reset_opacity: bool = False
     """Whether to lower every opacity afterwards."""
+    shift: Tensor | None = None
+    """[N, 3] to add to the positions before anything else, world units; Adam's moments stay."""
+
+    def changes_rows(self) -> bool:
+        """Whether rows come or go."""
+        return any(len(rows) > 0 for rows in (self.clone, self.split, self.divide, self.drop))
+
+    def row_count(self, count: int) -> int:
+        """How many rows a model of ``count`` has afterwards."""
+        divided = int(self.divide_into.sum()) - len(self.divide)
+        return count + len(self.clone) + (SPLIT_CHILDREN - 1) * len(self.split) + divided - len(self.drop)
+
+
+class Views(Protocol):
+    """The training views, for controllers that look at several of them at once."""
+
+    def __len__(self) -> int: ...
+
+    def photo(self, index: int) -> Tensor:
+        """[H, W, 3] float32 in 0..1, at the size that is trained now."""
+        ...
+
+    def render(self, model: GaussianModel, index: int) -> RenderOutput:
+        """The model from the photo's camera, at its size."""
+        ...
 
 
 class DensityController(Protocol):
     """Watches training and plans where Gaussians are needed or useless."""
+
+    needs_absgrad: bool
+    """Whether ``observe`` takes the absolute gradients of the projected means."""
+
+    def regulariser(self, model: GaussianModel) -> Tensor | None:
+        """A scalar to add to the loss, or None."""
+        ...
 
     def observe(self, render: RenderOutput, camera: Camera) -> None:
         """Take in one view after its backward pass (``render.means2d.grad`` is there)."""

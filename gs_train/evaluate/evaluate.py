@@ -11,9 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
 from gs_train.errors import UserError
@@ -22,6 +20,7 @@ from gs_train.formats.whole_file import write_text_whole, write_whole
 from gs_train.losses import WINDOW
 from gs_train.model.gaussians import GaussianModel
 from gs_train.render.types import Rasterizer
+from gs_train.scene.composite import over
 from gs_train.scene.images import ImageCache
 from gs_train.scene.types import View
 
@@ -51,7 +50,7 @@ def evaluate(
     views: Sequence[View],
     rasterizer: Rasterizer,
     *,
-    white_background: bool,
+    background: torch.Tensor,
     renders: Path,
     after_view: Callable[[], None] = lambda: None,
 ) -> Evaluation:
@@ -61,7 +60,7 @@ def evaluate(
         model: on the rasterizer's device.
         views: at least one.
         rasterizer: what renders.
-        white_background: as in training.
+        background: [3] RGB in 0..1 to render over, on the model's device.
         renders: folder for one PNG per view, the photo on the left and the render on the right.
         after_view: called after every view.
 
@@ -72,18 +71,16 @@ def evaluate(
     for view in views:
         if min(view.camera.width, view.camera.height) < WINDOW:
             raise UserError(f"{view.image_path} is trained at less than {WINDOW} px, too small for SSIM: evaluate a larger --resolution.")
-    photos = ImageCache(views, white_background=white_background)
-    background = torch.full((3,), 1.0 if white_background else 0.0, device=model.device)
+    photos = ImageCache(views)
     names = png_names([view.name for view in views])
     per_view: dict[str, ViewMetrics] = {}
     with torch.no_grad():
         for index, view in enumerate(views):
             pose = torch.from_numpy(view.world_to_camera).to(model.device, torch.float32)
             image = rasterizer.render(model, view.camera, pose, background).image
-            photo = photos.get(index)
-            target = torch.from_numpy(photo).to(model.device).float() / 255.0
+            target = over(photos.get(index), background)
             per_view[view.name] = view_metrics(image, target)
-            _save_beside(renders / names[index], photo, image)
+            _save_beside(renders / names[index], target, image)
             after_view()
     return Evaluation(per_view=per_view, images=tuple(renders / name for name in names))
 
@@ -116,7 +113,7 @@ def png_names(names: Sequence[str]) -> list[str]:
     return [f"{stem}.png" for stem in (stems if len(set(stems)) == len(stems) else flat)]
 
 
-def _save_beside(path: Path, photo: NDArray[np.uint8], image: torch.Tensor) -> None:
-    shown = (image.clamp(0.0, 1.0) * 255.0).round().to(torch.uint8).cpu().numpy()
-    both = Image.fromarray(np.concatenate([photo, shown], axis=1))
+def _save_beside(path: Path, photo: torch.Tensor, image: torch.Tensor) -> None:
+    pixels = (torch.cat([photo, image], dim=1).clamp(0.0, 1.0) * 255.0).round().to(torch.uint8)
+    both = Image.fromarray(pixels.cpu().numpy())
     write_whole(path, lambda file: both.save(file, format="PNG"))

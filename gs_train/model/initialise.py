@@ -39,6 +39,8 @@ def initialise_model(
     max_gaussians: int,
     generator: torch.Generator,
     device: torch.device | str,
+    opacity: float = START_OPACITY,
+    scale: float = 1.0,
 ) -> GaussianModel:
     """Make the model that training starts from.
 
@@ -50,6 +52,8 @@ def initialise_model(
         max_gaussians: upper limit of the rows, at least 1.
         generator: on the CPU; the source of every draw.
         device: where the model goes.
+        opacity: of every Gaussian, in 0..1.
+        scale: of every Gaussian, as a fraction of the distance to its neighbours.
 
     Raises:
         ValueError: ``max_gaussians`` is below 1, or there are neither points nor cameras.
@@ -67,12 +71,12 @@ def initialise_model(
         xyz = points.xyz[rows]
         rgb = torch.from_numpy(points.rgb[rows].astype(np.float32) / 255.0)
     count = len(xyz)
-    log_scale = 0.5 * np.log(_mean_squared_distance(xyz, extent))
+    log_scale = 0.5 * np.log(_mean_squared_distance(xyz, extent)) + math.log(scale)
     tensors: dict[str, Tensor] = {
         "xyz": torch.from_numpy(xyz.astype(np.float32)),
         "f_dc": rgb_to_f_dc(rgb).unsqueeze(1),
         "f_rest": torch.zeros(count, rest_count(sh_degree), 3),
-        "opacity": torch.full((count, 1), math.log(START_OPACITY / (1.0 - START_OPACITY))),
+        "opacity": torch.full((count, 1), math.log(opacity / (1.0 - opacity))),
         "scaling": torch.from_numpy(log_scale.astype(np.float32)).unsqueeze(1).repeat(1, 3),
         "rotation": torch.tensor([1.0, 0.0, 0.0, 0.0]).repeat(count, 1),
     }

@@ -28,12 +28,16 @@ class GsplatRasterizer:
 
     name = "gsplat"
 
-    def __init__(self) -> None:
+    def __init__(self, *, antialiased: bool = False) -> None:
+        """``antialiased``: as in ``select_rasterizer``."""
         import gsplat
 
         self._rasterization = gsplat.rasterization
+        self._mode = "antialiased" if antialiased else "classic"
 
-    def render(self, model: GaussianModel, camera: Camera, world_to_camera: Tensor, background: Tensor) -> RenderOutput:
+    def render(
+        self, model: GaussianModel, camera: Camera, world_to_camera: Tensor, background: Tensor, *, absgrad: bool = False
+    ) -> RenderOutput:
         """Render ``model`` from ``camera``; arguments and result as in ``Rasterizer.render``, all tensors on one CUDA device."""
         intrinsics = torch.tensor(
             [[camera.fx, 0.0, camera.cx], [0.0, camera.fy, camera.cy], [0.0, 0.0, 1.0]],
@@ -54,6 +58,8 @@ class GsplatRasterizer:
             sh_degree=model.active_sh_degree,
             packed=False,
             render_mode="RGB",
+            rasterize_mode=self._mode,
+            absgrad=absgrad,
         )
         # The background is composited here rather than by gsplat, whose own way is not sound in every mode.
         alpha = alphas[0, :, :, 0]
@@ -72,6 +78,8 @@ def _with_gradient_of(batched: Tensor) -> Tensor:
 
     def pass_on(gradient: Tensor) -> None:
         view.grad = gradient[0] if view.grad is None else view.grad + gradient[0]
+        if hasattr(batched, "absgrad"):
+            view.absgrad = batched.absgrad[0]  # type: ignore[attr-defined]
 
     if batched.requires_grad:
         batched.register_hook(pass_on)

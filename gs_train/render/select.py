@@ -27,7 +27,11 @@ class Selection:
 
 
 def select_rasterizer(
-    device: Literal["auto", "cuda", "cpu"], say: Callable[[str], None], *, also_compile: Sequence[Callable[[], None]] = ()
+    device: Literal["auto", "cuda", "cpu"],
+    say: Callable[[str], None],
+    *,
+    antialiased: bool = False,
+    also_compile: Sequence[Callable[[], None]] = (),
 ) -> Selection:
     """Choose the rasterizer for ``--device``.
 
@@ -35,19 +39,21 @@ def select_rasterizer(
         device: ``auto`` takes CUDA when torch sees a GPU and gsplat's kernels load, else the CPU.
         say: takes a line before kernels are compiled, which happens once per machine: minutes for gsplat's, half a minute for ours; and
             one with the time it took.
+        antialiased: make a Gaussian that is smaller than a pixel fainter instead of larger (Mip-Splatting's 2D filter; Yu et al. 2024), as
+            it was trained.
         also_compile: what else the caller will run on a CPU; called where the CPU is chosen.
 
     Raises:
         UserError: ``cuda`` was asked for and cannot be had.
     """
     if device == "cpu":
-        return _cpu("asked for by --device cpu", say, also_compile)
+        return _cpu("asked for by --device cpu", say, antialiased, also_compile)
     if not torch.cuda.is_available():
         if device == "cuda":
             raise UserError(
                 "--device cuda: torch sees no CUDA device; install the NVIDIA driver and a CUDA build of torch, or use --device cpu."
             )
-        return _cpu("torch sees no CUDA device", say, also_compile)
+        return _cpu("torch sees no CUDA device", say, antialiased, also_compile)
 
     from gs_train.render import gsplat_cuda
 
@@ -57,20 +63,19 @@ def select_rasterizer(
         from gsplat import __version__
 
         chosen = torch.device("cuda", torch.cuda.current_device())
-        return Selection(rasterizer=gsplat_cuda.GsplatRasterizer(), device=chosen, reason=f"cuda: {gpu}, gsplat {__version__}")
+        rasterizer = gsplat_cuda.GsplatRasterizer(antialiased=antialiased)
+        return Selection(rasterizer=rasterizer, device=chosen, reason=f"cuda: {gpu}, gsplat {__version__}")
     if device == "cuda":
-        raise UserError(
-            f"--device cuda: {fault}; gs-train doctor says what to install for torch {torch.__version__}, or use --device cpu."
-        )
-    return _cpu(f"there is {gpu}, but {fault}", say, also_compile)
+        raise UserError(f"--device cuda: {fault}; gs-train doctor says what to install for torch {torch.__version__}, or use --device cpu.")
+    return _cpu(f"there is {gpu}, but {fault}", say, antialiased, also_compile)
 
 
-def _cpu(why: str, say: Callable[[str], None], also_compile: Sequence[Callable[[], None]]) -> Selection:
+def _cpu(why: str, say: Callable[[str], None], antialiased: bool, also_compile: Sequence[Callable[[], None]]) -> Selection:
     # Imported here because Numba takes a second to load, which a run on CUDA need not wait for.
     from gs_train.jit import telling
     from gs_train.render.cpu.rasterizer import CpuRasterizer
 
-    rasterizer = CpuRasterizer()
+    rasterizer = CpuRasterizer(antialiased=antialiased)
     with telling(say):
         for warm_up in (rasterizer.warm_up, *also_compile):
             warm_up()

@@ -20,7 +20,8 @@ class RenderOutput:
     alpha: Tensor
     """[H, W] float32, 1 - final transmittance."""
     means2d: Tensor
-    """[N, 2] projected means in px. After ``backward`` its ``grad`` holds dL/dmeans2d in px; rows with radii 0 are meaningless."""
+    """[N, 2] projected means in px. After ``backward`` its ``grad`` holds dL/dmeans2d in px, and if asked for its ``absgrad`` the
+    sum of its pixels' absolute parts; rows with radii 0 are meaningless."""
     radii: Tensor
     """[N, 2] int32 half extents in px; 0 in either column means the view does not see the Gaussian."""
 
@@ -36,7 +37,9 @@ class Rasterizer(Protocol):
     name: str
     """``cpu`` or ``gsplat``; what logs and checkpoints call it."""
 
-    def render(self, model: GaussianModel, camera: Camera, world_to_camera: Tensor, background: Tensor) -> RenderOutput:
+    def render(
+        self, model: GaussianModel, camera: Camera, world_to_camera: Tensor, background: Tensor, *, absgrad: bool = False
+    ) -> RenderOutput:
         """Render ``model`` from ``camera``.
 
         Args:
@@ -44,5 +47,6 @@ class Rasterizer(Protocol):
             camera: pinhole intrinsics and image size, px.
             world_to_camera: [4, 4] float32, world -> OpenCV camera, on the model's device.
             background: [3] float32 RGB in 0..1, on the model's device.
+            absgrad: also sum the absolute gradients of the projected means over the pixels.
         """
         ...

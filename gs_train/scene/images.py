@@ -1,7 +1,7 @@
-"""Decodes photos and keeps them: every image once, at training size, RGB uint8.
+"""Decodes photos and keeps them: every image once, at training size and where asked for smaller, uint8 RGB, with alpha where there is any.
 
 Not here: which file belongs to which view and at what size it is trained (``load.py``). The invariant: an array handed out has exactly the
-size of its view's camera.
+size of its view's camera, or of that camera reduced.
 """
 
 from __future__ import annotations
@@ -33,28 +33,38 @@ Image.MAX_IMAGE_PIXELS = None
 class ImageCache:
     """All images of some views in memory, decoded by a pool of threads when the cache is made (Pillow decodes outside Python's lock)."""
 
-    def __init__(self, views: Sequence[View], *, white_background: bool = False) -> None:
+    def __init__(self, views: Sequence[View]) -> None:
         """Decode every view's image.
 
         Args:
             views: in the order of the indices.
-            white_background: composite images that have alpha over white instead of black.
 
         Raises:
             UserError: an image is truncated, cannot be decoded or is no longer there; the message names it.
         """
-        self._images = _for_each(lambda view: decode_image(view, white_background=white_background), views)
+        self._images = _for_each(decode_image, views)
+        self._smaller: dict[tuple[int, int], NDArray[np.uint8]] = {}
 
     def __len__(self) -> int:
         return len(self._images)
 
-    def get(self, index: int) -> NDArray[np.uint8]:
-        """[H, W, 3] uint8 RGB of view ``index``: the cache's own array, not to be written to."""
-        return self._images[index]
+    def get(self, index: int, downscale: int = 1) -> NDArray[np.uint8]:
+        """[H, W, 3 or 4] uint8 of view ``index``, as ``decode_image`` gives it: the cache's own array, not to be written to.
+
+        Args:
+            downscale: with N, each pixel is the mean of N x N; made when first asked for, then kept.
+        """
+        if downscale == 1:
+            return self._images[index]
+        key = index, downscale
+        if key not in self._smaller:
+            planes = [Image.fromarray(plane).reduce(downscale) for plane in np.moveaxis(self._images[index], 2, 0)]
+            self._smaller[key] = np.stack([np.asarray(plane) for plane in planes], axis=2)
+        return self._smaller[key]
 
     def byte_count(self) -> int:
         """Memory that the images take, in bytes."""
-        return sum(image.nbytes for image in self._images)
+        return sum(image.nbytes for image in (*self._images, *self._smaller.values()))
 
 
 def check_images(views: Sequence[View]) -> None:
@@ -82,21 +92,23 @@ def image_size(path: Path) -> tuple[int, int]:
         return image.size
 
 
-def decode_image(view: View, *, white_background: bool = False) -> NDArray[np.uint8]:
-    """[H, W, 3] uint8 RGB at the size of ``view.camera``.
+def decode_image(view: View) -> NDArray[np.uint8]:
+    """[H, W, 3] uint8 RGB at the size of ``view.camera``; [H, W, 4] with alpha, and the colours multiplied by it, where the file has alpha.
 
-    Alpha is composited over the background that training renders over. Where the file has another size, Lanczos is used: the
-    half- and quarter-size folders of the public benchmarks were made with it, so that training on them or on a resized original agrees.
+    Where the file has another size, Lanczos is used: the half- and quarter-size folders of the public benchmarks were made with it, so
+    that training on them or on a resized original agrees.
 
     Raises:
         UserError: the file is truncated, cannot be decoded, or has more than 500 megapixels.
     """
     size = (view.camera.width, view.camera.height)
     with _opened(view.image_path) as stored:
-        rgb = _to_rgb(stored, 255 if white_background else 0)
-        if rgb.size != size:
-            rgb = rgb.resize(size, Image.Resampling.LANCZOS)
-        return np.array(rgb, np.uint8)
+        planes = _planes(stored)
+        if stored.size != size:
+            planes = [plane.resize(size, Image.Resampling.LANCZOS) for plane in planes]
+        pixels = np.concatenate([np.atleast_3d(np.asarray(plane)) for plane in planes], axis=2)
+        # Where a photo is opaque throughout, alpha says nothing.
+        return pixels[:, :, :3].copy() if pixels.shape[2] == 4 and pixels[:, :, 3].min() == 255 else pixels
 
 
 def _for_each(function: Callable[[View], Result], views: Sequence[View]) -> list[Result]:
@@ -129,15 +141,17 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise _undecodable(path, error) from error
 
 
-def _to_rgb(image: Image.Image, background: int) -> Image.Image:
+def _planes(image: Image.Image) -> list[Image.Image]:
+    """RGB, and alpha where there is any; then RGB is multiplied by it, which is the photo over black."""
     if image.mode.startswith("I"):
         # 16-bit grey. Pillow's own conversion clips at 255 instead of scaling, which turns a photo white.
         grey = np.clip(np.asarray(image, np.int64) // 257, 0, 255).astype(np.uint8)
-        return Image.fromarray(grey).convert("RGB")
+        return [Image.fromarray(grey).convert("RGB")]
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, (background, background, background, 255)), rgba).convert("RGB")
-    return image.convert("RGB")
+        black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
+        return [Image.alpha_composite(black, rgba).convert("RGB"), rgba.getchannel("A")]
+    return [image.convert("RGB")]
 
 
 def _undecodable(path: Path, error: Exception) -> UserError:

@@ -6,7 +6,7 @@ the image at the size it is trained at, whatever the size of the file on disk.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,20 @@ class Camera:
     """Principal point x, px."""
     cy: float
     """Principal point y, px."""
+
+    def reduced(self, factor: int) -> Camera:
+        """The camera of the image whose pixels are ``factor`` x ``factor`` of this one's; the last row and column may be less."""
+        if factor == 1:
+            return self
+        return replace(
+            self,
+            width=-(-self.width // factor),
+            height=-(-self.height // factor),
+            fx=self.fx / factor,
+            fy=self.fy / factor,
+            cx=self.cx / factor,
+            cy=self.cy / factor,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

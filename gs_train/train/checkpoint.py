@@ -29,7 +29,7 @@ FORMAT = 1
 """Raised when a checkpoint of this version could no longer be read by the version before."""
 
 _NAME = re.compile(r"iteration_(\d+)\.pt")
-_STATE_KEYS = {"iteration", "elapsed_s", "smoothed", "view_order", "view_generator", "density_generator", "model", "density"}
+_STATE_KEYS = {"iteration", "elapsed_s", "smoothed", "view_order", "view_generator", "density_generator", "model", "density", "background"}
 _MODEL_KEYS = {"parameters", "active_sh_degree", "spatial_lr_scale", "optimizer"}
 
 

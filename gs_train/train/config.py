@@ -18,6 +18,7 @@ from gs_train.density.config import DensityConfig
 from gs_train.errors import UserError
 from gs_train.model.schedule import OptimizerConfig
 from gs_train.scene.load import SceneConfig
+from gs_train.train.schedule import BackgroundKind
 
 MAX_SH_DEGREE = 3
 
@@ -42,8 +43,14 @@ class TrainConfig:
     """Weight of the structural term in the loss: (1 - w) * L1 + w * (1 - SSIM)."""
     max_gaussians: int = 1_000_000
     """Never hold more Gaussians than this."""
-    white_background: bool = False
-    """Train and render over white instead of black."""
+    start_downscale: Literal[1, 2, 4, 8] = 1
+    """Start at 1/N of the photos' size and double it step by step; 1 trains at full size throughout."""
+    full_size_from: int | float = 0.3
+    """Train at full size from this iteration on, or with a decimal point from this fraction of --iterations on."""
+    antialiased: bool = False
+    """Make Gaussians smaller than a pixel fainter, so that the splat looks right at other sizes than it was trained at."""
+    background: BackgroundKind = "black"
+    """Train and render over this colour; random takes another one each step (and is evaluated over black), learned finds one."""
     seed: int = 0
     """Seed of every random draw."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
@@ -72,6 +79,13 @@ class TrainConfig:
             raise UserError(f"--sh-degree is {self.sh_degree}; it must lie in 0 to {MAX_SH_DEGREE}.")
         if not 0 <= self.lambda_dssim <= 1:
             raise UserError(f"--lambda-dssim is {self.lambda_dssim}; it must lie in 0 to 1.")
+        if self.start_downscale not in (1, 2, 4, 8):
+            raise UserError(f"--start-downscale is {self.start_downscale}; give 1, 2, 4 or 8.")
+        if self.full_size_from < 0 or (isinstance(self.full_size_from, float) and not self.full_size_from <= 1):
+            raise UserError(
+                f"--full-size-from is {self.full_size_from}; give an iteration, or with a decimal point a fraction of --iterations "
+                "from 0.0 to 1.0."
+            )
         interval = self.sh_degree_interval
         if not 0 < interval < math.inf or (isinstance(interval, float) and interval > 1):
             raise UserError(

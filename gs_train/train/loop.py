@@ -19,14 +19,16 @@ from gs_train import losses
 from gs_train.density.carry_out import carry_out
 from gs_train.errors import UserError
 from gs_train.model.gaussians import describe_non_finite
-from gs_train.render.select import Selection, select_rasterizer
-from gs_train.scene.images import ImageCache, check_images
+from gs_train.render.select import select_rasterizer
+from gs_train.scene.images import check_images
 from gs_train.scene.types import Scene
 from gs_train.train.checkpoint import Checkpoint, check_scene, newest_sound, save_checkpoint, scene_fingerprint
 from gs_train.train.config import TrainConfig
 from gs_train.train.folder import RunFolder
 from gs_train.train.log import TrainLog
+from gs_train.train.schedule import downscale_at
 from gs_train.train.state import TrainState, start_state
+from gs_train.train.views import TrainingViews
 
 _HIGHEST_PSNR = 100.0
 """dB; a mean squared error below 1e-10 is nothing."""
@@ -72,20 +74,20 @@ def train(
     if not resume:
         folder.check_free(overwrite=overwrite)
     checkpoint = checkpoint_to_resume(scene, config, folder, notify) if resume else None
-    selection = select_rasterizer(config.device, notify, also_compile=[losses.warm_up])
+    selection = select_rasterizer(config.device, notify, antialiased=config.antialiased, also_compile=[losses.warm_up])
     notify(f"Device {selection.reason}.")
-    state = start_state(scene, config, selection.device)
+    views = TrainingViews(scene.train_views, selection, absgrad=config.density.kind == "absgrad")
+    state = start_state(scene, config, selection.device, views)
     if checkpoint is not None:
         state.load_state_dict(checkpoint.state)
         notify(f"Going on from {checkpoint.path}.")
-    images = ImageCache(scene.train_views, white_background=config.white_background)
     check_images(scene.test_views)
 
     # ---- From here on files are written
     if not resume:
         folder.clear(overwrite=overwrite)
     folder.write_config(config, scene)
-    _run(state, images, scene, config, folder, selection, after_step, should_stop)
+    _run(state, views, scene, config, folder, after_step, should_stop)
     if state.iteration == config.iterations:
         folder.write_results(state.model, scene, state.iteration)
     return state
@@ -112,45 +114,44 @@ def checkpoint_to_resume(scene: Scene, config: TrainConfig, folder: RunFolder, n
 
 def _run(
     state: TrainState,
-    images: ImageCache,
+    views: TrainingViews,
     scene: Scene,
     config: TrainConfig,
     folder: RunFolder,
-    selection: Selection,
     after_step: Sequence[AfterStep],
     should_stop: Callable[[], bool],
 ) -> None:
     """Take steps until ``config.iterations`` or until stopped, then save."""
-    model, rasterizer, device = state.model, selection.rasterizer, selection.device
+    model, density = state.model, state.density
     assert model.optimizer is not None
-    cameras = [view.camera for view in scene.train_views]
-    poses = torch.stack([torch.from_numpy(view.world_to_camera) for view in scene.train_views]).to(device, torch.float32)
-    background = torch.full((3,), 1.0 if config.white_background else 0.0, device=device)
     save = partial(save_checkpoint, folder.checkpoints, state, config=config, fingerprint=scene_fingerprint(scene), keep=config.keep)
     began_s = time.perf_counter() - state.elapsed_s
 
     with TrainLog(folder.metrics, first=state.iteration, last=config.iterations) as log:
         while state.iteration < config.iterations and not should_stop():
-            # ---- Which view, and how fast
+            # ---- Which view, how large, and how fast
             iteration = state.iteration + 1
-            index = state.next_view(len(cameras))
+            index = state.next_view(len(views))
+            views.downscale = downscale_at(iteration, config.start_downscale, int(config.full_size_from))
+            views.background = state.background.of_step()
             lr_xyz = model.update_learning_rate(iteration)
             if iteration % config.sh_degree_interval == 0:
                 model.oneup_sh_degree()
 
             # ---- Render and compare
-            target = torch.from_numpy(images.get(index)).to(device).float() / 255.0
-            render = rasterizer.render(model, cameras[index], poses[index], background)
+            target, render = views.photo(index), views.render(model, index)
             loss = losses.photometric_loss(render.image, target, config.lambda_dssim)
+            regulariser = density.regulariser(model)
 
             # ---- Learn
-            loss.backward()
-            state.density.observe(render, cameras[index])
+            (loss if regulariser is None else loss + regulariser).backward()
+            density.observe(render, views.camera(index))
             model.optimizer.step()
             model.optimizer.zero_grad(set_to_none=True)
+            state.background.learn()
 
             # ---- Add and remove Gaussians
-            plan = state.density.plan(model, iteration)
+            plan = density.plan(model, iteration)
             if plan is not None:
                 carry_out(plan, model, state.density_generator, reset_opacity_to=config.density.reset_opacity_to)
             state.iteration = iteration

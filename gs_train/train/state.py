@@ -12,12 +12,15 @@ from typing import Any
 
 import torch
 
+from gs_train.density import mcmc
 from gs_train.density.classic import ClassicDensity
-from gs_train.density.types import DensityController
+from gs_train.density.multiview import MultiviewDensity
+from gs_train.density.types import DensityController, Views
 from gs_train.model.gaussians import GaussianModel
-from gs_train.model.initialise import initialise_model
+from gs_train.model.initialise import START_OPACITY, initialise_model
 from gs_train.scene.load import camera_centres
 from gs_train.scene.types import Scene
+from gs_train.train.background import Background
 from gs_train.train.config import TrainConfig
 
 _SMOOTHING = 0.9
@@ -32,10 +35,12 @@ class TrainState:
     """The Gaussians and their Adam."""
     density: DensityController
     """Where to add and remove, with its statistics."""
+    background: Background
+    """What is rendered over."""
     view_generator: torch.Generator
     """Draws the order of the training views."""
     density_generator: torch.Generator
-    """Draws the starting points that are random, and the positions of split Gaussians."""
+    """Draws all else that is random: starting points, what density control draws, backgrounds."""
     iteration: int = 0
     """Steps taken."""
     view_order: list[int] = field(default_factory=list)
@@ -67,6 +72,7 @@ class TrainState:
             "density_generator": self.density_generator.get_state(),
             "model": self.model.state_dict(),
             "density": self.density.state_dict(),
+            "background": self.background.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -77,6 +83,7 @@ class TrainState:
         """
         self.model.load_state_dict(state["model"])
         self.density.load_state_dict(state["density"])
+        self.background.load_state_dict(state["background"])
         self.view_generator.set_state(state["view_generator"])
         self.density_generator.set_state(state["density_generator"])
         self.iteration = state["iteration"]
@@ -85,17 +92,19 @@ class TrainState:
         self.view_order = list(state["view_order"])
 
 
-def start_state(scene: Scene, config: TrainConfig, device: torch.device) -> TrainState:
+def start_state(scene: Scene, config: TrainConfig, device: torch.device, views: Views) -> TrainState:
     """The state before the first step.
 
     Args:
         scene: where to take the points and the extent from.
         config: resolved.
         device: where the Gaussians live. The generators live on the CPU, so that a seed means the same everywhere.
+        views: the training views, for a density control that looks at several of them.
     """
     # Two streams, so that a change of density control does not change the order of the views. Even and odd seeds keep them apart.
     view_generator = torch.Generator().manual_seed(2 * config.seed)
     density_generator = torch.Generator().manual_seed(2 * config.seed + 1)
+    sampled = config.density.kind == "mcmc"
     model = initialise_model(
         scene.points,
         sh_degree=config.sh_degree,
@@ -104,14 +113,36 @@ def start_state(scene: Scene, config: TrainConfig, device: torch.device) -> Trai
         max_gaussians=config.max_gaussians,
         generator=density_generator,
         device=device,
+        opacity=mcmc.START_OPACITY if sampled else START_OPACITY,
+        scale=mcmc.START_SCALE if sampled else 1.0,
     )
     model.training_setup(config.optimizer)
-    density = ClassicDensity(
+    return TrainState(
+        model=model,
+        density=_density(scene, config, model, views, density_generator),
+        background=Background(config.background, density_generator, device),
+        view_generator=view_generator,
+        density_generator=density_generator,
+    )
+
+
+def _density(scene: Scene, config: TrainConfig, model: GaussianModel, views: Views, generator: torch.Generator) -> DensityController:
+    if config.density.kind == "mcmc":
+        return mcmc.McmcDensity(config.density, max_gaussians=config.max_gaussians, generator=generator)
+    if config.density.kind == "multiview":
+        return MultiviewDensity(
+            config.density,
+            extent=scene.extent,
+            max_gaussians=config.max_gaussians,
+            start=len(model),
+            views=views,
+            generator=generator,
+        )
+    return ClassicDensity(
         config.density,
         extent=scene.extent,
         max_gaussians=config.max_gaussians,
         count=len(model),
-        device=device,
-        white_background=config.white_background,
+        device=model.device,
+        white_background=config.background == "white",
     )
-    return TrainState(model=model, density=density, view_generator=view_generator, density_generator=density_generator)

@@ -16,6 +16,10 @@ class CpuRasterizer:
 
     name = "cpu"
 
+    def __init__(self, *, antialiased: bool = False) -> None:
+        """``antialiased``: as in ``select_rasterizer``."""
+        self._antialiased = antialiased
+
     def warm_up(self) -> None:
         """Render one Gaussian and go back, so that all kernels of training are there."""
         shapes = {"xyz": (1, 3), "f_dc": (1, 1, 3), "f_rest": (1, 0, 3), "opacity": (1, 1), "scaling": (1, 3), "rotation": (1, 4)}
@@ -23,7 +27,9 @@ class CpuRasterizer:
         camera = Camera(width=1, height=1, fx=1.0, fy=1.0, cx=0.5, cy=0.5)
         self.render(model, camera, torch.eye(4), torch.zeros(3)).image.sum().backward()
 
-    def render(self, model: GaussianModel, camera: Camera, world_to_camera: Tensor, background: Tensor) -> RenderOutput:
+    def render(
+        self, model: GaussianModel, camera: Camera, world_to_camera: Tensor, background: Tensor, *, absgrad: bool = False
+    ) -> RenderOutput:
         """Render ``model`` from ``camera``; arguments and result as in ``Rasterizer.render``, all tensors on the CPU.
 
         Raises:
@@ -41,7 +47,13 @@ class CpuRasterizer:
                 view=world_to_camera,
                 intrinsics=(camera.fx, camera.fy, camera.cx, camera.cy),
                 background=background,
-                settings=Settings(width=camera.width, height=camera.height, sh_degree=model.active_sh_degree),
+                settings=Settings(
+                    width=camera.width,
+                    height=camera.height,
+                    sh_degree=model.active_sh_degree,
+                    antialiased=self._antialiased,
+                    absolute=absgrad,
+                ),
             )
         except FloatingPointError as error:
             # Under the names that the user knows, where they are to blame: an activation can overflow, too.

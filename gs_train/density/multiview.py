@@ -1,0 +1,143 @@
+"""Density control by what several training views say of a Gaussian: does error remain where it contributes, and does it contribute at all?
+
+The idea is that of FastGS (arXiv 2511.04283): a single view's gradient asks for many Gaussians that other views have no use for. Here a
+round renders some training views, takes each pixel's error, and gives every Gaussian the error of the pixels it is blended into, by its
+share in them. Those with most of it grow, as many as the budget of that iteration allows; those whose share is nothing anywhere go.
+The invariant: the statistics are made in the round itself, so nothing but the generator is carried from one round to the next.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gs_train.density.classic import rows_of, spare_one
+from gs_train.density.config import DensityConfig, check_resolved
+from gs_train.density.types import DensityPlan, Views
+from gs_train.model.gaussians import GaussianModel
+from gs_train.model.spherical_harmonics import SH_C0
+from gs_train.render.types import RenderOutput
+from gs_train.scene.types import Camera
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ViewScores:
+    """What some views say of each Gaussian, summed over them; [N] float32 each, px."""
+
+    error: Tensor
+    """Its share in the pixels whose error is high, summed."""
+    share: Tensor
+    """Its share in all pixels, summed: alpha times what is left of the light in front of it."""
+    seen: Tensor
+    """In how many of the views it is."""
+
+
+class MultiviewDensity:
+    """Grow where error remains, drop what no view needs; both by some training views at a time."""
+
+    needs_absgrad = False
+
+    def __init__(
+        self, config: DensityConfig, *, extent: float, max_gaussians: int, start: int, views: Views, generator: torch.Generator
+    ) -> None:
+        """Keep the settings.
+
+        Args:
+            config: with whole iterations in every schedule field.
+            extent: the scene's extent, world units.
+            max_gaussians: the number that the budget grows to.
+            start: the number of Gaussians that training starts from.
+            views: the training views.
+            generator: on the CPU; draws the views of a round, saved by its owner.
+
+        Raises:
+            ValueError: a schedule field is still a fraction, or ``max_gaussians`` is below 1.
+        """
+        check_resolved(config, max_gaussians)
+        self.config = config
+        self._extent, self._max_gaussians, self._start = extent, max_gaussians, start
+        self._views, self._generator = views, generator
+
+    def regulariser(self, model: GaussianModel) -> Tensor | None:
+        """None: the loss is the photometric one."""
+        return None
+
+    def observe(self, render: RenderOutput, camera: Camera) -> None:
+        """Nothing: a round looks for itself."""
+
+    def plan(self, model: GaussianModel, iteration: int) -> DensityPlan | None:
+        """In a round, look at some views, and say what grows and what goes."""
+        config = self.config
+        if (
+            config.interval == 0
+            or iteration % config.interval != 0
+            or not config.from_iteration < iteration < config.refine_until_iteration
+        ):
+            return None
+        order = torch.randperm(len(self._views), generator=self._generator)
+        scores = score_views(model, self._views, order[: config.score_views].tolist(), config.high_error)
+        with torch.no_grad():
+            opacities, largest_scale = model.opacities(), model.scales().amax(dim=1)
+            idle = (scores.seen >= 2) & (scores.share < config.min_share * scores.seen)
+            drop = spare_one((opacities < config.min_opacity) | idle, opacities)
+            if iteration >= config.until_iteration:
+                return DensityPlan(drop=rows_of(drop))
+            left = len(model) - int(drop.sum())
+            room = budget(iteration, self._start, self._max_gaussians, config) - left
+            score = torch.where(drop, 0.0, scores.error)
+            # Each round at most doubles what is hot; ties go to the lower row.
+            candidates = rows_of(score > 0)
+            best = candidates[score[candidates].sort(descending=True, stable=True).indices[: max(room, 0)]]
+            large = largest_scale[best] > config.percent_dense * self._extent
+            return DensityPlan(clone=best[~large], split=best[large], drop=rows_of(drop))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing is carried from round to round."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to take over."""
+
+
+def budget(iteration: int, start: int, most: int, config: DensityConfig) -> int:
+    """How many Gaussians there may be at ``iteration``: a straight line from ``start`` to ``most`` over the window of densification, at
+    the end of which it stays."""
+    first, last = int(config.from_iteration), int(config.until_iteration)
+    progress = min(max((iteration - first) / max(last - first, 1), 0.0), 1.0)
+    return min(most, math.ceil(start + (most - start) * progress))
+
+
+def score_views(model: GaussianModel, views: Views, indices: list[int], high_error: float) -> ViewScores:
+    """Render the views and distribute their errors to the Gaussians.
+
+    A Gaussian's share in a pixel is the derivative of the pixel's colour by the Gaussian's. So a copy of the model in one grey is
+    rendered, and its backward pass, with the errors as the image's gradient, sums them by share: on any rasterizer, at the price of a
+    training step.
+
+    Args:
+        model: not changed.
+        views: where to look.
+        indices: which of them.
+        high_error: mean absolute error of a pixel, 0..1, from which on it counts.
+    """
+    count, device = len(model), model.device
+    sums = torch.zeros(3, count, device=device)
+    grey = {name: tensor.detach() for name, tensor in model.parameters.items()}
+    grey["f_dc"], grey["f_rest"] = torch.zeros_like(grey["f_dc"]), grey["f_rest"][:, :0]
+    for index in indices:
+        with torch.no_grad():
+            error = (views.render(model, index).image - views.photo(index)).abs().mean(dim=2)
+        probe = GaussianModel(grey)
+        render = views.render(probe, index)
+        high = torch.where(error > high_error, error, 0.0)
+        render.image.backward(torch.stack([high, torch.ones_like(error), torch.zeros_like(error)], dim=2))
+        assert probe.f_dc.grad is not None
+        visible = render.visible()
+        # Rows that the view does not see may hold anything.
+        sums[:2] += torch.where(visible, probe.f_dc.grad[:, 0, :2].T / SH_C0, 0.0)
+        sums[2] += visible
+    return ViewScores(error=sums[0], share=sums[1], seen=sums[2])
