@@ -255,7 +255,8 @@ def _load_scene(path: Path, config: flags.TrainConfig) -> Any:
 def _splat_of(checkpoint: Checkpoint) -> Any:
     from gs_train.model.gaussians import GaussianModel
 
-    return GaussianModel.from_state_dict(checkpoint.state["model"]).to_splat_data()
+    model = GaussianModel.from_state_dict(checkpoint.state["model"])
+    return model.to_splat_data(antialiased=checkpoint.config["antialiased"])
 
 
 @contextmanager

@@ -126,6 +126,8 @@ def _splat_facts(data: SplatData) -> Facts:
     for array in arrays:
         finite &= np.isfinite(array).reshape(len(data), -1).all(axis=1)
     facts = [("Gaussians", f"{len(data):,}"), ("SH degree", str(data.sh_degree))]
+    if data.antialiased:
+        facts.append(("trained", "antialiased: render it that way"))
     if not finite.all():
         facts.append(("damaged", f"{int((~finite).sum()):,} Gaussians with NaN or infinite values"))
     if finite.any():

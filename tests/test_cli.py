@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from gs_train import cli, flags
 from gs_train.config import read_config
 from gs_train.evaluate.evaluate import png_names
 from gs_train.formats.ply import read_ply, write_ply
+from gs_train.formats.splat_data import ARRAY_NAMES
 from gs_train.info import describe
 from gs_train.scene.load import SceneConfig, load_scene
 
@@ -162,7 +163,7 @@ def test_info_tells_of_damaged_results(own_run: Path, content: bytes) -> None:
 
 def test_info_of_an_empty_splat_and_of_huge_logits(tiny_run: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     data = read_ply(tiny_run / "point_cloud" / "iteration_24" / "point_cloud.ply")
-    write_ply(tmp_path / "none.ply", replace(data, **{entry.name: getattr(data, entry.name)[:0] for entry in fields(data)}))
+    write_ply(tmp_path / "none.ply", replace(data, **{name: getattr(data, name)[:0] for name in ARRAY_NAMES}))
     assert dict(describe(tmp_path / "none.ply", print))["Gaussians"] == "0"
     write_ply(tmp_path / "huge.ply", replace(data, opacity=data.opacity * 0 - 1e30, scaling=data.scaling * 0 + 1e30))
     assert dict(describe(tmp_path / "huge.ply", print))["opacity"] == "median 0.000"

@@ -226,7 +226,7 @@ def test_one_gaussian_always_stays(iteration: int, scale: float, best: int) -> N
 
 
 def test_unresolved_or_senseless_settings_are_refused() -> None:
-    with pytest.raises(ValueError, match="from_iteration, until_iteration: still fractions"):
+    with pytest.raises(ValueError, match="from_iteration, until_iteration, refine_until_iteration: still fractions"):
         ClassicDensity(DensityConfig(), extent=1.0, max_gaussians=1, count=1, device="cpu")
     with pytest.raises(ValueError, match="max_gaussians"):
         make_density(1, max_gaussians=0)

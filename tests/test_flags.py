@@ -15,14 +15,17 @@ from gs_train.flags import COMMANDS, TrainCommand, flags_of, parse
 FLAGS = {
     "train": """
         --out --preset --resume --overwrite
-        --iterations --sh-degree --sh-degree-interval --lambda-dssim --max-gaussians --white-background --no-white-background --seed
+        --iterations --sh-degree --sh-degree-interval --lambda-dssim --max-gaussians
+        --start-downscale --full-size-from --antialiased --no-antialiased --background --seed
         --device --save-every --keep --log-every
         --images --resolution --test-every --skip-missing --no-skip-missing
         --optimizer.xyz-lr-init --optimizer.xyz-lr-final --optimizer.xyz-lr-delay-steps --optimizer.xyz-lr-delay-mult
         --optimizer.xyz-lr-max-steps --optimizer.f-dc-lr --optimizer.f-rest-lr --optimizer.opacity-lr --optimizer.scaling-lr
         --optimizer.rotation-lr
-        --density.from-iteration --density.until-iteration --density.interval --density.opacity-reset-interval --density.grad-threshold
-        --density.percent-dense --density.min-opacity --density.reset-opacity-to --density.max-world-scale
+        --density.kind --density.from-iteration --density.until-iteration --density.refine-until-iteration --density.interval
+        --density.opacity-reset-interval --density.grad-threshold --density.absgrad-threshold --density.percent-dense
+        --density.min-opacity --density.reset-opacity-to --density.max-world-scale --density.growth --density.noise-lr
+        --density.opacity-reg --density.scale-reg --density.score-views --density.high-error --density.min-share
     """,
     "eval": "--scene --device",
     "export": "",
@@ -64,7 +67,7 @@ def test_help_answers_within_a_second() -> None:
 
 
 def test_preset_then_flags() -> None:
-    command = parse(["train", "scene", "--preset=paper", "--iterations", "70", "--density.interval", "0.5", "--no-white-background"])
+    command = parse(["train", "scene", "--preset=paper", "--iterations", "70", "--density.interval", "0.5", "--no-antialiased"])
     assert isinstance(command, TrainCommand)
     assert command.scene == Path("scene")
     assert command.config.iterations == 70

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import fields
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from plyfile import PlyData, PlyElement
 
 from gs_train.errors import UserError
 from gs_train.formats.ply import read_ply, write_ply
-from gs_train.formats.splat_data import SplatData
+from gs_train.formats.splat_data import ARRAY_NAMES, SplatData
 
 
 def make_splat(rows: int, degree: int) -> SplatData:
@@ -25,9 +25,9 @@ def make_splat(rows: int, degree: int) -> SplatData:
 
 
 def assert_same_bits(actual: SplatData, expected: SplatData) -> None:
-    for field in fields(SplatData):
-        a, b = getattr(actual, field.name), getattr(expected, field.name)
-        assert a.shape == b.shape and np.array_equal(a.view(np.uint32), b.view(np.uint32)), field.name
+    for name in ARRAY_NAMES:
+        a, b = getattr(actual, name), getattr(expected, name)
+        assert a.shape == b.shape and np.array_equal(a.view(np.uint32), b.view(np.uint32)), name
 
 
 def vertex_rows(path: Path) -> NDArray[np.void]:
@@ -77,9 +77,10 @@ def test_the_layout(tmp_path: Path) -> None:
 
 
 def test_the_render_mode_is_named_and_the_bytes_repeat(tmp_path: Path) -> None:
-    splat = make_splat(3, 0)
-    write_ply(tmp_path / "a.ply", splat, mode="mip")
-    write_ply(tmp_path / "b.ply", splat, mode="mip")
+    splat = replace(make_splat(3, 0), antialiased=True)
+    write_ply(tmp_path / "a.ply", splat)
+    write_ply(tmp_path / "b.ply", splat)
+    assert read_ply(tmp_path / "a.ply").antialiased
     assert b"comment SplatRenderMode: mip\n" in (tmp_path / "a.ply").read_bytes()
     assert (tmp_path / "a.ply").read_bytes() == (tmp_path / "b.ply").read_bytes()
 
@@ -91,7 +92,7 @@ def test_the_render_mode_is_named_and_the_bytes_repeat(tmp_path: Path) -> None:
 def test_foreign_layouts(tmp_path: Path, variant: str) -> None:
     rng = np.random.default_rng(3)
     finite = make_splat(4, 2)
-    finite = SplatData(**{f.name: rng.normal(size=getattr(finite, f.name).shape).astype(np.float32) for f in fields(SplatData)})
+    finite = SplatData(**{name: rng.normal(size=getattr(finite, name).shape).astype(np.float32) for name in ARRAY_NAMES})
     write_ply(tmp_path / "s.ply", finite)
     rows = vertex_rows(tmp_path / "s.ply")
     names, kind = list(rows.dtype.names or ()), "f4"
@@ -110,8 +111,8 @@ def test_foreign_layouts(tmp_path: Path, variant: str) -> None:
         elements.insert(0, PlyElement.describe(np.zeros(3, dtype=[("i", "i4")]), "camera"))
     PlyData(elements, text=variant == "ascii", byte_order=">" if variant == "big-endian" else "<").write(str(tmp_path / "f.ply"))
     if variant == "ascii":
-        for field in fields(SplatData):
-            assert np.allclose(getattr(read_ply(tmp_path / "f.ply"), field.name), getattr(finite, field.name), rtol=1e-6)
+        for name in ARRAY_NAMES:
+            assert np.allclose(getattr(read_ply(tmp_path / "f.ply"), name), getattr(finite, name), rtol=1e-6)
     else:
         assert_same_bits(read_ply(tmp_path / "f.ply"), finite)
 
@@ -210,6 +211,6 @@ def test_a_full_disk_leaves_the_earlier_file(tmp_path: Path, monkeypatch: pytest
 )
 def test_splat_data_checks_its_arrays(name: str, array: NDArray[np.float32], message: str) -> None:
     splat = make_splat(2, 1)
-    arrays = {field.name: getattr(splat, field.name) for field in fields(SplatData)}
+    arrays = {name: getattr(splat, name) for name in ARRAY_NAMES}
     with pytest.raises(ValueError, match=message):
         SplatData(**{**arrays, name: array})

@@ -7,7 +7,6 @@ gives every float back bit for bit, and a file appears whole or not at all.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,16 +21,18 @@ _NORMALS = ("nx", "ny", "nz")
 _F_DC = ("f_dc_0", "f_dc_1", "f_dc_2")
 _SCALES = ("scale_0", "scale_1", "scale_2")
 _ROTATION = ("rot_0", "rot_1", "rot_2", "rot_3")
+_PLAIN, _ANTIALIASED = "SplatRenderMode: default", "SplatRenderMode: mip"
 _REQUIRED = (*_XYZ, *_F_DC, "opacity", *_SCALES, *_ROTATION)
 
 
-def write_ply(path: Path | str, data: SplatData, *, mode: Literal["default", "mip"] = "default") -> None:
+def write_ply(path: Path | str, data: SplatData) -> None:
     """Write a splat, binary little-endian, with zero normals (the original's viewers expect the columns).
+
+    A header comment ``SplatRenderMode`` says how the splat wants to be rendered: ``default``, or ``mip`` where it is antialiased.
 
     Args:
         path: the file to make or replace; its folder is made when missing.
         data: what to write.
-        mode: how the splat wants to be rendered; goes into the header comment ``SplatRenderMode``.
 
     Raises:
         UserError: the file cannot be written. An earlier file of that name is then intact.
@@ -44,7 +45,7 @@ def write_ply(path: Path | str, data: SplatData, *, mode: Literal["default", "mi
     blocks = [data.xyz, np.zeros_like(data.xyz), data.f_dc.reshape(count, 3), channel_major, data.opacity, data.scaling, data.rotation]
     table = np.ascontiguousarray(np.concatenate(blocks, axis=1), dtype="<f4")
     rows = table.view(np.dtype([(name, "<f4") for name in names])).reshape(count)
-    ply = PlyData([PlyElement.describe(rows, "vertex")], byte_order="<", comments=[f"SplatRenderMode: {mode}"])
+    ply = PlyData([PlyElement.describe(rows, "vertex")], byte_order="<", comments=[_ANTIALIASED if data.antialiased else _PLAIN])
     try:
         write_whole(path, ply.write)
     except OSError as error:
@@ -59,7 +60,7 @@ def read_ply(path: Path | str) -> SplatData:
         UserError: there is no such file, it is no PLY, it is cut short, or it is no splat.
     """
     path = Path(path)
-    rows = _read_vertices(path)
+    rows, comments = _read_vertices(path)
     names = rows.dtype.names or ()
     missing = [name for name in _REQUIRED if name not in names]
     if missing:
@@ -73,11 +74,12 @@ def read_ply(path: Path | str) -> SplatData:
         opacity=_columns(rows, ("opacity",)),
         scaling=_columns(rows, _SCALES),
         rotation=_columns(rows, _ROTATION),
+        antialiased=_ANTIALIASED in comments,
     )
 
 
-def _read_vertices(path: Path) -> NDArray[np.void]:
-    """The element ``vertex`` as a structured array, mapped from the file where it is binary."""
+def _read_vertices(path: Path) -> tuple[NDArray[np.void], list[str]]:
+    """The element ``vertex`` as a structured array, mapped from the file where it is binary; and the header's comments."""
     try:
         ply = PlyData.read(str(path), mmap="r")
     except FileNotFoundError as error:
@@ -94,7 +96,7 @@ def _read_vertices(path: Path) -> NDArray[np.void]:
     if lists:
         raise UserError(f"{path} is a PLY but not a splat: its columns {', '.join(lists)} hold lists; give a splat .ply file.")
     rows: NDArray[np.void] = vertex.data
-    return rows
+    return rows, list(ply.comments)
 
 
 def _rest_names(path: Path, names: tuple[str, ...]) -> list[str]:

@@ -6,11 +6,13 @@ The invariant: the arrays are float32, agree on the number of rows, and hold exa
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+ARRAY_NAMES = ("xyz", "f_dc", "f_rest", "opacity", "scaling", "rotation")
+"""The six arrays."""
 MAX_SH_DEGREE = 4
 """The highest degree a splat may have; files in the wild use 0 to 3."""
 
@@ -35,6 +37,8 @@ class SplatData:
     """[N, 3] natural logarithm, world units."""
     rotation: NDArray[np.float32]
     """[N, 4] quaternion wxyz, not normalised."""
+    antialiased: bool = False
+    """Whether it wants to be rendered with the antialiasing that it was trained with."""
 
     def __post_init__(self) -> None:
         rows = self.xyz.shape[0] if self.xyz.ndim > 0 else 0
@@ -47,12 +51,12 @@ class SplatData:
             "scaling": (rows, 3),
             "rotation": (rows, 4),
         }
-        for field in fields(self):
-            array = getattr(self, field.name)
-            if array.shape != expected[field.name]:
-                raise ValueError(f"{field.name}: expected shape {expected[field.name]}, got {array.shape}")
+        for name, shape in expected.items():
+            array = getattr(self, name)
+            if array.shape != shape:
+                raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
             if array.dtype != np.float32:
-                raise ValueError(f"{field.name}: expected float32, got {array.dtype}")
+                raise ValueError(f"{name}: expected float32, got {array.dtype}")
         if (self.sh_degree + 1) ** 2 != rest + 1 or self.sh_degree > MAX_SH_DEGREE:
             raise ValueError(f"f_rest: {rest} coefficients per channel fit no SH degree from 0 to {MAX_SH_DEGREE}")
 

@@ -253,9 +253,10 @@ class GaussianModel:
 
     # ---- to and from files ----
 
-    def to_splat_data(self) -> SplatData:
-        """The raw parameters as float32 NumPy copies."""
-        return SplatData(**{name: np.array(p.detach().cpu().numpy(), dtype=np.float32) for name, p in self._parameters.items()})
+    def to_splat_data(self, *, antialiased: bool = False) -> SplatData:
+        """The raw parameters as float32 NumPy copies; ``antialiased`` says how they were trained."""
+        arrays = {name: np.array(p.detach().cpu().numpy(), dtype=np.float32) for name, p in self._parameters.items()}
+        return SplatData(**arrays, antialiased=antialiased)
 
     @classmethod
     def from_splat_data(

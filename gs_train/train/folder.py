@@ -110,9 +110,9 @@ class RunFolder:
         """Write the resolved config, so that a resume needs nothing but this folder."""
         write_text_whole(self.config, config.to_toml(scene.path.resolve()))
 
-    def write_results(self, model: GaussianModel, scene: Scene, iteration: int) -> None:
+    def write_results(self, model: GaussianModel, scene: Scene, iteration: int, *, antialiased: bool) -> None:
         """Write the splat and the cameras at the end of training."""
-        write_ply(self.point_cloud(iteration), model.to_splat_data())
+        write_ply(self.point_cloud(iteration), model.to_splat_data(antialiased=antialiased))
         views = (*scene.test_views, *scene.train_views)
         cameras = [_camera_entry(number, view) for number, view in enumerate(views)]
         write_text_whole(self.cameras, json.dumps(cameras, indent=1) + "\n")

@@ -89,7 +89,7 @@ def train(
     folder.write_config(config, scene)
     _run(state, views, scene, config, folder, after_step, should_stop)
     if state.iteration == config.iterations:
-        folder.write_results(state.model, scene, state.iteration)
+        folder.write_results(state.model, scene, state.iteration, antialiased=config.antialiased)
     return state
 
 
