@@ -168,3 +168,34 @@ def test_a_folder_that_is_no_run_is_never_overwritten(scene: Scene, tmp_path: Pa
     with pytest.raises(UserError, match="not a run"):
         train(scene, CONFIG, tmp_path, overwrite=True)
     assert (tmp_path / "thesis.tex").exists()
+
+
+# ---- the same for every density control, schedule and background, in short ----
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "absgrad": {"density": {"kind": "absgrad", "absgrad_threshold": 1e-4}},
+    "mcmc": {"density": {"kind": "mcmc"}},
+    "multiview": {"density": {"kind": "multiview", "score_views": 3}},
+    "coarse to fine": {"start_downscale": 4, "full_size_from": 60, "density": {"kind": "multiview"}},
+    "antialiased": {"antialiased": True},
+    "random background": {"background": "random", "density": {"kind": "mcmc"}},
+    "learned background": {"background": "learned", "density": {"kind": "multiview"}},
+}
+CAP = 450
+
+
+@pytest.mark.parametrize("variant", list(VARIANTS))
+def test_every_variant_goes_on_exactly_and_keeps_to_the_cap(scene: Scene, tmp_path: Path, variant: str) -> None:
+    changes = dict(VARIANTS[variant])
+    schedule = {"from_iteration": 10, "until_iteration": 60, "refine_until_iteration": 70, "interval": 20, "grad_threshold": 1e-5}
+    density = DensityConfig(**schedule | {"opacity_reset_interval": 0} | changes.pop("density", {}))
+    config = TrainConfig(iterations=80, device="cpu", max_gaussians=CAP, save_every=30, log_every=20, density=density, **changes).resolved()
+    whole, parts = Trace(), Trace()
+    train(scene, config, tmp_path / "whole", after_step=[whole])
+    train(scene, config, tmp_path / "parts", after_step=[parts], should_stop=lambda: len(parts.counts) == 45)
+    train(scene, config, tmp_path / "parts", resume=True, after_step=[parts])
+    left, right = (read_checkpoint(list_checkpoints(tmp_path / run / "checkpoints")[0]) for run in ("whole", "parts"))
+    assert differences(left.state, right.state) == []
+    assert parts.counts == whole.counts
+    assert whole.counts[44] != whole.counts[0] and max(whole.counts) <= CAP
+    assert variant != "learned background" or not torch.equal(left.state["background"]["settled"], torch.full((3,), 0.5))

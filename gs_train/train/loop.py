@@ -149,6 +149,7 @@ def _run(
             model.optimizer.step()
             model.optimizer.zero_grad(set_to_none=True)
             state.background.learn()
+            views.background = views.background.detach()
 
             # ---- Add and remove Gaussians
             plan = density.plan(model, iteration)
