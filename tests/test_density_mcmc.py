@@ -75,14 +75,14 @@ def test_dividing_moves_rows_and_moments() -> None:
     assert len(model) == 5
     assert model.optimizer is not None
     for name in PARAMETER_NAMES:
-        expected = before[name][[0, 3, 1, 1, 1]]
+        expected = before[name][[0, 1, 3, 1, 1]]
         if name == "opacity":
-            expected[2:] = part.logit().float()
+            expected[[1, 3, 4]] = part.logit().float()
         if name == "scaling":
-            expected[2:] += factor.log().float()
+            expected[[1, 3, 4]] += factor.log().float()
         torch.testing.assert_close(model.parameters[name].detach(), expected)
         moments = model.optimizer.state[group_by_name(model.optimizer, name)["params"][0]]["exp_avg"]
-        assert bool((moments[:2] != 0).all()) and bool((moments[2:] == 0).all())
+        assert bool((moments[:3] != 0).all()) and bool((moments[3:] == 0).all())
 
 
 def test_transparent_ones_go_to_opaque_ones() -> None:

@@ -136,6 +136,9 @@ def stage_rasterization(monkeypatch: pytest.MonkeyPatch, calls: list[dict[str, A
         means2d = arguments["means"][None, :, :2] * 2.0
         colours = means2d.sum() * torch.ones(*shape, 3)
         radii = torch.ones(1, len(arguments["means"]), 2, dtype=torch.int32)
+        if arguments["absgrad"]:
+            # gsplat fills it in its backward pass, before the gradient arrives at means2d.
+            means2d.absgrad = torch.full_like(means2d, 7.0)
         return colours, torch.full((*shape, 1), 0.25), {"means2d": means2d, "radii": radii}
 
     monkeypatch.setattr(gsplat, "rasterization", rasterization)
@@ -163,6 +166,7 @@ def test_gsplat_is_called_in_the_way_that_works(monkeypatch: pytest.MonkeyPatch)
 
     (call,) = calls
     assert call["packed"] is False
+    assert call["rasterize_mode"] == "classic" and call["absgrad"] is False
     assert "backgrounds" not in call
     assert call["sh_degree"] == 1
     assert call["colors"].shape == (3, 4, 3)
@@ -185,6 +189,16 @@ def test_means2d_receives_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     assert output.means2d.grad is not None
     assert output.means2d.grad.tolist() == [[pixels_and_channels] * 2] * 3
     assert model.xyz.grad[:, :2].tolist() == [[2 * pixels_and_channels] * 2] * 3
+
+
+def test_absolute_gradients_and_antialiasing_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[dict[str, Any]] = []
+    stage_rasterization(monkeypatch, calls)
+    rasterizer = gsplat_cuda.GsplatRasterizer(antialiased=True)
+    output = rasterizer.render(small_model(), CAMERA, torch.eye(4), torch.zeros(3), absgrad=True)
+    output.image.sum().backward()
+    assert calls[0]["rasterize_mode"] == "antialiased" and calls[0]["absgrad"] is True
+    assert output.means2d.absgrad.tolist() == [[7.0, 7.0]] * 3  # type: ignore[attr-defined]
 
 
 def test_renders_without_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:

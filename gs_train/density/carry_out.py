@@ -22,8 +22,8 @@ _MOST_PARTS = 51
 def carry_out(plan: DensityPlan, model: GaussianModel, generator: torch.Generator, *, reset_opacity_to: float) -> None:
     """Change ``model`` as ``plan`` says.
 
-    The kept rows come first in their old order, then the clones, then the first child of every split row, then the second, then the parts
-    of the divided rows.
+    The kept rows come first in their old order, divided ones among them, then the clones, then the first child of every split row, then
+    the second, then the further parts of the divided rows.
 
     Args:
         plan: with rows of ``model`` as it is.
@@ -34,17 +34,21 @@ def carry_out(plan: DensityPlan, model: GaussianModel, generator: torch.Generato
     Raises:
         ValueError: the plan names a row twice, or one that the model does not have. Nothing is changed then.
     """
-    gone = torch.cat([rows.to(model.device) for rows in (plan.split, plan.divide, plan.drop)])
-    named = torch.cat([plan.clone.to(model.device), gone])
+    gone = torch.cat([rows.to(model.device) for rows in (plan.split, plan.drop)])
+    named = torch.cat([rows.to(model.device) for rows in (plan.clone, plan.divide, gone)])
     count = len(model)
     if len(named) > 0:
         if int(named.min()) < 0 or int(named.max()) >= count:
             raise ValueError(f"plan: expected rows from 0 to {count - 1}, got {int(named.min())} to {int(named.max())}")
         if int(torch.bincount(named).max()) > 1:
             raise ValueError("plan: a row is named more than once")
-    if plan.shift is not None:
-        with torch.no_grad():
+    with torch.no_grad():
+        if plan.shift is not None:
             model.xyz.add_(plan.shift)
+        if len(plan.divide) > 0:
+            opacity, factor = divided(model.opacities()[plan.divide], plan.divide_into)
+            model.opacity[plan.divide] = opacity.logit().to(model.opacity.dtype)[:, None]
+            model.scaling[plan.divide] += factor.log().to(model.scaling.dtype)[:, None]
     if len(named) > 0:
         with torch.no_grad():
             new_rows = _new_rows(plan, model, generator)
@@ -60,9 +64,9 @@ def carry_out(plan: DensityPlan, model: GaussianModel, generator: torch.Generato
 
 def _new_rows(plan: DensityPlan, model: GaussianModel, generator: torch.Generator) -> dict[str, Tensor]:
     """Copies of the cloned rows, then ``SPLIT_CHILDREN`` children of every split row, sampled from the parent's own distribution, then
-    the parts of the divided rows."""
+    copies of the divided rows, which have their new opacity and scale already."""
     children = plan.split.repeat(SPLIT_CHILDREN)
-    parts = plan.divide.repeat_interleave(plan.divide_into)
+    parts = plan.divide.repeat_interleave(plan.divide_into - 1)
     sources = torch.cat([rows.to(model.device) for rows in (plan.clone, children, parts)])
     new = {name: tensor[sources] for name, tensor in model.parameters.items()}
     if len(children) > 0:
@@ -70,10 +74,6 @@ def _new_rows(plan: DensityPlan, model: GaussianModel, generator: torch.Generato
         here = slice(len(plan.clone), len(plan.clone) + len(children))
         new["xyz"][here] += rotate(model.quaternions()[children], draws * model.scales()[children])
         new["scaling"][here] -= math.log(SPLIT_SHRINK)
-    if len(parts) > 0:
-        opacity, factor = divided(model.opacities()[plan.divide], plan.divide_into)
-        new["opacity"][-len(parts) :] = opacity.logit().to(model.xyz.dtype).repeat_interleave(plan.divide_into)[:, None]
-        new["scaling"][-len(parts) :] += factor.log().to(model.xyz.dtype).repeat_interleave(plan.divide_into)[:, None]
     return new
 
 

@@ -35,7 +35,8 @@ class DensityPlan:
     split: Tensor = field(default_factory=_none)
     """[S] int64 rows to replace by two smaller ones."""
     divide: Tensor = field(default_factory=_none)
-    """[K] int64 rows to replace by several equal ones in the same place that together look like the one."""
+    """[K] int64 rows that become several equal ones in the same place, which together look like the one. The row itself stays as one of
+    them and keeps its moments: with equal moments they would never part."""
     divide_into: Tensor = field(default_factory=_none)
     """[K] int64, how many each of them becomes; at least 2."""
     drop: Tensor = field(default_factory=_none)
