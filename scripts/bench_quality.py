@@ -4,10 +4,10 @@
     python scripts/bench_quality.py SCENE --presets "fast,default --density.kind mcmc --max-gaussians 60000" --minutes 10 --seeds 0 1 2
     python scripts/bench_quality.py SCENE --presets paper,fast --plot docs/quality.png -- --iterations 6000
 
-Each entry of --presets is a preset and, after it, flags of `gs-train train`; the flags after -- go to all of them. Every training is a
-process of its own, so that its memory can be told. The clock stops while the test views are measured, so seconds are those of the
-training loop. With --minutes a training ends there, finished or not. Rows with more than one seed show the mean and, in brackets, lowest
-to highest.
+Each entry of --presets is a preset and, after it, flags of `gs-train train`; the flags after -- go to all of them, before their own.
+Every training is a process of its own, so that its memory can be told. The clock stops while the test views are measured, so seconds are
+those of the training loop. With --minutes a training ends there, finished or not. Rows with more than one seed show the mean and, in
+brackets, lowest to highest.
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ def peak_mib() -> float:
 
 def measure(scene: str, entry: str, shared: list[str], seed: int, minutes: float | None) -> list[dict[str, Any]]:
     """One training in a process of its own."""
-    flags = ["--preset", *entry.split(), *shared, "--seed", str(seed)]
+    preset, *own = entry.split()
+    flags = ["--preset", preset, *shared, *own, "--seed", str(seed)]
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "measured.json"
         child = [sys.executable, __file__, "--one", scene, json.dumps(flags), json.dumps(minutes), str(result)]

@@ -78,6 +78,22 @@ def test_the_same_command_twice_gives_the_same_bytes(tiny_run: Path, tiny_scene:
     assert "PSNR" in done.stderr
 
 
+def test_the_smallest_preset_antialiased_over_a_learned_colour_all_the_way(tiny_scene: Path, tmp_path: Path) -> None:
+    run, flags = tmp_path / "run", ("--preset", "tiny", "--antialiased", "--background", "learned", *CPU)
+    done = gs_train("train", tiny_scene, "--out", run, *flags)
+    assert done.returncode == 0, done.stderr
+    done = gs_train("eval", run)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((run / "results.json").read_text())["psnr"] > 15.0
+    assert read_ply(run / "point_cloud" / "iteration_300" / "point_cloud.ply").antialiased
+    for source in (run, run / "checkpoints" / "iteration_000300.pt"):
+        assert gs_train("export", source, tmp_path / "out.ply").returncode == 0
+        assert read_ply(tmp_path / "out.ply").antialiased
+    assert gs_train("export", tmp_path / "out.ply", tmp_path / "again.ply").returncode == 0
+    assert (tmp_path / "again.ply").read_bytes() == (tmp_path / "out.ply").read_bytes()
+    assert "antialiased" in gs_train("info", tmp_path / "again.ply").stdout
+
+
 def test_eval_writes_figures_and_pictures(own_run: Path, tiny_scene: Path) -> None:
     done = gs_train("eval", own_run)
     assert done.returncode == 0, done.stderr
