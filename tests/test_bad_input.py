@@ -160,7 +160,7 @@ def test_distorted_camera_model(tmp_path: Path) -> None:
 
 def test_unknown_preset(scene: Path) -> None:
     sentence = refused_before_training("train", scene, "--preset", "papr")
-    assert sentence == "--preset papr: there is no such preset (did you mean paper?); presets are default, paper."
+    assert sentence == "--preset papr: there is no such preset (did you mean paper?); presets are default, fast, paper, tiny."
 
 
 def test_unknown_flag(scene: Path) -> None:
