@@ -47,7 +47,7 @@ class ClassicDensity:
         """
         check_resolved(config, max_gaussians)
         self.config = config
-        self.needs_absgrad = config.kind == "absgrad"
+        self._absolute = config.kind == "absgrad"
         self._extent = extent
         self._max_gaussians = max_gaussians
         self._white_background = white_background
@@ -66,7 +66,7 @@ class ClassicDensity:
         Raises:
             ValueError: there is no gradient, or its rows are not the model's.
         """
-        grad = render.means2d.absgrad if self.needs_absgrad else render.means2d.grad  # type: ignore[attr-defined]
+        grad = render.means2d.absgrad if self._absolute else render.means2d.grad  # type: ignore[attr-defined]
         if grad is None:
             raise ValueError("means2d has no gradient; call observe after backward")
         if len(grad) != len(self._grad_sum):
@@ -132,7 +132,7 @@ class ClassicDensity:
         # The original grows first and drops afterwards, so a new row falls by the same rules as an old one. Deciding both at once: a weak
         # Gaussian does not grow, and one that is split is judged by its children's size.
         weak = opacities < config.min_opacity
-        hot = (mean_grad >= (config.absgrad_threshold if self.needs_absgrad else config.grad_threshold)) & (self._grad_count > 0) & ~weak
+        hot = (mean_grad >= (config.absgrad_threshold if self._absolute else config.grad_threshold)) & (self._grad_count > 0) & ~weak
         large = largest_scale > config.percent_dense * self._extent
         split = hot & large
         drop = weak

@@ -31,8 +31,6 @@ _STILL = 0.25
 class McmcDensity:
     """Relocation, growth to a cap, noise and regularisation, as in 3DGS-MCMC."""
 
-    needs_absgrad = False
-
     def __init__(self, config: DensityConfig, *, max_gaussians: int, generator: torch.Generator) -> None:
         """Keep the settings; there are no statistics.
 

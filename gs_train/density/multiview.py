@@ -39,8 +39,6 @@ class ViewScores:
 class MultiviewDensity:
     """Grow where error remains, drop what no view needs; both by some training views at a time."""
 
-    needs_absgrad = False
-
     def __init__(
         self, config: DensityConfig, *, extent: float, max_gaussians: int, start: int, views: Views, generator: torch.Generator
     ) -> None:

@@ -73,9 +73,6 @@ class Views(Protocol):
 class DensityController(Protocol):
     """Watches training and plans where Gaussians are needed or useless."""
 
-    needs_absgrad: bool
-    """Whether ``observe`` takes the absolute gradients of the projected means."""
-
     def regulariser(self, model: GaussianModel) -> Tensor | None:
         """A scalar to add to the loss, or None."""
         ...
