@@ -171,7 +171,8 @@ def run_eval(command: flags.EvalCommand) -> int:
     results, per_view = write_figures(
         evaluation, folder.path, iteration=checkpoint.iteration, split=split, gaussians=gaussians, rasterizer=name
     )
-    figures = f"PSNR {evaluation.psnr:.2f} dB, SSIM {evaluation.ssim:.4f} (valid region)"
+    mean = evaluation.mean
+    figures = f"PSNR {mean.psnr:.2f} dB ({mean.psnr_colour_matched:.2f} dB with colours matched), SSIM {mean.ssim:.4f} (valid region)"
     print(f"Iteration {checkpoint.iteration}, {len(views)} {split} view{'' if len(views) == 1 else 's'}: {figures}.")
     print(f"Results: {results}\nPer view: {per_view}\nPhoto beside render: {evaluation.images[0]}")
     print(f"Next: gs-train export {command.run} splat.ply")

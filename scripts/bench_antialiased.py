@@ -31,7 +31,7 @@ def measure(scene_path: str, flags: list[str]) -> list[float]:
         state = train(load_scene(Path(scene_path), config.scene), config, Path(folder) / "run")
         for resolution in (4, 2, 1):
             views = load_scene(Path(scene_path), replace(config.scene, resolution=resolution)).test_views
-            psnr.append(evaluate(state.model, views, rasterizer, background=state.background.settled(), renders=Path(folder)).psnr)
+            psnr.append(evaluate(state.model, views, rasterizer, background=state.background.settled(), renders=Path(folder)).mean.psnr)
     return psnr
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 MARKS = 10
 """How often a training is measured, the end included."""
-COLUMNS = ("PSNR, dB", "SSIM", "Gaussians", "file, MiB", "iterations", "seconds", "peak memory, MiB")
+COLUMNS = ("PSNR, dB", "colour matched, dB", "SSIM", "Gaussians", "file, MiB", "iterations", "seconds", "peak memory, MiB")
 
 
 def train_one(scene_path: str, flags: list[str], minutes: float | None, result: Path) -> None:
@@ -64,10 +64,10 @@ def train_one(scene_path: str, flags: list[str], minutes: float | None, result: 
         ended = progress(state) >= 1.0
         with tempfile.TemporaryDirectory() as folder:
             views = scene.test_views or scene.train_views
-            quality = evaluate(state.model, views, rasterizer, background=state.background.settled(), renders=Path(folder))
+            quality = evaluate(state.model, views, rasterizer, background=state.background.settled(), renders=Path(folder)).mean
             write_ply(Path(folder) / "splat.ply", state.model.to_splat_data())
             size_mib = (Path(folder) / "splat.ply").stat().st_size / 2**20
-        row = (quality.psnr, quality.ssim, len(state.model), size_mib, state.iteration, at_s, peak_mib())
+        row = (quality.psnr, quality.psnr_colour_matched, quality.ssim, len(state.model), size_mib, state.iteration, at_s, peak_mib())
         measured.append(dict(zip(COLUMNS, row, strict=True)))
         result.write_text(json.dumps(measured))
         looking_s += time.perf_counter() - began_s
@@ -106,7 +106,7 @@ def table(results: dict[str, list[list[dict[str, Any]]]]) -> str:
         cells = []
         for column in COLUMNS:
             values = [run[-1][column] for run in runs]
-            digits = {"PSNR, dB": ".2f", "SSIM": ".4f", "file, MiB": ".1f"}.get(column, ",.0f")
+            digits = {"PSNR, dB": ".2f", "colour matched, dB": ".2f", "SSIM": ".4f", "file, MiB": ".1f"}.get(column, ",.0f")
             mean, low, high = (format(value, digits) for value in (sum(values) / len(values), min(values), max(values)))
             cells.append(mean if low == high else f"{mean} ({low} to {high})")
         lines.append(f"| {entry} | {' | '.join(cells)} |")

@@ -128,7 +128,7 @@ def score_views(model: GaussianModel, views: Views, indices: list[int], high_err
     grey["f_dc"], grey["f_rest"] = torch.zeros_like(grey["f_dc"]), grey["f_rest"][:, :0]
     for index in indices:
         with torch.no_grad():
-            error = (views.render(model, index).image - views.photo(index)).abs().mean(dim=2)
+            error = (views.exposed(views.render(model, index).image, index) - views.photo(index)).abs().mean(dim=2)
         probe = GaussianModel(grey)
         render = views.render(probe, index)
         high = torch.where(error > high_error, error, 0.0)

@@ -69,6 +69,10 @@ class Views(Protocol):
         """The model from the photo's camera, at its size."""
         ...
 
+    def exposed(self, image: Tensor, index: int) -> Tensor:
+        """[H, W, 3] of that render as it is to be compared with the photo."""
+        ...
+
 
 class DensityController(Protocol):
     """Watches training and plans where Gaussians are needed or useless."""

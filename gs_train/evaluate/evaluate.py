@@ -35,14 +35,10 @@ class Evaluation:
     """The side-by-side PNGs, truth on the left, in the order of the views."""
 
     @property
-    def psnr(self) -> float:
-        """Mean over the views, dB."""
-        return sum(metrics.psnr for metrics in self.per_view.values()) / len(self.per_view)
-
-    @property
-    def ssim(self) -> float:
-        """Mean over the views."""
-        return sum(metrics.ssim for metrics in self.per_view.values()) / len(self.per_view)
+    def mean(self) -> ViewMetrics:
+        """Each figure's mean over the views."""
+        figures = [asdict(metrics) for metrics in self.per_view.values()]
+        return ViewMetrics(**{name: sum(each[name] for each in figures) / len(figures) for name in figures[0]})
 
 
 def evaluate(
@@ -94,8 +90,7 @@ def write_figures(
         "iteration": iteration,
         "split": split,
         "views": len(evaluation.per_view),
-        "psnr": evaluation.psnr,
-        "ssim": evaluation.ssim,
+        **asdict(evaluation.mean),
         "ssim_region": SSIM_REGION,
         "gaussians": gaussians,
         "rasterizer": rasterizer,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from gs_train.losses import psnr, ssim
@@ -25,6 +26,9 @@ class ViewMetrics:
 
     psnr: float
     """Peak signal-to-noise ratio, dB."""
+    psnr_colour_matched: float
+    """The same after the affine change of the render's colours that brings them nearest to the photo's, dB: what is left when exposure and
+    white balance are forgiven."""
     ssim: float
     """Structural similarity, at most 1."""
 
@@ -37,4 +41,18 @@ def view_metrics(image: Tensor, target: Tensor) -> ViewMetrics:
         target: [H, W, 3] in 0..1.
     """
     shown = image.clamp(0.0, 1.0)
-    return ViewMetrics(psnr=min(psnr(shown, target).item(), HIGHEST_PSNR), ssim=ssim(shown, target, padding=SSIM_REGION).item())
+    matched = match_colours(shown, target).clamp(0.0, 1.0)
+    return ViewMetrics(
+        psnr=min(psnr(shown, target).item(), HIGHEST_PSNR),
+        psnr_colour_matched=min(psnr(matched, target).item(), HIGHEST_PSNR),
+        ssim=ssim(shown, target, padding=SSIM_REGION).item(),
+    )
+
+
+def match_colours(image: Tensor, target: Tensor) -> Tensor:
+    """``image`` ([H, W, 3]) under the affine map of its colours that has the least squared difference from ``target``; not clamped."""
+    colours = torch.cat([image, torch.ones_like(image[..., :1])], dim=2).reshape(-1, 4).double()
+    # By the normal equations, with just enough added for images of one colour: 4 x 4 instead of a factorisation of all pixels.
+    gram = colours.T @ colours + 1e-9 * len(colours) * torch.eye(4, dtype=torch.float64, device=image.device)
+    affine = torch.linalg.solve(gram, colours.T @ target.reshape(-1, 3).double())
+    return (colours @ affine).to(image.dtype).view_as(image)

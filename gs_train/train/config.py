@@ -18,7 +18,7 @@ from gs_train.density.config import DensityConfig
 from gs_train.errors import UserError
 from gs_train.model.schedule import OptimizerConfig
 from gs_train.scene.load import SceneConfig
-from gs_train.train.schedule import BackgroundKind
+from gs_train.train.schedule import BackgroundKind, ExposureKind
 
 MAX_SH_DEGREE = 3
 
@@ -51,6 +51,10 @@ class TrainConfig:
     """Make Gaussians smaller than a pixel fainter, so that the splat looks right at other sizes than it was trained at."""
     background: BackgroundKind = "black"
     """Train and render over this colour; random takes another one each step (and is evaluated over black), learned finds one."""
+    exposure: ExposureKind = "none"
+    """affine gives every training photo a colour transform of its own, for photos that differ in exposure or white balance."""
+    refine_poses: bool = False
+    """Correct the poses of the training cameras while training; the corrected ones are written to cameras_refined.json."""
     seed: int = 0
     """Seed of every random draw."""
     device: Literal["auto", "cuda", "cpu"] = "auto"

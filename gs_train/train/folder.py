@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +25,10 @@ from gs_train.train.config import TrainConfig
 if TYPE_CHECKING:
     # The command line looks at run folders before it loads torch.
     from gs_train.model.gaussians import GaussianModel
+    from gs_train.train.poses import PoseRefinement
 
 # config.toml makes the folder a run, so it goes last: a run that is cleared halfway can be cleared again.
-_FILES = ("metrics.jsonl", "cameras.json", "results.json", "per_view.json", "config.toml")
+_FILES = ("metrics.jsonl", "cameras.json", "cameras_refined.json", "results.json", "per_view.json", "config.toml")
 _FOLDERS = ("checkpoints", "point_cloud", "renders")
 
 
@@ -56,6 +58,11 @@ class RunFolder:
     def cameras(self) -> Path:
         """Poses and intrinsics of all views."""
         return self.path / "cameras.json"
+
+    @property
+    def cameras_refined(self) -> Path:
+        """The same with the training views' poses as pose refinement left them."""
+        return self.path / "cameras_refined.json"
 
     def point_cloud(self, iteration: int) -> Path:
         """The splat after ``iteration`` steps."""
@@ -110,12 +117,23 @@ class RunFolder:
         """Write the resolved config, so that a resume needs nothing but this folder."""
         write_text_whole(self.config, config.to_toml(scene.path.resolve()))
 
-    def write_results(self, model: GaussianModel, scene: Scene, iteration: int, *, antialiased: bool) -> None:
-        """Write the splat and the cameras at the end of training."""
+    def write_results(
+        self, model: GaussianModel, scene: Scene, iteration: int, *, antialiased: bool, poses: PoseRefinement | None = None
+    ) -> None:
+        """Write the splat and the cameras at the end of training, and the cameras as they were refined, where they were."""
         write_ply(self.point_cloud(iteration), model.to_splat_data(antialiased=antialiased))
-        views = (*scene.test_views, *scene.train_views)
-        cameras = [_camera_entry(number, view) for number, view in enumerate(views)]
-        write_text_whole(self.cameras, json.dumps(cameras, indent=1) + "\n")
+        _write_cameras(self.cameras, (*scene.test_views, *scene.train_views))
+        if poses is not None:
+            refined = [
+                replace(view, world_to_camera=poses.refined_array(view.world_to_camera, index))
+                for index, view in enumerate(scene.train_views)
+            ]
+            _write_cameras(self.cameras_refined, (*scene.test_views, *refined))
+
+
+def _write_cameras(path: Path, views: Sequence[View]) -> None:
+    cameras = [_camera_entry(number, view) for number, view in enumerate(views)]
+    write_text_whole(path, json.dumps(cameras, indent=1) + "\n")
 
 
 def _camera_entry(number: int, view: View) -> dict[str, Any]:

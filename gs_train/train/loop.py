@@ -78,6 +78,7 @@ def train(
     notify(f"Device {selection.reason}.")
     views = TrainingViews(scene.train_views, selection, absgrad=config.density.kind == "absgrad")
     state = start_state(scene, config, selection.device, views)
+    views.exposure, views.poses = state.exposure, state.poses
     if checkpoint is not None:
         state.load_state_dict(checkpoint.state)
         notify(f"Going on from {checkpoint.path}.")
@@ -89,7 +90,7 @@ def train(
     folder.write_config(config, scene)
     _run(state, views, scene, config, folder, after_step, should_stop)
     if state.iteration == config.iterations:
-        folder.write_results(state.model, scene, state.iteration, antialiased=config.antialiased)
+        folder.write_results(state.model, scene, state.iteration, antialiased=config.antialiased, poses=state.poses)
     return state
 
 
@@ -140,7 +141,8 @@ def _run(
 
             # ---- Render and compare
             target, render = views.photo(index), views.render(model, index)
-            loss = losses.photometric_loss(render.image, target, config.lambda_dssim)
+            image = views.exposed(render.image, index)
+            loss = losses.photometric_loss(image, target, config.lambda_dssim)
             regulariser = density.regulariser(model)
 
             # ---- Learn
@@ -148,7 +150,7 @@ def _run(
             density.observe(render, views.camera(index))
             model.optimizer.step()
             model.optimizer.zero_grad(set_to_none=True)
-            state.background.learn()
+            state.learn_beside(iteration)
             views.background = views.background.detach()
 
             # ---- Add and remove Gaussians
@@ -161,7 +163,7 @@ def _run(
             # ---- Tell and keep
             log.step()
             if iteration % config.log_every == 0:
-                _record(log, state, loss.item(), losses.psnr(render.image.detach().clamp(0.0, 1.0), target).item(), lr_xyz)
+                _record(log, state, loss.item(), losses.psnr(image.detach().clamp(0.0, 1.0), target).item(), lr_xyz)
             if iteration % config.save_every == 0 and iteration < config.iterations:
                 save()
             for look in after_step:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 BackgroundKind = Literal["black", "white", "random", "learned"]
+ExposureKind = Literal["none", "affine"]
 
 
 def downscale_at(iteration: int, start: int, full_size_from: int) -> int:

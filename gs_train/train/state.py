@@ -22,6 +22,8 @@ from gs_train.scene.load import camera_centres
 from gs_train.scene.types import Scene
 from gs_train.train.background import Background
 from gs_train.train.config import TrainConfig
+from gs_train.train.exposure import Exposure
+from gs_train.train.poses import PoseRefinement
 
 _SMOOTHING = 0.9
 """Weight of the past in the smoothed numbers of the progress bar, per logging step."""
@@ -37,6 +39,10 @@ class TrainState:
     """Where to add and remove, with its statistics."""
     background: Background
     """What is rendered over."""
+    exposure: Exposure | None
+    """The photos' exposures, where they are learned."""
+    poses: PoseRefinement | None
+    """The cameras' corrections, where they are learned."""
     view_generator: torch.Generator
     """Draws the order of the training views."""
     density_generator: torch.Generator
@@ -56,6 +62,13 @@ class TrainState:
             self.view_order = torch.randperm(count, generator=self.view_generator).tolist()
         return self.view_order.pop()
 
+    def learn_beside(self, iteration: int) -> None:
+        """Take a step on what is learned besides the Gaussians, after ``backward``."""
+        self.background.learn()
+        for each in (self.exposure, self.poses):
+            if each is not None:
+                each.learn(iteration)
+
     def smooth(self, name: str, value: float) -> None:
         """Blend a new value into a running mean; the first value stands for itself."""
         past = self.smoothed.get(name, value)
@@ -73,6 +86,8 @@ class TrainState:
             "model": self.model.state_dict(),
             "density": self.density.state_dict(),
             "background": self.background.state_dict(),
+            "exposure": None if self.exposure is None else self.exposure.state_dict(),
+            "poses": None if self.poses is None else self.poses.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -84,6 +99,9 @@ class TrainState:
         self.model.load_state_dict(state["model"])
         self.density.load_state_dict(state["density"])
         self.background.load_state_dict(state["background"])
+        for name, each in (("exposure", self.exposure), ("poses", self.poses)):
+            if each is not None:
+                each.load_state_dict(state[name])
         self.view_generator.set_state(state["view_generator"])
         self.density_generator.set_state(state["density_generator"])
         self.iteration = state["iteration"]
@@ -117,10 +135,13 @@ def start_state(scene: Scene, config: TrainConfig, device: torch.device, views: 
         scale=mcmc.START_SCALE if sampled else 1.0,
     )
     model.training_setup(config.optimizer)
+    count = len(scene.train_views)
     return TrainState(
         model=model,
         density=_density(scene, config, model, views, density_generator),
         background=Background(config.background, density_generator, device),
+        exposure=Exposure(count, config.iterations, device) if config.exposure == "affine" else None,
+        poses=PoseRefinement(count, config.iterations, scene.extent, device) if config.refine_poses else None,
         view_generator=view_generator,
         density_generator=density_generator,
     )

@@ -16,6 +16,8 @@ from gs_train.render.types import RenderOutput
 from gs_train.scene.composite import over
 from gs_train.scene.images import ImageCache
 from gs_train.scene.types import Camera, View
+from gs_train.train.exposure import Exposure
+from gs_train.train.poses import PoseRefinement
 
 
 class TrainingViews:
@@ -25,6 +27,10 @@ class TrainingViews:
     """The size trained now: 1/1, 1/2, 1/4 or 1/8 of the photos'. Whoever takes steps sets it."""
     background: Tensor
     """[3] RGB in 0..1. Whoever takes steps sets it; black at first."""
+    exposure: Exposure | None = None
+    """What each photo's exposure does to a render; None for nothing. Whoever learns it sets it."""
+    poses: PoseRefinement | None = None
+    """How the cameras are moved; None for not at all. Whoever learns it sets it."""
 
     def __init__(self, views: Sequence[View], selection: Selection, *, absgrad: bool = False) -> None:
         """Decode all photos.
@@ -55,5 +61,10 @@ class TrainingViews:
         return over(self._images.get(index, self.downscale), self.background)
 
     def render(self, model: GaussianModel, index: int) -> RenderOutput:
-        """The model from the camera of view ``index``, over the background."""
-        return self._rasterizer.render(model, self.camera(index), self._poses[index], self.background, absgrad=self._absgrad)
+        """The model from the camera of view ``index``, over the background, before any exposure."""
+        pose = self._poses[index] if self.poses is None else self.poses.refined(self._poses[index], index)
+        return self._rasterizer.render(model, self.camera(index), pose, self.background, absgrad=self._absgrad)
+
+    def exposed(self, image: Tensor, index: int) -> Tensor:
+        """A render of view ``index``, [H, W, 3], as it is to be compared with the photo."""
+        return image if self.exposure is None else self.exposure.exposed(image, index)
