@@ -36,6 +36,9 @@ class StagedViews:
         pose[0, 3] = -0.1 * index
         return CpuRasterizer().render(model, CAMERA, pose, torch.zeros(3))
 
+    def exposed(self, image: Tensor, index: int) -> Tensor:
+        return image
+
 
 def make_model(rows: list[tuple[float, float, float, float]], *, scale: float = 0.05) -> GaussianModel:
     """Grey Gaussians at (x, y, z) with an opacity each."""

@@ -179,6 +179,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "coarse to fine": {"start_downscale": 4, "full_size_from": 60, "density": {"kind": "multiview"}},
     "antialiased": {"antialiased": True},
     "random background": {"background": "random", "density": {"kind": "mcmc"}},
+    "exposures": {"exposure": "affine", "density": {"kind": "multiview"}},
+    "refined poses": {"refine_poses": True},
     "learned background": {"background": "learned", "density": {"kind": "multiview"}},
 }
 CAP = 450

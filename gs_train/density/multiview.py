@@ -94,11 +94,12 @@ class MultiviewDensity:
             return DensityPlan(clone=best[~large], split=best[large], drop=rows_of(drop))
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing is carried from round to round."""
-        return {}
+        """The number that training started from; nothing else is carried from round to round."""
+        return {"start": self._start}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to take over."""
+        """Take over what ``state_dict`` gave."""
+        self._start = int(state["start"])
 
 
 def budget(iteration: int, start: int, most: int, config: DensityConfig) -> int:

@@ -36,7 +36,14 @@ class GsplatRasterizer:
         self._mode = "antialiased" if antialiased else "classic"
 
     def render(
-        self, model: GaussianModel, camera: Camera, world_to_camera: Tensor, background: Tensor, *, absgrad: bool = False
+        self,
+        model: GaussianModel,
+        camera: Camera,
+        world_to_camera: Tensor,
+        background: Tensor,
+        *,
+        absgrad: bool = False,
+        depth: bool = False,
     ) -> RenderOutput:
         """Render ``model`` from ``camera``; arguments and result as in ``Rasterizer.render``, all tensors on one CUDA device."""
         intrinsics = torch.tensor(
@@ -57,15 +64,21 @@ class GsplatRasterizer:
             height=camera.height,
             sh_degree=model.active_sh_degree,
             packed=False,
-            render_mode="RGB",
+            render_mode="RGB+ED" if depth else "RGB",
             rasterize_mode=self._mode,
             absgrad=absgrad,
         )
         # The background is composited here rather than by gsplat, whose own way is not sound in every mode.
         alpha = alphas[0, :, :, 0]
-        image = colours[0] + (1.0 - alpha)[:, :, None] * background
+        image = colours[0, :, :, :3] + (1.0 - alpha)[:, :, None] * background
         # Only rows with radii > 0 hold anything in gsplat's means2d; RenderOutput promises no more.
-        return RenderOutput(image=image, alpha=alpha, means2d=_with_gradient_of(meta["means2d"]), radii=meta["radii"][0])
+        return RenderOutput(
+            image=image,
+            alpha=alpha,
+            means2d=_with_gradient_of(meta["means2d"]),
+            radii=meta["radii"][0],
+            depth=colours[0, :, :, 3] if depth else None,
+        )
 
 
 def _with_gradient_of(batched: Tensor) -> Tensor:

@@ -25,6 +25,10 @@ class RenderOutput:
     radii: Tensor
     """[N, 2] int32 half extents in px; 0 in either column means the view does not see the Gaussian."""
 
+    depth: Tensor | None = None
+    """[H, W] float32, if asked for: the mean distance along the camera's axis, weighed as the colours are; world units, 0 where
+    nothing is seen."""
+
     def visible(self) -> Tensor:
         """[N] bool: the view sees the Gaussian."""
         # Column by column, because a reduction over two columns takes four times as long on a CPU.
@@ -38,7 +42,14 @@ class Rasterizer(Protocol):
     """``cpu`` or ``gsplat``; what logs and checkpoints call it."""
 
     def render(
-        self, model: GaussianModel, camera: Camera, world_to_camera: Tensor, background: Tensor, *, absgrad: bool = False
+        self,
+        model: GaussianModel,
+        camera: Camera,
+        world_to_camera: Tensor,
+        background: Tensor,
+        *,
+        absgrad: bool = False,
+        depth: bool = False,
     ) -> RenderOutput:
         """Render ``model`` from ``camera``.
 
@@ -48,5 +59,6 @@ class Rasterizer(Protocol):
             world_to_camera: [4, 4] float32, world -> OpenCV camera, on the model's device.
             background: [3] float32 RGB in 0..1, on the model's device.
             absgrad: also sum the absolute gradients of the projected means over the pixels.
+            depth: also render depth.
         """
         ...

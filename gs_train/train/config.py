@@ -51,6 +51,8 @@ class TrainConfig:
     """Make Gaussians smaller than a pixel fainter, so that the splat looks right at other sizes than it was trained at."""
     background: BackgroundKind = "black"
     """Train and render over this colour; random takes another one each step (and is evaluated over black), learned finds one."""
+    init_from: str = ""
+    """Start from this splat (a .ply file) instead of the scene's points, to refine it."""
     exposure: ExposureKind = "none"
     """affine gives every training photo a colour transform of its own, for photos that differ in exposure or white balance."""
     refine_poses: bool = False

@@ -77,7 +77,7 @@ def train(
     selection = select_rasterizer(config.device, notify, antialiased=config.antialiased, also_compile=[losses.warm_up])
     notify(f"Device {selection.reason}.")
     views = TrainingViews(scene.train_views, selection, absgrad=config.density.kind == "absgrad")
-    state = start_state(scene, config, selection.device, views)
+    state = start_state(scene, config, selection.device, views, resumed=resume)
     views.exposure, views.poses = state.exposure, state.poses
     if checkpoint is not None:
         state.load_state_dict(checkpoint.state)

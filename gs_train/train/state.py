@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,8 +17,11 @@ from gs_train.density import mcmc
 from gs_train.density.classic import ClassicDensity
 from gs_train.density.multiview import MultiviewDensity
 from gs_train.density.types import DensityController, Views
-from gs_train.model.gaussians import GaussianModel
+from gs_train.errors import UserError
+from gs_train.formats.ply import read_ply
+from gs_train.model.gaussians import PARAMETER_NAMES, GaussianModel, describe_non_finite
 from gs_train.model.initialise import START_OPACITY, initialise_model
+from gs_train.model.spherical_harmonics import rest_count
 from gs_train.scene.load import camera_centres
 from gs_train.scene.types import Scene
 from gs_train.train.background import Background
@@ -110,7 +114,7 @@ class TrainState:
         self.view_order = list(state["view_order"])
 
 
-def start_state(scene: Scene, config: TrainConfig, device: torch.device, views: Views) -> TrainState:
+def start_state(scene: Scene, config: TrainConfig, device: torch.device, views: Views, *, resumed: bool = False) -> TrainState:
     """The state before the first step.
 
     Args:
@@ -118,22 +122,29 @@ def start_state(scene: Scene, config: TrainConfig, device: torch.device, views: 
         config: resolved.
         device: where the Gaussians live. The generators live on the CPU, so that a seed means the same everywhere.
         views: the training views, for a density control that looks at several of them.
+        resumed: a saved state is loaded next, so the splat of ``config.init_from`` need not be there any more.
+
+    Raises:
+        UserError: the splat to start from cannot be read, or does not fit ``config``.
     """
     # Two streams, so that a change of density control does not change the order of the views. Even and odd seeds keep them apart.
     view_generator = torch.Generator().manual_seed(2 * config.seed)
     density_generator = torch.Generator().manual_seed(2 * config.seed + 1)
-    sampled = config.density.kind == "mcmc"
-    model = initialise_model(
-        scene.points,
-        sh_degree=config.sh_degree,
-        extent=scene.extent,
-        camera_centres=camera_centres(scene.train_views),
-        max_gaussians=config.max_gaussians,
-        generator=density_generator,
-        device=device,
-        opacity=mcmc.START_OPACITY if sampled else START_OPACITY,
-        scale=mcmc.START_SCALE if sampled else 1.0,
-    )
+    if config.init_from and not resumed:
+        model = _model_of(Path(config.init_from), config, scene.extent, device)
+    else:
+        sampled = config.density.kind == "mcmc"
+        model = initialise_model(
+            scene.points,
+            sh_degree=config.sh_degree,
+            extent=scene.extent,
+            camera_centres=camera_centres(scene.train_views),
+            max_gaussians=config.max_gaussians,
+            generator=density_generator,
+            device=device,
+            opacity=mcmc.START_OPACITY if sampled else START_OPACITY,
+            scale=mcmc.START_SCALE if sampled else 1.0,
+        )
     model.training_setup(config.optimizer)
     count = len(scene.train_views)
     return TrainState(
@@ -145,6 +156,27 @@ def start_state(scene: Scene, config: TrainConfig, device: torch.device, views: 
         view_generator=view_generator,
         density_generator=density_generator,
     )
+
+
+def _model_of(path: Path, config: TrainConfig, extent: float, device: torch.device) -> GaussianModel:
+    """A splat file as the model to start from, with room for the SH degree of ``config``."""
+    data = read_ply(path)
+    if not 0 < len(data) <= config.max_gaussians:
+        raise UserError(
+            f"--init-from {path} holds {len(data):,} Gaussians, and --max-gaussians {config.max_gaussians} allows 1 to that many: "
+            "raise it, or choose another splat."
+        )
+    if data.sh_degree > config.sh_degree:
+        raise UserError(f"--init-from {path} has SH degree {data.sh_degree}: train it with --sh-degree {data.sh_degree}, not less.")
+    if data.antialiased != config.antialiased:
+        raise UserError(f"--init-from {path} was trained {'with' if data.antialiased else 'without'} --antialiased: go on in the same way.")
+    tensors = {name: torch.from_numpy(getattr(data, name).copy()).to(device) for name in PARAMETER_NAMES}
+    fault = describe_non_finite(tensors)
+    if fault:
+        raise UserError(f"--init-from {path} is damaged ({fault}): choose another splat.")
+    wanting = rest_count(config.sh_degree) - tensors["f_rest"].shape[1]
+    tensors["f_rest"] = torch.nn.functional.pad(tensors["f_rest"], (0, 0, 0, wanting))
+    return GaussianModel(tensors, spatial_lr_scale=extent, active_sh_degree=data.sh_degree)
 
 
 def _density(scene: Scene, config: TrainConfig, model: GaussianModel, views: Views, generator: torch.Generator) -> DensityController:

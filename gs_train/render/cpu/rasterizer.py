@@ -28,7 +28,14 @@ class CpuRasterizer:
         self.render(model, camera, torch.eye(4), torch.zeros(3)).image.sum().backward()
 
     def render(
-        self, model: GaussianModel, camera: Camera, world_to_camera: Tensor, background: Tensor, *, absgrad: bool = False
+        self,
+        model: GaussianModel,
+        camera: Camera,
+        world_to_camera: Tensor,
+        background: Tensor,
+        *,
+        absgrad: bool = False,
+        depth: bool = False,
     ) -> RenderOutput:
         """Render ``model`` from ``camera``; arguments and result as in ``Rasterizer.render``, all tensors on the CPU.
 
@@ -53,9 +60,16 @@ class CpuRasterizer:
                     sh_degree=model.active_sh_degree,
                     antialiased=self._antialiased,
                     absolute=absgrad,
+                    depth=depth,
                 ),
             )
         except FloatingPointError as error:
             # Under the names that the user knows, where they are to blame: an activation can overflow, too.
             raise FloatingPointError(describe_non_finite(model.parameters) or str(error)) from None
-        return RenderOutput(image=image, alpha=alpha, means2d=means2d, radii=radii)
+        return RenderOutput(
+            image=image[..., :3],
+            alpha=alpha,
+            means2d=means2d,
+            radii=radii,
+            depth=image[..., 3] / alpha.clamp(min=1e-10) if depth else None,
+        )
