@@ -121,7 +121,7 @@ def test_a_camera_that_stands_wrong_finds_back_through_the_rasterizer() -> None:
         poses.learn(iteration)
     for index in range(2):
         left = (poses.refined(wrong[index], index).detach() - right).abs().max()
-        assert left < 0.2 * (wrong[index] - right).abs().max()
+        assert left < 0.3 * (wrong[index] - right).abs().max()
 
 
 def test_the_refined_cameras_are_written_beside_the_originals(tiny_scene: Path, tmp_path: Path) -> None:
