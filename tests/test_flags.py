@@ -22,7 +22,7 @@ FLAGS = {
         --images --resolution --test-every --skip-missing --no-skip-missing
         --optimizer.xyz-lr-init --optimizer.xyz-lr-final --optimizer.xyz-lr-delay-steps --optimizer.xyz-lr-delay-mult
         --optimizer.xyz-lr-max-steps --optimizer.f-dc-lr --optimizer.f-rest-lr --optimizer.opacity-lr --optimizer.scaling-lr
-        --optimizer.rotation-lr
+        --optimizer.rotation-lr --optimizer.f-rest-interval --optimizer.visible-only --optimizer.no-visible-only
         --density.kind --density.from-iteration --density.until-iteration --density.refine-until-iteration --density.interval
         --density.opacity-reset-interval --density.grad-threshold --density.absgrad-threshold --density.percent-dense
         --density.min-opacity --density.reset-opacity-to --density.max-world-scale --density.growth --density.noise-lr

@@ -12,6 +12,7 @@ import torch
 
 from gs_train.density.config import DensityConfig
 from gs_train.errors import UserError
+from gs_train.model.schedule import OptimizerConfig
 from gs_train.scene.load import SceneConfig, load_scene
 from gs_train.scene.types import Scene
 from gs_train.train.checkpoint import list_checkpoints, read_checkpoint
@@ -180,6 +181,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "antialiased": {"antialiased": True},
     "random background": {"background": "random", "density": {"kind": "mcmc"}},
     "exposures": {"exposure": "affine", "density": {"kind": "multiview"}},
+    "visible only": {"optimizer": OptimizerConfig(visible_only=True, f_rest_interval=4), "density": {"kind": "multiview"}},
     "refined poses": {"refine_poses": True},
     "learned background": {"background": "learned", "density": {"kind": "multiview"}},
 }

@@ -20,9 +20,12 @@ from gs_train.formats.splat_data import SplatData
 from gs_train.model import optimizer as door
 from gs_train.model.schedule import OptimizerConfig, get_expon_lr_func
 from gs_train.model.spherical_harmonics import degree_of_rest
+from gs_train.model.visible_adam import VisibleAdam
 
 PARAMETER_NAMES = ("xyz", "f_dc", "f_rest", "opacity", "scaling", "rotation")
 """The six names, in the order of the Adam groups."""
+_EPS = 1e-15
+"""Adam's epsilon (original: 1e-15)."""
 
 
 class GaussianModel:
@@ -32,7 +35,7 @@ class GaussianModel:
     rotation [N, 4] wxyz, not normalised.
     """
 
-    optimizer: torch.optim.Adam | None
+    optimizer: torch.optim.Adam | VisibleAdam | None
     """Adam over the six tensors; None until ``training_setup``."""
     active_sh_degree: int
     """The degree rendered now, from 0 to ``max_sh_degree``."""
@@ -143,7 +146,7 @@ class GaussianModel:
         }
         groups = [{"params": [self._parameters[name]], "lr": rates[name], "name": name} for name in PARAMETER_NAMES]
         # The fused step is one pass over memory per tensor, several times faster than the default on a CPU.
-        self.optimizer = torch.optim.Adam(groups, lr=0.0, eps=1e-15, fused=True)
+        self.optimizer = VisibleAdam(groups, eps=_EPS) if config.visible_only else torch.optim.Adam(groups, lr=0.0, eps=_EPS, fused=True)
         self._config = config
         self._xyz_lr = schedule
 
@@ -158,6 +161,26 @@ class GaussianModel:
         rate = self._xyz_lr(iteration)
         door.set_lr(self.optimizer, "xyz", rate)
         return rate
+
+    def step(self, iteration: int, visible: Tensor) -> None:
+        """Take the Adam step of this iteration, and drop the gradients.
+
+        Args:
+            iteration: counted from 1; says whether ``f_rest`` is due.
+            visible: [N] bool, the Gaussians that the view sees.
+
+        Raises:
+            ValueError: ``training_setup`` has not been called.
+        """
+        if self.optimizer is None or self._config is None:
+            raise ValueError("step needs training_setup to be called first")
+        if iteration % self._config.f_rest_interval != 0:
+            self.f_rest.grad = None
+        if isinstance(self.optimizer, VisibleAdam):
+            self.optimizer.step(visible)
+        else:
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
 
     def cat_tensors_to_optimizer(self, tensors_dict: Mapping[str, Tensor]) -> dict[str, Parameter]:
         """Append rows to all six tensors, with zero moments; returns the parameters now in use. Works without an optimizer, too.

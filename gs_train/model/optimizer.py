@@ -67,8 +67,8 @@ def append_rows(parameters: Parameters, optimizer: Optimizer | None, tensors: Ma
     for name, tensor in tensors.items():
         _check_fit(name, parameters[name], tensor, rows=added)
 
-    def with_zeros(name: str, moment: Tensor) -> Tensor:
-        return torch.cat([moment, torch.zeros_like(tensors[name], dtype=moment.dtype, requires_grad=False)])
+    def with_zeros(_: str, moment: Tensor) -> Tensor:
+        return torch.cat([moment, moment.new_zeros(added, *moment.shape[1:])])
 
     built: _Built = {}
     for name, old in parameters.items():
@@ -151,7 +151,8 @@ def load_state(
         for key, value in loaded.items():
             if not isinstance(value, Tensor):
                 continue
-            if key != "step" and value.shape != tensor.shape:
+            fits = len(value) == len(tensor) if key == "steps" else key == "step" or value.shape == tensor.shape
+            if not fits:
                 raise ValueError(f"{name}: {key} has shape {list(value.shape)}, the parameter {list(tensor.shape)}")
             # A fused Adam keeps ``step`` beside the parameter, too.
             loaded[key] = value.to(tensor.device)
@@ -199,11 +200,12 @@ def _select(parameters: Parameters, optimizer: Optimizer | None, rows: Tensor) -
 def _build(
     optimizer: Optimizer | None, name: str, old: Parameter, values: Tensor, on_moment: Callable[[str, Tensor], Tensor]
 ) -> tuple[Parameter, dict[str, Any] | None]:
-    """The new parameter and its Adam state. Entries shaped like the parameter are moments; the others (``step``) stay the same object."""
+    """The new parameter and its Adam state. Entries with the parameter's rows go with them (moments, ``steps``); the others (``step``) stay
+    the same object."""
     state = None if optimizer is None else optimizer.state.get(old)
     if state is not None:
         state = {
-            key: on_moment(name, value) if isinstance(value, Tensor) and value.shape == old.shape else value for key, value in state.items()
+            key: on_moment(name, value) if isinstance(value, Tensor) and value.dim() == old.dim() else value for key, value in state.items()
         }
     return Parameter(values), state
 

@@ -37,12 +37,18 @@ class OptimizerConfig:
     """Learning rate of the scales (log)."""
     rotation_lr: float = 0.001
     """Learning rate of the rotations (quaternion)."""
+    f_rest_interval: int = 1
+    """Step the view-dependent colour every so many iterations only."""
+    visible_only: bool = False
+    """Step only the Gaussians that the view sees, each with moments and a bias correction of its own."""
 
     def __post_init__(self) -> None:
         for name in ("xyz_lr_init", "xyz_lr_final", "xyz_lr_delay_mult", "f_dc_lr", "f_rest_lr", "opacity_lr", "scaling_lr", "rotation_lr"):
             value = getattr(self, name)
             if not (0.0 <= value < math.inf):
                 raise UserError(f"--optimizer.{name.replace('_', '-')} is {value}; give a number of at least 0.")
+        if self.f_rest_interval < 1:
+            raise UserError(f"--optimizer.f-rest-interval is {self.f_rest_interval}; give a number of iterations of at least 1.")
         if self.xyz_lr_delay_steps < 0:
             raise UserError(f"--optimizer.xyz-lr-delay-steps is {self.xyz_lr_delay_steps}; give 0 or a number of iterations.")
         if isinstance(self.xyz_lr_max_steps, float) and not (0.0 < self.xyz_lr_max_steps <= 1.0):

@@ -124,7 +124,6 @@ def _run(
 ) -> None:
     """Take steps until ``config.iterations`` or until stopped, then save."""
     model, density = state.model, state.density
-    assert model.optimizer is not None
     save = partial(save_checkpoint, folder.checkpoints, state, config=config, fingerprint=scene_fingerprint(scene), keep=config.keep)
     began_s = time.perf_counter() - state.elapsed_s
 
@@ -148,8 +147,7 @@ def _run(
             # ---- Learn
             (loss if regulariser is None else loss + regulariser).backward()
             density.observe(render, views.camera(index))
-            model.optimizer.step()
-            model.optimizer.zero_grad(set_to_none=True)
+            model.step(iteration, render.visible())
             state.learn_beside(iteration)
             views.background = views.background.detach()
 
