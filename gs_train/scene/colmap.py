@@ -13,7 +13,7 @@ import math
 import re
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +48,11 @@ _LARGEST_SIDE_PX = 1_000_000
 _LARGEST = 1e18  # of a pose's numbers: its square still fits float32, and NaN fails the comparison
 _AGAIN = "export the model again or copy it afresh"
 
+_NO_POINTS = PointCloud(xyz=np.empty((0, 3)), rgb=np.empty((0, 3), np.uint8))
 _CAMERA_HEAD = struct.Struct("<IiQQ")
 _IMAGE_HEAD = struct.Struct("<I7dI")
 _COUNT = struct.Struct("<Q")
-_OBSERVATION_BYTES = 24
+_OBSERVATION = np.dtype([("x", "<f8"), ("y", "<f8"), ("point_id", "<i8")])
 _TRACK_ELEMENT_BYTES = 8
 _POINT_HEAD = np.dtype([("id", "<u8"), ("xyz", "<f8", 3), ("rgb", "u1", 3), ("error", "<f8"), ("track_length", "<u8")])
 
@@ -88,6 +89,8 @@ class ColmapImage:
     """Key into ``ColmapModel.cameras``; checked to be there."""
     world_to_camera: NDArray[np.float64]
     """[4, 4] rigid, OpenCV axes."""
+    point_ids: NDArray[np.int64]
+    """[K] ids of the points that were matched in it; -1 for none, and ids that no point has, both happen."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -104,6 +107,8 @@ class ColmapModel:
     """In the file's order."""
     points: PointCloud
     """As listed; empty where there is no points3D file."""
+    point_ids: NDArray[np.int64]
+    """[P] the points' ids."""
 
 
 def find_model(scene: Path) -> Path | None:
@@ -136,10 +141,12 @@ def read_model(folder: Path) -> ColmapModel:
             raise UserError(f"{images_path} lists image {image.name!r} twice: {_AGAIN}.")
         names.add(image.name)
     if not points_path.exists() and not points_path.is_symlink():  # a folder or a dead link is a fault, not "no points"
-        points = PointCloud(xyz=np.empty((0, 3)), rgb=np.empty((0, 3), np.uint8))
+        points, point_ids = _NO_POINTS, np.empty(0, np.int64)
     else:
-        points = _points_binary(points_path) if binary else _points_text(points_path)
-    return ColmapModel(cameras_path=cameras_path, images_path=images_path, cameras=cameras, images=images, points=points)
+        points, point_ids = _points_binary(points_path) if binary else _points_text(points_path)
+    return ColmapModel(
+        cameras_path=cameras_path, images_path=images_path, cameras=cameras, images=images, points=points, point_ids=point_ids
+    )
 
 
 def _format_of(folder: Path) -> str | None:
@@ -169,7 +176,9 @@ def _camera(where: str, model: str, width: int, height: int, params: tuple[float
     return camera
 
 
-def _image(where: str, quaternion: tuple[float, ...], translation: tuple[float, ...], camera_id: int, name: str) -> ColmapImage:
+def _image(
+    where: str, quaternion: tuple[float, ...], translation: tuple[float, ...], camera_id: int, name: str, point_ids: NDArray[np.int64]
+) -> ColmapImage:
     parts = re.split(r"[/\\]", name)
     if not name or ".." in parts or name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:[/\\]", name):
         raise UserError(f"{where}: the image name {name!r} leads out of the images folder: rename it in the model.")
@@ -184,7 +193,7 @@ def _image(where: str, quaternion: tuple[float, ...], translation: tuple[float, 
         [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
     ]
     world_to_camera[:3, 3] = translation
-    return ColmapImage(name=name, camera_id=camera_id, world_to_camera=world_to_camera)
+    return ColmapImage(name=name, camera_id=camera_id, world_to_camera=world_to_camera, point_ids=point_ids)
 
 
 # ---- binary
@@ -257,14 +266,15 @@ def _images_binary(path: Path) -> tuple[ColmapImage, ...]:
         except UnicodeDecodeError:
             raise UserError(f"{source.where()}: corrupt, an image name is not UTF-8 text: {_AGAIN}.") from None
         source.skip(name_end + 1 - source.offset)
-        # The observations (x, y, point id) serve only bundle adjustment: they are stepped over unread.
-        source.skip(source.take_count("observations", _OBSERVATION_BYTES) * _OBSERVATION_BYTES)
-        images.append(_image(where, fields[1:5], fields[5:8], fields[8], name))
+        count = source.take_count("observations", _OBSERVATION.itemsize)
+        point_ids = np.frombuffer(source.data, _OBSERVATION, count, source.offset)["point_id"].astype(np.int64)
+        source.skip(count * _OBSERVATION.itemsize)
+        images.append(_image(where, fields[1:5], fields[5:8], fields[8], name, point_ids))
     source.end()
     return tuple(images)
 
 
-def _points_binary(path: Path) -> PointCloud:
+def _points_binary(path: Path) -> tuple[PointCloud, NDArray[np.int64]]:
     source = _Bytes(path)
     head = _POINT_HEAD.itemsize
     count = source.take_count("points", head)
@@ -285,11 +295,12 @@ def _points_binary(path: Path) -> PointCloud:
     source.offset = offset
     source.end()
     if count == 0:
-        return PointCloud(xyz=np.empty((0, 3)), rgb=np.empty((0, 3), np.uint8))
+        return _NO_POINTS, np.empty(0, np.int64)
     # A view with one record starting at every byte; indexing it with the offsets gathers the heads in one call.
     at_every_byte = np.ndarray((size - head + 1,), _POINT_HEAD, buffer=data, strides=(1,))
     heads = at_every_byte[np.array(offsets)]
-    return PointCloud(xyz=np.ascontiguousarray(heads["xyz"], np.float64), rgb=np.ascontiguousarray(heads["rgb"]))
+    points = PointCloud(xyz=np.ascontiguousarray(heads["xyz"], np.float64), rgb=np.ascontiguousarray(heads["rgb"]))
+    return points, heads["id"].astype(np.int64)
 
 
 # ---- text
@@ -346,14 +357,20 @@ def _cameras_text(path: Path) -> dict[int, ColmapCamera]:
 
 def _images_text(path: Path) -> tuple[ColmapImage, ...]:
     lines = _lines(path)
-    images = []
+    images: list[ColmapImage] = []
     observations_at = -1
     for index, line in enumerate(lines):
         stripped = line.strip()
         if index == observations_at:
-            # This line may be empty (no observations). Its numbers are not used, their count tells a line that was cut or left out.
-            if len(stripped.split()) % 3:
-                raise _bad_line(path, index, "the image's observations as triples X Y POINT3D_ID (an empty line where there are none)")
+            # This line may be empty (no observations). The count of its numbers tells a line that was cut or left out.
+            words = stripped.split()
+            try:
+                if len(words) % 3:
+                    raise ValueError
+                images[-1] = replace(images[-1], point_ids=np.array([int(word) for word in words[2::3]], np.int64))
+            except (ValueError, OverflowError):
+                expected = "the image's observations as triples X Y POINT3D_ID (an empty line where there are none)"
+                raise _bad_line(path, index, expected) from None
             continue
         if not stripped or stripped.startswith("#"):
             continue
@@ -363,20 +380,22 @@ def _images_text(path: Path) -> tuple[ColmapImage, ...]:
             camera_id, name = int(fields[8]), fields[9]
         except (ValueError, IndexError):
             raise _bad_line(path, index, "IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME") from None
-        images.append(_image(f"{path}, line {index + 1}", pose[:4], pose[4:], camera_id, name))
+        images.append(_image(f"{path}, line {index + 1}", pose[:4], pose[4:], camera_id, name, np.empty(0, np.int64)))
         observations_at = index + 1
     _check_count(path, lines, "images", len(images))
     return tuple(images)
 
 
-def _points_text(path: Path) -> PointCloud:
+def _points_text(path: Path) -> tuple[PointCloud, NDArray[np.int64]]:
     lines = _lines(path)
     xyz: list[list[float]] = []
     rgb: list[list[int]] = []
+    ids: list[int] = []
     shortest = 8  # POINT3D_ID X Y Z R G B ERROR, then the track in pairs
     for index, line in _records(lines):
         fields = line.split()
         try:
+            ids.append(int(fields[0]))
             xyz.append([float(field) for field in fields[1:4]])
             rgb.append([int(field) for field in fields[4:7]])
         except ValueError:
@@ -384,7 +403,8 @@ def _points_text(path: Path) -> PointCloud:
         if len(fields) < shortest or len(fields) % 2 or not (0 <= min(rgb[-1]) and max(rgb[-1]) <= np.iinfo(np.uint8).max):
             raise _bad_line(path, index, "POINT3D_ID X Y Z R G B ERROR and pairs IMAGE_ID POINT2D_IDX, colours in 0..255")
     _check_count(path, lines, "points", len(xyz))
-    return PointCloud(xyz=np.array(xyz, np.float64).reshape(-1, 3), rgb=np.array(rgb, np.uint8).reshape(-1, 3))
+    points = PointCloud(xyz=np.array(xyz, np.float64).reshape(-1, 3), rgb=np.array(rgb, np.uint8).reshape(-1, 3))
+    return points, np.array(ids, np.int64)
 
 
 def _known_models() -> str:
