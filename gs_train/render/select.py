@@ -31,6 +31,8 @@ def select_rasterizer(
     say: Callable[[str], None],
     *,
     antialiased: bool = False,
+    absgrad: bool = False,
+    depth: bool = False,
     also_compile: Sequence[Callable[[], None]] = (),
 ) -> Selection:
     """Choose the rasterizer for ``--device``.
@@ -41,19 +43,34 @@ def select_rasterizer(
             one with the time it took.
         antialiased: make a Gaussian that is smaller than a pixel fainter instead of larger (Mip-Splatting's 2D filter; Yu et al. 2024), as
             it was trained.
+        absgrad: the caller will ask renders for absolute gradients: their kernels are compiled here, too.
+        depth: the same for depth.
         also_compile: what else the caller will run on a CPU; called where the CPU is chosen.
 
     Raises:
         UserError: ``cuda`` was asked for and cannot be had.
     """
+
+    def on_cpu(why: str) -> Selection:
+        # Imported here because Numba takes a second to load, which a run on CUDA need not wait for.
+        from gs_train.jit import telling
+        from gs_train.render.cpu.rasterizer import CpuRasterizer
+
+        rasterizer = CpuRasterizer(antialiased=antialiased)
+        with telling(say):
+            rasterizer.warm_up(absgrad=absgrad, depth=depth)
+            for warm_up in also_compile:
+                warm_up()
+        return Selection(rasterizer=rasterizer, device=torch.device("cpu"), reason=f"cpu: {why}")
+
     if device == "cpu":
-        return _cpu("asked for by --device cpu", say, antialiased, also_compile)
+        return on_cpu("asked for by --device cpu")
     if not torch.cuda.is_available():
         if device == "cuda":
             raise UserError(
                 "--device cuda: torch sees no CUDA device; install the NVIDIA driver and a CUDA build of torch, or use --device cpu."
             )
-        return _cpu("torch sees no CUDA device", say, antialiased, also_compile)
+        return on_cpu("torch sees no CUDA device")
 
     from gs_train.render import gsplat_cuda
 
@@ -67,16 +84,4 @@ def select_rasterizer(
         return Selection(rasterizer=rasterizer, device=chosen, reason=f"cuda: {gpu}, gsplat {__version__}")
     if device == "cuda":
         raise UserError(f"--device cuda: {fault}; gs-train doctor says what to install for torch {torch.__version__}, or use --device cpu.")
-    return _cpu(f"there is {gpu}, but {fault}", say, antialiased, also_compile)
-
-
-def _cpu(why: str, say: Callable[[str], None], antialiased: bool, also_compile: Sequence[Callable[[], None]]) -> Selection:
-    # Imported here because Numba takes a second to load, which a run on CUDA need not wait for.
-    from gs_train.jit import telling
-    from gs_train.render.cpu.rasterizer import CpuRasterizer
-
-    rasterizer = CpuRasterizer(antialiased=antialiased)
-    with telling(say):
-        for warm_up in (rasterizer.warm_up, *also_compile):
-            warm_up()
-    return Selection(rasterizer=rasterizer, device=torch.device("cpu"), reason=f"cpu: {why}")
+    return on_cpu(f"there is {gpu}, but {fault}")

@@ -107,8 +107,6 @@ class ColmapModel:
     """In the file's order."""
     points: PointCloud
     """As listed; empty where there is no points3D file."""
-    point_ids: NDArray[np.int64]
-    """[P] the points' ids."""
 
 
 def find_model(scene: Path) -> Path | None:
@@ -141,12 +139,10 @@ def read_model(folder: Path) -> ColmapModel:
             raise UserError(f"{images_path} lists image {image.name!r} twice: {_AGAIN}.")
         names.add(image.name)
     if not points_path.exists() and not points_path.is_symlink():  # a folder or a dead link is a fault, not "no points"
-        points, point_ids = _NO_POINTS, np.empty(0, np.int64)
+        points = _NO_POINTS
     else:
-        points, point_ids = _points_binary(points_path) if binary else _points_text(points_path)
-    return ColmapModel(
-        cameras_path=cameras_path, images_path=images_path, cameras=cameras, images=images, points=points, point_ids=point_ids
-    )
+        points = _points_binary(points_path) if binary else _points_text(points_path)
+    return ColmapModel(cameras_path=cameras_path, images_path=images_path, cameras=cameras, images=images, points=points)
 
 
 def _format_of(folder: Path) -> str | None:
@@ -274,7 +270,7 @@ def _images_binary(path: Path) -> tuple[ColmapImage, ...]:
     return tuple(images)
 
 
-def _points_binary(path: Path) -> tuple[PointCloud, NDArray[np.int64]]:
+def _points_binary(path: Path) -> PointCloud:
     source = _Bytes(path)
     head = _POINT_HEAD.itemsize
     count = source.take_count("points", head)
@@ -295,12 +291,12 @@ def _points_binary(path: Path) -> tuple[PointCloud, NDArray[np.int64]]:
     source.offset = offset
     source.end()
     if count == 0:
-        return _NO_POINTS, np.empty(0, np.int64)
+        return _NO_POINTS
     # A view with one record starting at every byte; indexing it with the offsets gathers the heads in one call.
     at_every_byte = np.ndarray((size - head + 1,), _POINT_HEAD, buffer=data, strides=(1,))
     heads = at_every_byte[np.array(offsets)]
-    points = PointCloud(xyz=np.ascontiguousarray(heads["xyz"], np.float64), rgb=np.ascontiguousarray(heads["rgb"]))
-    return points, heads["id"].astype(np.int64)
+    xyz, rgb = np.ascontiguousarray(heads["xyz"], np.float64), np.ascontiguousarray(heads["rgb"])
+    return PointCloud(xyz=xyz, rgb=rgb, ids=heads["id"].astype(np.int64))
 
 
 # ---- text
@@ -386,7 +382,7 @@ def _images_text(path: Path) -> tuple[ColmapImage, ...]:
     return tuple(images)
 
 
-def _points_text(path: Path) -> tuple[PointCloud, NDArray[np.int64]]:
+def _points_text(path: Path) -> PointCloud:
     lines = _lines(path)
     xyz: list[list[float]] = []
     rgb: list[list[int]] = []
@@ -403,8 +399,7 @@ def _points_text(path: Path) -> tuple[PointCloud, NDArray[np.int64]]:
         if len(fields) < shortest or len(fields) % 2 or not (0 <= min(rgb[-1]) and max(rgb[-1]) <= np.iinfo(np.uint8).max):
             raise _bad_line(path, index, "POINT3D_ID X Y Z R G B ERROR and pairs IMAGE_ID POINT2D_IDX, colours in 0..255")
     _check_count(path, lines, "points", len(xyz))
-    points = PointCloud(xyz=np.array(xyz, np.float64).reshape(-1, 3), rgb=np.array(rgb, np.uint8).reshape(-1, 3))
-    return points, np.array(ids, np.int64)
+    return PointCloud(xyz=np.array(xyz, np.float64).reshape(-1, 3), rgb=np.array(rgb, np.uint8).reshape(-1, 3), ids=np.array(ids, np.int64))
 
 
 def _known_models() -> str:

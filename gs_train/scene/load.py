@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -217,7 +217,7 @@ def _view(photos: _Photos, image: ColmapImage, model: ColmapModel, resolution: i
         told = f"{file} is {size[0]}x{size[1]} px and its camera in {model.cameras_path} is {source.width}x{source.height}"
         raise UserError(f"{told}: use the photos that the model was made from (`gs-train train --images` names another folder).")
     camera = _pinhole(source, size if photos.reduced else _training_size(size, resolution))
-    return View(name=image.name, image_path=file, camera=camera, world_to_camera=image.world_to_camera)
+    return View(name=image.name, image_path=file, camera=camera, world_to_camera=image.world_to_camera, point_ids=image.point_ids)
 
 
 def _training_size(size: tuple[int, int], resolution: int) -> tuple[int, int]:
@@ -266,7 +266,7 @@ def _finite_points(points: PointCloud) -> tuple[PointCloud, list[str]]:
     dropped = int(np.count_nonzero(~finite))
     if dropped:
         notices.append(f"{dropped} of {len(points.xyz)} points are NaN or infinite: dropped.")
-        points = PointCloud(xyz=points.xyz[finite], rgb=points.rgb[finite])
+        points = replace(points, xyz=points.xyz[finite], rgb=points.rgb[finite], ids=None if points.ids is None else points.ids[finite])
     if len(points.xyz) == 0:
         notices.append("The scene has no points: random initialisation.")
     return points, notices

@@ -57,6 +57,8 @@ class View:
     """Intrinsics at training size."""
     world_to_camera: NDArray[np.float64]
     """[4, 4] rigid transform, world -> OpenCV camera."""
+    point_ids: NDArray[np.int64] | None = None
+    """Ids of the points that were matched in it, and others that mean nothing; None where the scene does not say."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,6 +69,8 @@ class PointCloud:
     """[P, 3] world units."""
     rgb: NDArray[np.uint8]
     """[P, 3]."""
+    ids: NDArray[np.int64] | None = None
+    """[P] by which views name the points they see; None where they name none."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -57,6 +57,8 @@ class TrainConfig:
     """affine gives every training photo a colour transform of its own, for photos that differ in exposure or white balance."""
     refine_poses: bool = False
     """Correct the poses of the training cameras while training; the corrected ones are written to cameras_refined.json."""
+    depth_weight: float = 0.0
+    """Weight in the loss of the difference between the rendered depth and that of the sparse points; 0 for none, 0.1 is strong."""
     seed: int = 0
     """Seed of every random draw."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
@@ -83,6 +85,8 @@ class TrainConfig:
             raise UserError(f"--seed is {self.seed}; it must be below 2**62.")
         if not 0 <= self.sh_degree <= MAX_SH_DEGREE:
             raise UserError(f"--sh-degree is {self.sh_degree}; it must lie in 0 to {MAX_SH_DEGREE}.")
+        if not 0 <= self.depth_weight < math.inf:
+            raise UserError(f"--depth-weight is {self.depth_weight}; give a number of at least 0.")
         if not 0 <= self.lambda_dssim <= 1:
             raise UserError(f"--lambda-dssim is {self.lambda_dssim}; it must lie in 0 to 1.")
         if self.start_downscale not in (1, 2, 4, 8):

@@ -24,6 +24,7 @@ from gs_train.scene.images import check_images
 from gs_train.scene.types import Scene
 from gs_train.train.checkpoint import Checkpoint, check_scene, newest_sound, save_checkpoint, scene_fingerprint
 from gs_train.train.config import TrainConfig
+from gs_train.train.depth import PointDepths
 from gs_train.train.folder import RunFolder
 from gs_train.train.log import TrainLog
 from gs_train.train.schedule import downscale_at
@@ -74,11 +75,15 @@ def train(
     if not resume:
         folder.check_free(overwrite=overwrite)
     checkpoint = checkpoint_to_resume(scene, config, folder, notify) if resume else None
-    selection = select_rasterizer(config.device, notify, antialiased=config.antialiased, also_compile=[losses.warm_up])
+    absgrad, depth = config.density.kind == "absgrad", config.depth_weight > 0
+    selection = select_rasterizer(
+        config.device, notify, antialiased=config.antialiased, absgrad=absgrad, depth=depth, also_compile=[losses.warm_up]
+    )
     notify(f"Device {selection.reason}.")
-    views = TrainingViews(scene.train_views, selection, absgrad=config.density.kind == "absgrad")
+    views = TrainingViews(scene.train_views, selection, absgrad=absgrad)
     state = start_state(scene, config, selection.device, views, resumed=resume)
     views.exposure, views.poses = state.exposure, state.poses
+    views.point_depths = PointDepths(scene, selection.device) if depth else None
     if checkpoint is not None:
         state.load_state_dict(checkpoint.state)
         notify(f"Going on from {checkpoint.path}.")
@@ -142,10 +147,14 @@ def _run(
             target, render = views.photo(index), views.render(model, index)
             image = views.exposed(render.image, index)
             loss = losses.photometric_loss(image, target, config.lambda_dssim)
-            regulariser = density.regulariser(model)
+            total, regulariser, depth_error = loss, density.regulariser(model), views.depth_error(render, index)
+            if regulariser is not None:
+                total = total + regulariser
+            if depth_error is not None:
+                total = total + config.depth_weight * depth_error
 
             # ---- Learn
-            (loss if regulariser is None else loss + regulariser).backward()
+            total.backward()
             density.observe(render, views.camera(index))
             model.step(iteration, render.visible())
             state.learn_beside(iteration)

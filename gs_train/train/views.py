@@ -16,6 +16,7 @@ from gs_train.render.types import RenderOutput
 from gs_train.scene.composite import over
 from gs_train.scene.images import ImageCache
 from gs_train.scene.types import Camera, View
+from gs_train.train.depth import PointDepths
 from gs_train.train.exposure import Exposure
 from gs_train.train.poses import PoseRefinement
 
@@ -29,6 +30,8 @@ class TrainingViews:
     """[3] RGB in 0..1. Whoever takes steps sets it; black at first."""
     exposure: Exposure | None = None
     """What each photo's exposure does to a render; None for nothing. Whoever learns it sets it."""
+    point_depths: PointDepths | None = None
+    """What depth should be; None where nothing asks, and then none is rendered."""
     poses: PoseRefinement | None = None
     """How the cameras are moved; None for not at all. Whoever learns it sets it."""
 
@@ -63,7 +66,15 @@ class TrainingViews:
     def render(self, model: GaussianModel, index: int) -> RenderOutput:
         """The model from the camera of view ``index``, over the background, before any exposure."""
         pose = self._poses[index] if self.poses is None else self.poses.refined(self._poses[index], index)
-        return self._rasterizer.render(model, self.camera(index), pose, self.background, absgrad=self._absgrad)
+        return self._rasterizer.render(
+            model, self.camera(index), pose, self.background, absgrad=self._absgrad, depth=self.point_depths is not None
+        )
+
+    def depth_error(self, render: RenderOutput, index: int) -> Tensor | None:
+        """How far the depth of a render of view ``index`` is from that of the points it sees; None where nothing asks."""
+        if self.point_depths is None or render.depth is None:
+            return None
+        return self.point_depths.error(render.depth, index)
 
     def exposed(self, image: Tensor, index: int) -> Tensor:
         """A render of view ``index``, [H, W, 3], as it is to be compared with the photo."""
