@@ -74,7 +74,7 @@ class Scene:
     """Everything known before training starts."""
 
     path: Path
-    """The scene folder."""
+    """The scene folder, or the file in it that was named as the scene."""
     train_views: tuple[View, ...]
     """Views to train on, sorted by name."""
     test_views: tuple[View, ...]
