@@ -1,4 +1,4 @@
-"""The first Gaussians: one per sparse point, or random ones in the cameras' box when there are no points.
+"""The first Gaussians: one per sparse point, or random ones in a box when there are no points.
 
 It does not train and does not choose the learning rates. The invariant: every draw comes from the generator handed in, so the same points
 and seed give the same model on any device.
@@ -35,7 +35,7 @@ def initialise_model(
     *,
     sh_degree: int,
     extent: float,
-    camera_centres: NDArray[np.float64],
+    box: NDArray[np.float64],
     max_gaussians: int,
     generator: torch.Generator,
     device: torch.device | str,
@@ -48,7 +48,7 @@ def initialise_model(
         points: sparse points; when there are more than ``max_gaussians``, a random subset is taken; when none, random ones are made.
         sh_degree: the degree the model has room for; 0 is active at first.
         extent: the scene's extent, world units; becomes ``spatial_lr_scale``.
-        camera_centres: [C, 3] world units; only used when there are no points.
+        box: [2, 3] lower and upper corner, world units; only used when there are no points.
         max_gaussians: upper limit of the rows, at least 1.
         generator: on the CPU; the source of every draw.
         device: where the model goes.
@@ -56,12 +56,12 @@ def initialise_model(
         scale: of every Gaussian, as a fraction of the distance to its neighbours.
 
     Raises:
-        ValueError: ``max_gaussians`` is below 1, or there are neither points nor cameras.
+        ValueError: ``max_gaussians`` is below 1.
     """
     if max_gaussians < 1:
         raise ValueError(f"max_gaussians: expected at least 1, got {max_gaussians}")
     if len(points.xyz) == 0:
-        xyz = _random_points(camera_centres, extent, min(RANDOM_COUNT, max_gaussians), generator)
+        xyz = _random_points(box, min(RANDOM_COUNT, max_gaussians), generator)
         rgb = torch.full(xyz.shape, 0.5)
     else:
         rows = np.arange(len(points.xyz))
@@ -83,16 +83,11 @@ def initialise_model(
     return GaussianModel({name: tensor.to(device) for name, tensor in tensors.items()}, spatial_lr_scale=extent)
 
 
-def _random_points(camera_centres: NDArray[np.float64], extent: float, count: int, generator: torch.Generator) -> NDArray[np.float64]:
-    """[count, 3] uniform in the box around the camera centres, which is at least as thick as the extent in every direction."""
-    if len(camera_centres) == 0:
-        raise ValueError("camera_centres: random points need at least one camera")
-    low, high = camera_centres.min(axis=0), camera_centres.max(axis=0)
-    # Cameras often stand in one plane or on a line; their bare box would be flat.
-    half = np.maximum(0.5 * (high - low), 0.5 * extent if extent > 0.0 else 1.0)
+def _random_points(box: NDArray[np.float64], count: int, generator: torch.Generator) -> NDArray[np.float64]:
+    """[count, 3] uniform in the box."""
     unit = torch.rand(count, 3, generator=generator, dtype=torch.float64).numpy()
-    box: NDArray[np.float64] = 0.5 * (low + high) + (2.0 * unit - 1.0) * half
-    return box
+    points: NDArray[np.float64] = box[0] + unit * (box[1] - box[0])
+    return points
 
 
 def _mean_squared_distance(xyz: NDArray[np.float64], extent: float) -> NDArray[np.float64]:

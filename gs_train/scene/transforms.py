@@ -293,10 +293,10 @@ def _focal(where: str, width: float, height: float, sources: Sequence[Mapping[st
                     raise UserError(f"{where}: camera_angle_{axis} is {angle:g} and not between 0 and pi: {_AGAIN}.")
                 length = 0.5 * side / math.tan(0.5 * angle)
             lengths.append(length)
-        fx, fy = lengths
-        if fx is None and fy is None:
+        known = [length for length in lengths if length is not None]
+        if not known:
             continue
-        fx, fy = fx or fy or 0.0, fy or fx or 0.0
+        fx, fy = known[0], known[-1]
         if min(fx, fy) <= 0:
             raise UserError(f"{where}: the focal length {fx:g}, {fy:g} px is not positive: {_AGAIN}.")
         return fx, fy

@@ -18,7 +18,7 @@ from gs_train.density.multiview import MultiviewDensity
 from gs_train.density.types import DensityController, Views
 from gs_train.model.gaussians import GaussianModel
 from gs_train.model.initialise import START_OPACITY, initialise_model
-from gs_train.scene.load import camera_centres
+from gs_train.scene.box import starting_box
 from gs_train.scene.types import Scene
 from gs_train.train.background import Background
 from gs_train.train.config import TrainConfig
@@ -109,7 +109,7 @@ def start_state(scene: Scene, config: TrainConfig, device: torch.device, views: 
         scene.points,
         sh_degree=config.sh_degree,
         extent=scene.extent,
-        camera_centres=camera_centres(scene.train_views),
+        box=starting_box(scene.train_views, scene.extent),
         max_gaussians=config.max_gaussians,
         generator=density_generator,
         device=device,
