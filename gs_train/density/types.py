@@ -61,8 +61,8 @@ class Views(Protocol):
 
     def __len__(self) -> int: ...
 
-    def photo(self, index: int) -> Tensor:
-        """[H, W, 3] float32 in 0..1, at the size that is trained now."""
+    def photo(self, index: int) -> tuple[Tensor, Tensor | None]:
+        """[H, W, 3] float32 in 0..1, at the size that is trained now; and [H, W, 1] how much each pixel counts, None for all."""
         ...
 
     def render(self, model: GaussianModel, index: int) -> RenderOutput:

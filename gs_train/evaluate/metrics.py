@@ -11,7 +11,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from gs_train.losses import psnr, ssim
+from gs_train.losses import psnr, ssim, where_it_counts
 
 SSIM_REGION: Literal["valid"] = "valid"
 
@@ -29,12 +29,15 @@ class ViewMetrics:
     """Structural similarity, at most 1."""
 
 
-def view_metrics(image: Tensor, target: Tensor) -> ViewMetrics:
+def view_metrics(image: Tensor, target: Tensor, weight: Tensor | None = None) -> ViewMetrics:
     """Compare a render with a photo.
 
     Args:
         image: [H, W, 3], not clamped.
         target: [H, W, 3] in 0..1.
+        weight: [H, W, 1] in 0..1, how much each pixel counts; None for all. What does not count is left out of PSNR; SSIM, which is over
+            windows, sees the target there on both sides.
     """
     shown = image.clamp(0.0, 1.0)
-    return ViewMetrics(psnr=min(psnr(shown, target).item(), HIGHEST_PSNR), ssim=ssim(shown, target, padding=SSIM_REGION).item())
+    similarity = ssim(where_it_counts(shown, target, weight), target, padding=SSIM_REGION)
+    return ViewMetrics(psnr=min(psnr(shown, target, weight).item(), HIGHEST_PSNR), ssim=similarity.item())

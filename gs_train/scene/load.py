@@ -9,9 +9,9 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from gs_train.errors import UserError
 from gs_train.scene.colmap import MODEL_FOLDERS, ColmapCamera, ColmapImage, ColmapModel, find_model, read_model
 from gs_train.scene.images import image_size
+from gs_train.scene.masks import with_masks
 from gs_train.scene.transforms import TRANSFORMS_FILES, find_transforms, read_blender, read_transforms
-from gs_train.scene.types import Camera, PointCloud, Scene, View
+from gs_train.scene.types import AlphaUse, Camera, PointCloud, Scene, View
 
 _AUTO_WIDTH_PX = 1600
 _ROUNDING_PX = 1.0
@@ -39,6 +40,10 @@ class SceneConfig:
 
     images: str = "images"
     """Folder of the photos, inside the scene folder."""
+    masks: str = "masks"
+    """Folder of masks, inside the scene folder, used when it is there: each is named like its photo, and its black pixels do not count."""
+    alpha: AlphaUse = "composite"
+    """What the photos' alpha is for: composite lays them over the background, mask makes pixels count by it, ignore drops it."""
     resolution: Literal[-1, 1, 2, 4, 8] = -1
     """Train at 1/N of the photos' size; -1 keeps the size up to a width of 1600 px and resizes wider photos to 1600 px."""
     test_every: int = 8
@@ -52,6 +57,10 @@ class SceneConfig:
         """Refuse values that no flag may take."""
         if not self.images:
             raise UserError("--images is empty: name the folder of the photos, such as images.")
+        if not self.masks:
+            raise UserError("--masks is empty: name the folder of the masks, such as masks.")
+        if self.alpha not in get_args(AlphaUse):
+            raise UserError(f"--alpha is {self.alpha}: give {', '.join(get_args(AlphaUse))}.")
         if self.resolution not in (-1, 1, 2, 4, 8):
             raise UserError(f"--resolution is {self.resolution}: give 1, 2, 4, 8 or -1.")
         if self.test_every < 0:
@@ -70,8 +79,10 @@ def load_scene(path: Path, config: SceneConfig) -> Scene:
         UserError: anything that would keep the scene from being trained on.
     """
     model = _find_and_read(path, config)
-    photos = _find_photos(path.parent if path.is_file() else path, config, model)
-    views = tuple(_view(photos, image, model, config.resolution) for image in photos.images)
+    folder = path.parent if path.is_file() else path
+    photos = _find_photos(folder, config, model)
+    views = tuple(replace(_view(photos, image, model, config.resolution), alpha=config.alpha) for image in photos.images)
+    views, mask_notices = _masked(views, folder, config)
     _refuse_tiny(views, config.resolution)
     train, test = _split(views, config.test_every, model.test_names, path)
     points, point_notices = _finite_points(model.points)
@@ -81,7 +92,7 @@ def load_scene(path: Path, config: SceneConfig) -> Scene:
         test_views=test,
         points=points,
         extent=scene_extent(train, points),
-        notices=(*model.notices, *photos.notices, *point_notices),
+        notices=(*model.notices, *photos.notices, *mask_notices, *point_notices),
     )
 
 
@@ -224,6 +235,15 @@ def _first_misfit(folder: Path, factor: int, model: ColmapModel, images: Sequenc
 def _fits(size: tuple[int, int], camera: ColmapCamera, factor: int) -> bool:
     """Is ``size`` the camera's size over ``factor``, however that was rounded?"""
     return abs(size[0] - camera.width / factor) <= _ROUNDING_PX and abs(size[1] - camera.height / factor) <= _ROUNDING_PX
+
+
+def _masked(views: tuple[View, ...], path: Path, config: SceneConfig) -> tuple[tuple[View, ...], list[str]]:
+    folder = path / config.masks
+    if folder.is_dir():
+        return with_masks(views, folder)
+    if config.masks != SceneConfig.masks:
+        raise UserError(f"{folder} does not exist: put the masks there, or name their folder with `gs-train train --masks`.")
+    return views, []
 
 
 # ---- views

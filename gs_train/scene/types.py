@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+AlphaUse = Literal["composite", "mask", "ignore"]
+"""What a photo's alpha is for, see ``--alpha``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +61,10 @@ class View:
     """Intrinsics at training size."""
     world_to_camera: NDArray[np.float64]
     """[4, 4] rigid transform, world -> OpenCV camera."""
+    mask_path: Path | None = None
+    """The mask, whose black pixels do not count. Its size may differ from the photo's, not its shape."""
+    alpha: AlphaUse = "composite"
+    """What to make of the photo's alpha, where it has any."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

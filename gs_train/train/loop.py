@@ -139,8 +139,8 @@ def _run(
                 model.oneup_sh_degree()
 
             # ---- Render and compare
-            target, render = views.photo(index), views.render(model, index)
-            loss = losses.photometric_loss(render.image, target, config.lambda_dssim)
+            (target, weight), render = views.photo(index), views.render(model, index)
+            loss = losses.photometric_loss(losses.where_it_counts(render.image, target, weight), target, config.lambda_dssim)
             regulariser = density.regulariser(model)
 
             # ---- Learn
@@ -161,7 +161,8 @@ def _run(
             # ---- Tell and keep
             log.step()
             if iteration % config.log_every == 0:
-                _record(log, state, loss.item(), losses.psnr(render.image.detach().clamp(0.0, 1.0), target).item(), lr_xyz)
+                shown = render.image.detach().clamp(0.0, 1.0)
+                _record(log, state, loss.item(), losses.psnr(shown, target, weight).item(), lr_xyz)
             if iteration % config.save_every == 0 and iteration < config.iterations:
                 save()
             for look in after_step:
