@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -290,3 +292,12 @@ def test_a_run_does_not_see_what_is_masked(tiny_scene: Path, tmp_path: Path) -> 
         figures = json.loads((run / "per_view.json").read_text())
         splats.append(((run / "point_cloud/iteration_12/point_cloud.ply").read_bytes(), [view["psnr"] for view in figures.values()]))
     assert splats[0] == splats[1]
+
+
+@pytest.mark.slow
+def test_what_is_masked_leaves_no_ghost(tmp_path: Path) -> None:
+    script = Path(__file__).resolve().parents[1] / "scripts" / "bench_masks.py"
+    done = subprocess.run([sys.executable, script, tmp_path / "out"], capture_output=True, text=True, check=False, cwd=script.parents[1])
+    assert done.returncode == 0, done.stderr
+    gain = next(line.split("|")[2] for line in done.stdout.splitlines() if line.startswith("| gain"))
+    assert float(gain) >= 1.0
