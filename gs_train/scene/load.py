@@ -68,7 +68,7 @@ class SceneConfig:
 
 
 def load_scene(path: Path, config: SceneConfig) -> Scene:
-    """Read the scene in ``path``; opens the photos' headers, decodes none.
+    """Read the scene in ``path``; opens the photos' headers, decodes none, but the masks.
 
     Args:
         path: folder that holds the photos and a COLMAP model, transforms.json or transforms_train.json; or a file like the latter two,
