@@ -269,6 +269,7 @@ def test_no_pose(tmp_path: Path, matrix: Any, message: str) -> None:
         ({"k1": 0.1, "k4": 0.1}, "k4 are not part of a lens"),
         ({"camera_model": "OPENCV_FISHEYE", "p1": 0.1}, "p1 are not part of a lens"),
         ({"train_filenames": "images/0.png"}, "train_filenames is no list of file names"),
+        ({"train_filenames": ["0.png"], "test_filenames": ["1.png"]}, "names none of its own photos in its lists"),
         ({"test_filenames": [f"images/{i}.png" for i in range(4)]}, "leaves 1 of its 5 views to train on with its own split"),
         ({"ply_file_path": 3}, "ply_file_path is 3"),
         ({"ply_file_path": "gone.ply"}, "gone.ply, which .*transforms.json names as its points, cannot be read"),

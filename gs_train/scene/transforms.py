@@ -66,6 +66,8 @@ def read_transforms(file: Path, *, allow_outside: bool) -> ColmapModel:
         train = frozenset(frame.path for frame in listing.frames) - val - test
     held_out = test or val
     kept = [frame for frame in listing.frames if frame.path in train or frame.path in held_out]
+    if not kept:
+        raise UserError(f"{file} names none of its own photos in its lists of train and test filenames: mend the lists, or take them out.")
     notices = []
     if len(kept) < len(listing.frames):
         notices.append(f"{file} names {len(listing.frames) - len(kept)} photos neither to train on nor to test on: they are not used.")
