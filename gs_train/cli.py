@@ -77,7 +77,7 @@ def run_train(command: flags.TrainCommand) -> int:
             told = f"{command.resume / 'config.toml'} does not say which scene the run was trained on"
             raise UserError(f"{told}: name it with gs-train train SCENE --resume {command.resume}.")
         raise UserError("train needs a SCENE: name its folder, or a run with --resume; gs-train sample DIR writes a scene to try.")
-    out = command.resume or command.out or Path("runs") / command.scene.resolve().name
+    out = command.resume or command.out or Path("runs") / _scene_name(command.scene.resolve())
     folder = RunFolder(out)
     if command.resume is None:
         folder.check_free(overwrite=command.overwrite)
@@ -121,6 +121,11 @@ def run_train(command: flags.TrainCommand) -> int:
     print(f"Metrics: {folder.metrics}")
     print(f"Next:    gs-train eval {folder.path}")
     return 0
+
+
+def _scene_name(scene: Path) -> str:
+    """The folder's name, also where a file in it was named."""
+    return scene.parent.name if scene.is_file() else scene.name
 
 
 def _print_summary(state: TrainState, spent_s: float, *, resumed: bool) -> None:

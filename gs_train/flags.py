@@ -33,7 +33,7 @@ class TrainCommand:
     """Train a scene: photos with known cameras in, a splat out."""
 
     scene: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="SCENE")] = None
-    """Scene folder; with --resume only needed where the scene has moved."""
+    """Scene folder, or a transforms .json file; with --resume only needed where the scene has moved."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     """Folder to write the run to; runs/ and the scene's name if not given."""
     preset: str = DEFAULT_PRESET
@@ -53,7 +53,7 @@ class EvalCommand:
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run."""
     scene: Annotated[Path | None, tyro.conf.arg(metavar="SCENE")] = None
-    """Scene folder; only needed where the scene has moved."""
+    """Scene folder or file; only needed where the scene has moved."""
     device: Annotated[Literal["auto", "cuda", "cpu"] | None, tyro.conf.arg(metavar="{auto,cuda,cpu}")] = None
     """Where to render; as in training if not given."""
 
@@ -96,7 +96,7 @@ class InfoCommand:
     """Say what a scene, a run, a checkpoint or a splat file holds, and check it."""
 
     path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
-    """Scene folder, run folder, checkpoint (.pt) or splat (.ply)."""
+    """Scene (a folder or a transforms .json), run folder, checkpoint (.pt) or splat (.ply)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,7 @@ def describe(path: Path, notify: Callable[[str], None]) -> Facts:
     """Facts about ``path``, most important first.
 
     Args:
-        path: scene folder, run folder, checkpoint (.pt) or splat (.ply).
+        path: scene (a folder or a transforms .json), run folder, checkpoint (.pt) or splat (.ply).
         notify: takes sentences about what is odd but not wrong.
 
     Raises:
@@ -46,6 +46,8 @@ def describe(path: Path, notify: Callable[[str], None]) -> Facts:
         return _checkpoint_facts(sound_checkpoint(path))
     if path.suffix == ".ply":
         return _splat_facts(read_ply(path))
+    if path.suffix == ".json":
+        return _scene_facts(path, notify)
     raise UserError(f"{path} is none of what info knows: name a scene folder, a run folder, a checkpoint (.pt) or a splat (.ply).")
 
 

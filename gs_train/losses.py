@@ -114,6 +114,20 @@ def photometric_loss(image: Tensor, target: Tensor, lambda_dssim: float, padding
     return _PhotometricLoss.apply(image, target, lambda_dssim, padding)  # type: ignore[no-any-return]
 
 
+def where_it_counts(image: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+    """The image with the target in its place where the weight is 0, and between the two where it is between 0 and 1.
+
+    Whatever is then compared with the target, pixel by pixel or over windows, sees no error where nothing counts; and the gradient that
+    reaches the image, and with it whatever density control makes of it, is multiplied by the weight.
+
+    Args:
+        image: [H, W, 3] rendered.
+        target: [H, W, 3].
+        weight: [H, W, 1] in 0..1; None for 1 throughout, which costs nothing.
+    """
+    return image if weight is None else torch.lerp(target, image, weight)
+
+
 def warm_up() -> None:
     """Take the loss of a small image on the CPU, so that its kernels are there."""
     image = torch.zeros(1, 1, 3)
@@ -143,6 +157,9 @@ def _inner(planes: Tensor, border: int) -> Tensor:
     return planes[:, border : planes.shape[1] - border, border : planes.shape[2] - border]
 
 
-def psnr(image: Tensor, target: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of two images in 0..1."""
-    return -10.0 * torch.log10((image - target).square().mean())
+def psnr(image: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Peak signal-to-noise ratio in dB of two [H, W, 3] images in 0..1, over the pixels that count by ``weight`` [H, W, 1], if given."""
+    squared = (image - target).square()
+    if weight is None:
+        return -10.0 * torch.log10(squared.mean())
+    return -10.0 * torch.log10((weight * squared).sum() / (image.shape[2] * weight.sum()).clamp_min(1e-12))

@@ -22,14 +22,14 @@ CAMERA = Camera(width=40, height=30, fx=40.0, fy=40.0, cx=20.0, cy=15.0)
 class StagedViews:
     """Two cameras side by side, and photos that may be anything."""
 
-    def __init__(self, photos: list[Tensor]) -> None:
-        self.photos = photos
+    def __init__(self, photos: list[Tensor], weight: Tensor | None = None) -> None:
+        self.photos, self.weight = photos, weight
 
     def __len__(self) -> int:
         return len(self.photos)
 
-    def photo(self, index: int) -> Tensor:
-        return self.photos[index]
+    def photo(self, index: int) -> tuple[Tensor, Tensor | None]:
+        return self.photos[index], self.weight
 
     def render(self, model: GaussianModel, index: int) -> RenderOutput:
         pose = torch.eye(4)
@@ -133,3 +133,13 @@ def test_one_is_spared() -> None:
     plan = make_density(StagedViews(photos_of(model)), start=2).plan(model, 600)
     assert plan is not None
     assert plan.drop.tolist() == [0]
+
+
+def test_errors_that_do_not_count_make_nothing_grow() -> None:
+    model = make_model([(-0.5, 0.0, 2.0, 0.9), (0.5, 0.0, 2.0, 0.9)])
+    wrong = photos_of(model)[0] + 0.3
+    weight = torch.ones(30, 40, 1)
+    weight[:, :20] = 0.0
+    scores = score_views(model, StagedViews([wrong], weight), [0], high_error=0.05)
+    assert scores.error[0].item() == 0.0
+    assert scores.error[1].item() == pytest.approx(0.3 * scores.share[1].item(), rel=1e-3)

@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "losses": ("losses_cpu",),
     "model": ("scene.types", "formats.splat_data"),
     "render": ("model", "scene.types", "jit", "vectors", "memory"),
-    "density": ("model", "render.types", "scene.types"),
+    "density": ("model", "render.types", "losses", "scene.types"),
     "train": ("scene", "model", "render", "losses", "density", "formats"),
     "evaluate": ("scene", "model", "render", "losses", "formats"),
     "viewer": ("scene", "model", "render", "losses", "formats"),

@@ -11,7 +11,7 @@ from gs_train.model.gaussians import PARAMETER_NAMES, GaussianModel
 from gs_train.model.initialise import RANDOM_COUNT, initialise_model
 from gs_train.scene.types import PointCloud
 
-CAMERAS = np.array([[4.0, 0.0, 1.0], [-4.0, 0.0, 1.0], [0.0, 4.0, 1.0], [0.0, -4.0, 1.0]])
+BOX = np.array([[-4.0, -4.0, -1.2], [4.0, 4.0, 3.2]])
 
 
 def cloud(xyz: NDArray[np.float64]) -> PointCloud:
@@ -19,11 +19,9 @@ def cloud(xyz: NDArray[np.float64]) -> PointCloud:
     return PointCloud(xyz=xyz, rgb=rgb)
 
 
-def make(points: PointCloud, *, max_gaussians: int = 1_000_000, seed: int = 0, cameras: NDArray[np.float64] = CAMERAS) -> GaussianModel:
+def make(points: PointCloud, *, max_gaussians: int = 1_000_000, seed: int = 0) -> GaussianModel:
     generator = torch.Generator().manual_seed(seed)
-    return initialise_model(
-        points, sh_degree=3, extent=4.4, camera_centres=cameras, max_gaussians=max_gaussians, generator=generator, device="cpu"
-    )
+    return initialise_model(points, sh_degree=3, extent=4.4, box=BOX, max_gaussians=max_gaussians, generator=generator, device="cpu")
 
 
 def test_from_points() -> None:
@@ -65,14 +63,12 @@ def test_too_many_points_become_a_random_subset() -> None:
     assert rows != (make(points, max_gaussians=40, seed=1).xyz[:, 0] / 3.0).round().long().tolist()
 
 
-def test_without_points_random_ones_fill_the_cameras_box() -> None:
+def test_without_points_random_ones_fill_the_box() -> None:
     empty = cloud(np.zeros((0, 3)))
     model = make(empty, max_gaussians=5000)
     assert len(model) == 5000 <= RANDOM_COUNT
     low, high = model.xyz.amin(dim=0), model.xyz.amax(dim=0)
-    # The cameras stand in the plane z = 1; half the extent, 2.2, is the least thickness on either side.
-    assert torch.allclose(low, torch.tensor([-4.0, -4.0, -1.2]), atol=0.05)
-    assert torch.allclose(high, torch.tensor([4.0, 4.0, 3.2]), atol=0.05)
+    np.testing.assert_allclose(torch.stack([low, high]).detach().numpy(), BOX, atol=0.05)
     assert not model.f_dc.any() and model.scaling.isfinite().all()
     again = make(empty, max_gaussians=5000)
     assert all(torch.equal(model.parameters[name], again.parameters[name]) for name in PARAMETER_NAMES)
@@ -81,5 +77,3 @@ def test_without_points_random_ones_fill_the_cameras_box() -> None:
 def test_nothing_to_go_by_is_refused() -> None:
     with pytest.raises(ValueError, match="max_gaussians"):
         make(cloud(np.zeros((3, 3))), max_gaussians=0)
-    with pytest.raises(ValueError, match="camera_centres"):
-        make(cloud(np.zeros((0, 3))), cameras=np.zeros((0, 3)))

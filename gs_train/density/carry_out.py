@@ -63,17 +63,17 @@ def carry_out(plan: DensityPlan, model: GaussianModel, generator: torch.Generato
 
 
 def _new_rows(plan: DensityPlan, model: GaussianModel, generator: torch.Generator) -> dict[str, Tensor]:
-    """Copies of the cloned rows, then ``SPLIT_CHILDREN`` children of every split row, sampled from the parent's own distribution, then
-    copies of the divided rows, which have their new opacity and scale already."""
+    """Copies of the cloned rows, then ``SPLIT_CHILDREN`` children of every split row, then further parts of the divided rows, which have
+    their new opacity and scale already; children and parts sampled from the distribution of the row they come from."""
     children = plan.split.repeat(SPLIT_CHILDREN)
     parts = plan.divide.repeat_interleave(plan.divide_into - 1)
     sources = torch.cat([rows.to(model.device) for rows in (plan.clone, children, parts)])
     new = {name: tensor[sources] for name, tensor in model.parameters.items()}
-    if len(children) > 0:
-        draws = torch.randn(len(children), 3, generator=generator, dtype=model.xyz.dtype).to(model.device)
-        here = slice(len(plan.clone), len(plan.clone) + len(children))
-        new["xyz"][here] += rotate(model.quaternions()[children], draws * model.scales()[children])
-        new["scaling"][here] -= math.log(SPLIT_SHRINK)
+    moved, first = sources[len(plan.clone) :], len(plan.clone)
+    if len(moved) > 0:
+        draws = torch.randn(len(moved), 3, generator=generator, dtype=model.xyz.dtype).to(model.device)
+        new["xyz"][first:] += rotate(model.quaternions()[moved], draws * model.scales()[moved])
+        new["scaling"][first : first + len(children)] -= math.log(SPLIT_SHRINK)
     return new
 
 

@@ -1,8 +1,10 @@
 """Density control as sampling: 3DGS-MCMC (Kheradmand et al. 2024).
 
 Transparent Gaussians are moved to where opaque ones are, their number grows by a few per cent a round up to the cap, every step shakes the
-transparent ones, and the loss presses opacities and scales down so that some become free. It has no statistics: the invariant is that its
-plans follow from the model, the iteration and the generator alone.
+transparent ones, and the loss presses opacities and scales down so that some become free. Two things are not as in the paper, both for
+short runs: it starts like the other kinds (not with opacity 0.5 and a tenth of the scale), and what is moved lands within the Gaussian
+that it is divided from (not all in its middle, from where equal ones hardly part). It has no statistics: the invariant is that its plans
+follow from the model, the iteration and the generator alone.
 """
 
 from __future__ import annotations
@@ -20,8 +22,6 @@ from gs_train.model.quaternions import rotate, rotate_back
 from gs_train.render.types import RenderOutput
 from gs_train.scene.types import Camera
 
-START_OPACITY, START_SCALE = 0.5, 0.1
-"""Opacity of a new Gaussian, and its scale as a fraction of the distance to its neighbours (3DGS-MCMC)."""
 _STEEPNESS = 100.0
 """How sharply the noise falls with opacity (3DGS-MCMC)."""
 _STILL = 0.25

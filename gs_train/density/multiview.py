@@ -18,6 +18,7 @@ from torch import Tensor
 from gs_train.density.classic import rows_of, spare_one
 from gs_train.density.config import DensityConfig, check_resolved
 from gs_train.density.types import DensityPlan, Views
+from gs_train.losses import where_it_counts
 from gs_train.model.gaussians import GaussianModel
 from gs_train.model.spherical_harmonics import SH_C0
 from gs_train.render.types import RenderOutput
@@ -129,7 +130,9 @@ def score_views(model: GaussianModel, views: Views, indices: list[int], high_err
     grey["f_dc"], grey["f_rest"] = torch.zeros_like(grey["f_dc"]), grey["f_rest"][:, :0]
     for index in indices:
         with torch.no_grad():
-            error = (views.exposed(views.render(model, index).image, index) - views.photo(index)).abs().mean(dim=2)
+            photo, weight = views.photo(index)
+            image = views.exposed(views.render(model, index).image, index)
+            error = (where_it_counts(image, photo, weight) - photo).abs().mean(dim=2)
         probe = GaussianModel(grey)
         render = views.render(probe, index)
         high = torch.where(error > high_error, error, 0.0)

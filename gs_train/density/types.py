@@ -35,7 +35,7 @@ class DensityPlan:
     split: Tensor = field(default_factory=_none)
     """[S] int64 rows to replace by two smaller ones."""
     divide: Tensor = field(default_factory=_none)
-    """[K] int64 rows that become several equal ones in the same place, which together look like the one. The row itself stays as one of
+    """[K] int64 rows that become several equal ones, which in one place would look like the one. The row itself stays as one of
     them and keeps its moments: with equal moments they would never part."""
     divide_into: Tensor = field(default_factory=_none)
     """[K] int64, how many each of them becomes; at least 2."""
@@ -61,8 +61,8 @@ class Views(Protocol):
 
     def __len__(self) -> int: ...
 
-    def photo(self, index: int) -> Tensor:
-        """[H, W, 3] float32 in 0..1, at the size that is trained now."""
+    def photo(self, index: int) -> tuple[Tensor, Tensor | None]:
+        """[H, W, 3] float32 in 0..1, at the size that is trained now; and [H, W, 1] how much each pixel counts, None for all."""
         ...
 
     def render(self, model: GaussianModel, index: int) -> RenderOutput:

@@ -20,7 +20,7 @@ from gs_train.formats.whole_file import write_text_whole, write_whole
 from gs_train.losses import WINDOW
 from gs_train.model.gaussians import GaussianModel
 from gs_train.render.types import Rasterizer
-from gs_train.scene.composite import over
+from gs_train.scene.composite import over, weight
 from gs_train.scene.images import ImageCache
 from gs_train.scene.types import View
 
@@ -74,8 +74,9 @@ def evaluate(
         for index, view in enumerate(views):
             pose = torch.from_numpy(view.world_to_camera).to(model.device, torch.float32)
             image = rasterizer.render(model, view.camera, pose, background).image
-            target = over(photos.get(index), background)
-            per_view[view.name] = view_metrics(image, target)
+            pixels = photos.get(index)
+            target = over(pixels, background)
+            per_view[view.name] = view_metrics(image, target, weight(pixels, background.device))
             _save_beside(renders / names[index], target, image)
             after_view()
     return Evaluation(per_view=per_view, images=tuple(renders / name for name in names))

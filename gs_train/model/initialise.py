@@ -1,4 +1,4 @@
-"""The first Gaussians: one per sparse point, or random ones in the cameras' box when there are no points.
+"""The first Gaussians: one per sparse point, or random ones in a box when there are no points.
 
 It does not train and does not choose the learning rates. The invariant: every draw comes from the generator handed in, so the same points
 and seed give the same model on any device.
@@ -35,12 +35,10 @@ def initialise_model(
     *,
     sh_degree: int,
     extent: float,
-    camera_centres: NDArray[np.float64],
+    box: NDArray[np.float64],
     max_gaussians: int,
     generator: torch.Generator,
     device: torch.device | str,
-    opacity: float = START_OPACITY,
-    scale: float = 1.0,
 ) -> GaussianModel:
     """Make the model that training starts from.
 
@@ -48,20 +46,18 @@ def initialise_model(
         points: sparse points; when there are more than ``max_gaussians``, a random subset is taken; when none, random ones are made.
         sh_degree: the degree the model has room for; 0 is active at first.
         extent: the scene's extent, world units; becomes ``spatial_lr_scale``.
-        camera_centres: [C, 3] world units; only used when there are no points.
+        box: [2, 3] lower and upper corner, world units; only used when there are no points.
         max_gaussians: upper limit of the rows, at least 1.
         generator: on the CPU; the source of every draw.
         device: where the model goes.
-        opacity: of every Gaussian, in 0..1.
-        scale: of every Gaussian, as a fraction of the distance to its neighbours.
 
     Raises:
-        ValueError: ``max_gaussians`` is below 1, or there are neither points nor cameras.
+        ValueError: ``max_gaussians`` is below 1.
     """
     if max_gaussians < 1:
         raise ValueError(f"max_gaussians: expected at least 1, got {max_gaussians}")
     if len(points.xyz) == 0:
-        xyz = _random_points(camera_centres, extent, min(RANDOM_COUNT, max_gaussians), generator)
+        xyz = _random_points(box, min(RANDOM_COUNT, max_gaussians), generator)
         rgb = torch.full(xyz.shape, 0.5)
     else:
         rows = np.arange(len(points.xyz))
@@ -71,28 +67,23 @@ def initialise_model(
         xyz = points.xyz[rows]
         rgb = torch.from_numpy(points.rgb[rows].astype(np.float32) / 255.0)
     count = len(xyz)
-    log_scale = 0.5 * np.log(_mean_squared_distance(xyz, extent)) + math.log(scale)
+    log_scale = 0.5 * np.log(_mean_squared_distance(xyz, extent))
     tensors: dict[str, Tensor] = {
         "xyz": torch.from_numpy(xyz.astype(np.float32)),
         "f_dc": rgb_to_f_dc(rgb).unsqueeze(1),
         "f_rest": torch.zeros(count, rest_count(sh_degree), 3),
-        "opacity": torch.full((count, 1), math.log(opacity / (1.0 - opacity))),
+        "opacity": torch.full((count, 1), math.log(START_OPACITY / (1.0 - START_OPACITY))),
         "scaling": torch.from_numpy(log_scale.astype(np.float32)).unsqueeze(1).repeat(1, 3),
         "rotation": torch.tensor([1.0, 0.0, 0.0, 0.0]).repeat(count, 1),
     }
     return GaussianModel({name: tensor.to(device) for name, tensor in tensors.items()}, spatial_lr_scale=extent)
 
 
-def _random_points(camera_centres: NDArray[np.float64], extent: float, count: int, generator: torch.Generator) -> NDArray[np.float64]:
-    """[count, 3] uniform in the box around the camera centres, which is at least as thick as the extent in every direction."""
-    if len(camera_centres) == 0:
-        raise ValueError("camera_centres: random points need at least one camera")
-    low, high = camera_centres.min(axis=0), camera_centres.max(axis=0)
-    # Cameras often stand in one plane or on a line; their bare box would be flat.
-    half = np.maximum(0.5 * (high - low), 0.5 * extent if extent > 0.0 else 1.0)
+def _random_points(box: NDArray[np.float64], count: int, generator: torch.Generator) -> NDArray[np.float64]:
+    """[count, 3] uniform in the box."""
     unit = torch.rand(count, 3, generator=generator, dtype=torch.float64).numpy()
-    box: NDArray[np.float64] = 0.5 * (low + high) + (2.0 * unit - 1.0) * half
-    return box
+    points: NDArray[np.float64] = box[0] + unit * (box[1] - box[0])
+    return points
 
 
 def _mean_squared_distance(xyz: NDArray[np.float64], extent: float) -> NDArray[np.float64]:

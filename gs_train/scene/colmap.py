@@ -59,7 +59,7 @@ _POINT_HEAD = np.dtype([("id", "<u8"), ("xyz", "<f8", 3), ("rgb", "u1", 3), ("er
 
 @dataclass(frozen=True, kw_only=True)
 class ColmapCamera:
-    """One row of cameras.bin or cameras.txt."""
+    """One row of cameras.bin or cameras.txt; other readers say theirs in the same terms."""
 
     model: str
     """COLMAP's name of the camera model."""
@@ -84,18 +84,19 @@ class ColmapImage:
     """One registered image."""
 
     name: str
-    """Path inside the images folder, ``/`` between folders."""
+    """Path inside the images folder, or inside the scene folder with ``ColmapModel.names_from_scene``; ``/`` between folders."""
     camera_id: int
     """Key into ``ColmapModel.cameras``; checked to be there."""
     world_to_camera: NDArray[np.float64]
     """[4, 4] rigid, OpenCV axes."""
-    point_ids: NDArray[np.int64]
-    """[K] ids of the points that were matched in it; -1 for none, and ids that no point has, both happen."""
+    point_ids: NDArray[np.int64] | None = None
+    """[K] ids of the points that were matched in it, -1 and ids that no point has among them; None where the format does not say."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ColmapModel:
-    """A sparse model as read. Its points may still hold NaN or infinity: dropping them is the caller's to do and to say."""
+    """A sparse model as read, by this reader or another. Its points may still hold NaN or infinity: dropping them is the caller's to do
+    and to say."""
 
     cameras_path: Path
     """The file that the cameras came from, for messages."""
@@ -106,7 +107,13 @@ class ColmapModel:
     images: tuple[ColmapImage, ...]
     """In the file's order."""
     points: PointCloud
-    """As listed; empty where there is no points3D file."""
+    """As listed; empty where there is no file of them."""
+    names_from_scene: bool = False
+    """The images' names are paths inside the scene folder: the model itself says where the photos are."""
+    test_names: frozenset[str] | None = None
+    """Names of the images to hold out, where the model says which."""
+    notices: tuple[str, ...] = ()
+    """Sentences the user should hear."""
 
 
 def find_model(scene: Path) -> Path | None:

@@ -1,4 +1,4 @@
-"""A photo's pixels as the tensor that a render is compared with."""
+"""A photo's pixels as the tensors that a render is compared with: colours over a background, and how much each pixel counts."""
 
 from __future__ import annotations
 
@@ -12,13 +12,25 @@ def over(pixels: NDArray[np.uint8], background: Tensor) -> Tensor:
     """Composite a photo over a colour.
 
     Args:
-        pixels: [H, W, 3] uint8 RGB, or [H, W, 4] with alpha and the colours multiplied by it.
+        pixels: [H, W, 3] uint8 RGB, or [H, W, 4 or 5] with alpha and the colours multiplied by it.
         background: [3] float32 in 0..1, on the device that the result is wanted on; no gradient flows to it.
 
     Returns:
         [H, W, 3] float32 in 0..1.
     """
     photo = torch.from_numpy(pixels).to(background.device).float() / 255.0
-    if pixels.shape[2] == 4:
-        photo = photo[:, :, :3] + (1.0 - photo[:, :, 3:]) * background.detach()
+    if pixels.shape[2] >= 4:
+        photo = photo[:, :, :3] + (1.0 - photo[:, :, 3:4]) * background.detach()
     return photo
+
+
+def weight(pixels: NDArray[np.uint8], device: torch.device) -> Tensor | None:
+    """[H, W, 1] float32 in 0..1, how much each pixel counts; None where they all do.
+
+    Args:
+        pixels: [H, W, 3 to 5] uint8; the fifth channel is the weight.
+        device: where the result is wanted.
+    """
+    if pixels.shape[2] < 5:
+        return None
+    return torch.from_numpy(pixels[:, :, 4:]).to(device).float() / 255.0

@@ -1,4 +1,5 @@
-"""Decodes photos and keeps them: every image once, at training size and where asked for smaller, uint8 RGB, with alpha where there is any.
+"""Decodes photos and keeps them: every image once, at training size and where asked for smaller, uint8 RGB, with alpha and a weight where
+there are any.
 
 Not here: which file belongs to which view and at what size it is trained (``load.py``). The invariant: an array handed out has exactly the
 size of its view's camera, or of that camera reduced.
@@ -20,9 +21,12 @@ from PIL import Image
 from gs_train.errors import UserError
 from gs_train.scene.types import View
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _MOST_PIXELS = 500_000_000
+_WHOLLY = 250
+"""From here on a resampled pixel of a mask is made of pixels that all count; of less than that, a share comes from what is masked."""
 _REMEDY = "copy the photo afresh, or take it out of the scene and train anew with --skip-missing"
 
 # Pillow warns from 89 megapixels on and refuses from 179 on, which are photos that phones take. What guards the memory here is _MOST_PIXELS
@@ -42,24 +46,24 @@ class ImageCache:
         Raises:
             UserError: an image is truncated, cannot be decoded or is no longer there; the message names it.
         """
-        self._images = _for_each(decode_image, views)
+        self._images = for_each(decode_image, views)
         self._smaller: dict[tuple[int, int], NDArray[np.uint8]] = {}
 
     def __len__(self) -> int:
         return len(self._images)
 
     def get(self, index: int, downscale: int = 1) -> NDArray[np.uint8]:
-        """[H, W, 3 or 4] uint8 of view ``index``, as ``decode_image`` gives it: the cache's own array, not to be written to.
+        """[H, W, 3 to 5] uint8 of view ``index``, as ``decode_image`` gives it: the cache's own array, not to be written to.
 
         Args:
-            downscale: with N, each pixel is the mean of N x N; made when first asked for, then kept.
+            downscale: with N, each pixel is the mean of N x N, and weighs what the least of them does; made when first asked for, then
+                kept.
         """
         if downscale == 1:
             return self._images[index]
         key = index, downscale
         if key not in self._smaller:
-            planes = [Image.fromarray(plane).reduce(downscale) for plane in np.moveaxis(self._images[index], 2, 0)]
-            self._smaller[key] = np.stack([np.asarray(plane) for plane in planes], axis=2)
+            self._smaller[key] = reduced(self._images[index], downscale)
         return self._smaller[key]
 
     def byte_count(self) -> int:
@@ -77,7 +81,7 @@ def check_images(views: Sequence[View]) -> None:
     def check(view: View) -> None:
         decode_image(view)
 
-    _for_each(check, views)
+    for_each(check, views)
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -93,32 +97,90 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def decode_image(view: View) -> NDArray[np.uint8]:
-    """[H, W, 3] uint8 RGB at the size of ``view.camera``; [H, W, 4] with alpha, and the colours multiplied by it, where the file has alpha.
+    """A view's pixels at the size of ``view.camera``: [H, W, 3] uint8 RGB; [H, W, 4] with alpha, and the colours multiplied by it;
+    [H, W, 5] with a weight besides, 255 for what counts in loss, density statistics and metrics, 0 for what does not. Last channels that
+    are 255 throughout are left out.
 
     Where the file has another size, Lanczos is used: the half- and quarter-size folders of the public benchmarks were made with it, so
     that training on them or on a resized original agrees.
 
     Raises:
-        UserError: the file is truncated, cannot be decoded, or has more than 500 megapixels.
+        UserError: the file or its mask is truncated, cannot be decoded, or has more than 500 megapixels.
     """
     size = (view.camera.width, view.camera.height)
     with _opened(view.image_path) as stored:
-        planes = _planes(stored)
+        planes = [stored.convert("RGB")] if view.alpha == "ignore" and stored.has_transparency_data else _planes(stored)
+        if view.mask_path is not None:
+            if len(planes) == 1:
+                planes.append(Image.new("L", stored.size, 255))
+            planes.append(Image.fromarray(decode_mask(view.mask_path)).resize(stored.size, Image.Resampling.NEAREST))
         if stored.size != size:
             planes = [plane.resize(size, Image.Resampling.LANCZOS) for plane in planes]
         pixels = np.concatenate([np.atleast_3d(np.asarray(plane)) for plane in planes], axis=2)
-        # Where a photo is opaque throughout, alpha says nothing.
-        return pixels[:, :, :3].copy() if pixels.shape[2] == 4 and pixels[:, :, 3].min() == 255 else pixels
+    return _telling(_weigh_by_alpha(_whole_pixels(pixels)) if view.alpha == "mask" else _whole_pixels(pixels))
 
 
-def _for_each(function: Callable[[View], Result], views: Sequence[View]) -> list[Result]:
-    """``function`` of every view, in their order, by a pool of threads."""
+def decode_mask(path: Path) -> NDArray[np.uint8]:
+    """[H, W] uint8 at the mask's own size: 0 where it is black, 255 elsewhere.
+
+    Black is what is below half of the mask's largest value: so masks of 0 and 1 do as well as those of 0 and 255, and the noise that JPEG
+    leaves in black does no harm.
+
+    Raises:
+        UserError: as ``decode_image`` does.
+    """
+    with _opened(path) as stored:
+        values = np.asarray(stored if stored.mode.startswith(("I", "F")) else stored.convert("L"), np.float64)
+        return np.where((values > 0) & (2 * values >= values.max()), np.uint8(255), np.uint8(0))
+
+
+def reduced(pixels: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
+    """Pixels as ``decode_image`` gives them, each the mean of ``factor`` x ``factor``; the last row and column may be of less.
+
+    The weight is the least of theirs: the mean of pixels that count and of others that do not is no colour to learn.
+    """
+    planes = [np.asarray(Image.fromarray(plane).reduce(factor)) for plane in np.moveaxis(pixels[:, :, :4], 2, 0)]
+    if pixels.shape[2] == 5:
+        height, width = planes[0].shape
+        beyond = ((0, height * factor - pixels.shape[0]), (0, width * factor - pixels.shape[1]))
+        weight = np.pad(pixels[:, :, 4], beyond, constant_values=255)
+        planes.append(weight.reshape(height, factor, width, factor).min(axis=(1, 3)))
+    return np.stack(planes, axis=2)
+
+
+def _whole_pixels(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """After resampling: what is made of masked pixels in part does not count either."""
+    if pixels.shape[2] == 5:
+        pixels[:, :, 4] = np.where(pixels[:, :, 4] >= _WHOLLY, np.uint8(255), np.uint8(0))
+    return pixels
+
+
+def _weigh_by_alpha(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Alpha becomes weight, and the colours are divided by it: nothing is left to composite."""
+    if pixels.shape[2] == 3:
+        return pixels
+    alpha = pixels[:, :, 3:4].astype(np.float32)
+    colours = np.clip(np.round(pixels[:, :, :3] * (255.0 / np.maximum(alpha, 1.0))), 0.0, 255.0)
+    mask = pixels[:, :, 4:5] / 255.0 if pixels.shape[2] == 5 else 1.0
+    return np.concatenate([colours, np.full_like(alpha, 255.0), np.round(alpha * mask)], axis=2).astype(np.uint8)
+
+
+def _telling(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Without the last channels that are 255 throughout, and so say nothing."""
+    count = pixels.shape[2]
+    while count > 3 and pixels[:, :, count - 1].min() == 255:
+        count -= 1
+    return pixels if count == pixels.shape[2] else pixels[:, :, :count].copy()
+
+
+def for_each(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """``function`` of every item, in their order, by a pool of threads; the first fault ends it."""
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        futures = [pool.submit(function, view) for view in views]
+        futures = [pool.submit(function, item) for item in items]
         try:
             return [future.result() for future in futures]
         except BaseException:
-            # The first fault ends it: without this the pool would decode all the rest before the message is seen.
+            # Without this the pool would decode all the rest before the message is seen.
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 

@@ -1,7 +1,7 @@
 """From a folder to a ``Scene``: finds the model, matches it with the photos, sets the training size, splits, measures the extent.
 
-Not here: the file formats (``colmap.py``), decoding (``images.py``). The invariant: a scene that is returned can be trained on as it is;
-all that could be known to be wrong without decoding an image has been refused with a ``UserError``.
+Not here: the file formats (``colmap.py``, ``transforms.py``), decoding (``images.py``). The invariant: a scene that is returned can be
+trained on as it is; all that could be known to be wrong without decoding an image has been refused with a ``UserError``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from gs_train.errors import UserError
 from gs_train.scene.colmap import MODEL_FOLDERS, ColmapCamera, ColmapImage, ColmapModel, find_model, read_model
 from gs_train.scene.images import image_size
-from gs_train.scene.types import Camera, PointCloud, Scene, View
+from gs_train.scene.masks import with_masks
+from gs_train.scene.transforms import TRANSFORMS_FILES, find_transforms, read_blender, read_transforms
+from gs_train.scene.types import AlphaUse, Camera, PointCloud, Scene, View
 
 _AUTO_WIDTH_PX = 1600
 _ROUNDING_PX = 1.0
@@ -38,17 +40,27 @@ class SceneConfig:
 
     images: str = "images"
     """Folder of the photos, inside the scene folder."""
+    masks: str = "masks"
+    """Folder of masks, inside the scene folder, used when it is there: each is named like its photo, and its black pixels do not count."""
+    alpha: AlphaUse = "composite"
+    """What the photos' alpha is for: composite lays them over the background, mask makes pixels count by it, ignore drops it."""
     resolution: Literal[-1, 1, 2, 4, 8] = -1
     """Train at 1/N of the photos' size; -1 keeps the size up to a width of 1600 px and resizes wider photos to 1600 px."""
     test_every: int = 8
-    """Hold out every Nth photo by sorted name, from the first on, as a test view; 0 trains on all."""
+    """Hold out every Nth photo by sorted name, from the first on, as a test view, where the scene itself has no split; 0 trains on all."""
     skip_missing: bool = False
     """Go on without the photos that the model lists and that are not on disk."""
+    allow_outside: bool = False
+    """Take photos and points from outside the scene folder, where a transforms.json names them there."""
 
     def __post_init__(self) -> None:
         """Refuse values that no flag may take."""
         if not self.images:
             raise UserError("--images is empty: name the folder of the photos, such as images.")
+        if not self.masks:
+            raise UserError("--masks is empty: name the folder of the masks, such as masks.")
+        if self.alpha not in get_args(AlphaUse):
+            raise UserError(f"--alpha is {self.alpha}: give {', '.join(get_args(AlphaUse))}.")
         if self.resolution not in (-1, 1, 2, 4, 8):
             raise UserError(f"--resolution is {self.resolution}: give 1, 2, 4, 8 or -1.")
         if self.test_every < 0:
@@ -56,20 +68,23 @@ class SceneConfig:
 
 
 def load_scene(path: Path, config: SceneConfig) -> Scene:
-    """Read the scene in ``path``; opens the photos' headers, decodes none.
+    """Read the scene in ``path``; opens the photos' headers, decodes none, but the masks.
 
     Args:
-        path: folder that holds the photos and a COLMAP model.
+        path: folder that holds the photos and a COLMAP model, transforms.json or transforms_train.json; or a file like the latter two,
+            beside its photos.
         config: see ``SceneConfig``.
 
     Raises:
         UserError: anything that would keep the scene from being trained on.
     """
-    model = _find_and_read(path)
-    photos = _find_photos(path, config, model)
-    views = tuple(_view(photos, image, model, config.resolution) for image in photos.images)
+    model = _find_and_read(path, config)
+    folder = path.parent if path.is_file() else path
+    photos = _find_photos(folder, config, model)
+    views = tuple(replace(_view(photos, image, model, config.resolution), alpha=config.alpha) for image in photos.images)
+    views, mask_notices = _masked(views, folder, config)
     _refuse_tiny(views, config.resolution)
-    train, test = _split(views, config.test_every, path)
+    train, test = _split(views, config.test_every, model.test_names, path)
     points, point_notices = _finite_points(model.points)
     return Scene(
         path=path,
@@ -77,7 +92,7 @@ def load_scene(path: Path, config: SceneConfig) -> Scene:
         test_views=test,
         points=points,
         extent=scene_extent(train, points),
-        notices=(*photos.notices, *point_notices),
+        notices=(*model.notices, *photos.notices, *mask_notices, *point_notices),
     )
 
 
@@ -102,20 +117,14 @@ def scene_extent(views: Sequence[View], points: PointCloud) -> float:
     return 1.1 * radius
 
 
-def _find_and_read(path: Path) -> ColmapModel:
+def _find_and_read(path: Path, config: SceneConfig) -> ColmapModel:
     try:
-        exists = path.exists()
+        exists, is_file = path.exists(), path.is_file()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): give a scene folder, or check its permissions.") from error
     if not exists:
         raise UserError(f"{path} does not exist: give a scene folder, or write one with `gs-train sample DIR`.")
-    if not path.is_dir():
-        raise UserError(f"{path} is a file: give the scene folder that holds the photos and their COLMAP model.")
-    folder = find_model(path)
-    if folder is None:
-        looked_for = f"looked for cameras and images (.bin or .txt) in {', '.join(MODEL_FOLDERS)}"
-        raise UserError(f"{path} is not a scene ({looked_for}): give the folder that holds images/ and sparse/.")
-    model = read_model(folder)
+    model = _read_file(path, config) if is_file else _read_folder(path, config)
     if not model.images:
         raise UserError(f"{model.images_path} registers no images: run the reconstruction again, or choose another of its models.")
     for image in model.images:
@@ -126,6 +135,26 @@ def _find_and_read(path: Path) -> ColmapModel:
             told = f"{model.cameras_path} has a camera of model {camera_model}, whose lens distortion cannot be trained"
             raise UserError(f"{told}: undistort the scene first with `colmap image_undistorter`.")
     return model
+
+
+def _read_file(path: Path, config: SceneConfig) -> ColmapModel:
+    if path.suffix != ".json":
+        raise UserError(f"{path} is a file: give the scene folder that holds the photos and their cameras, or a transforms .json file.")
+    return read_transforms(path, allow_outside=config.allow_outside)
+
+
+def _read_folder(path: Path, config: SceneConfig) -> ColmapModel:
+    """A COLMAP model before transforms.json before Blender's files: where a scene has several, the first is the one with points."""
+    folder = find_model(path)
+    if folder is not None:
+        return read_model(folder)
+    file = find_transforms(path)
+    if file is None:
+        looked_for = f"looked for cameras and images (.bin or .txt) in {', '.join(MODEL_FOLDERS)}, and for {' and '.join(TRANSFORMS_FILES)}"
+        raise UserError(f"{path} is not a scene ({looked_for}): give the folder that holds images/ and sparse/, or a transforms file.")
+    if file.name == "transforms_train.json":
+        return read_blender(path, allow_outside=config.allow_outside)
+    return read_transforms(file, allow_outside=config.allow_outside)
 
 
 def _refuse_absurd(file: Path, camera_id: int, camera: ColmapCamera) -> None:
@@ -156,13 +185,17 @@ class _Photos:
 def _find_photos(path: Path, config: SceneConfig, model: ColmapModel) -> _Photos:
     images = tuple(sorted(model.images, key=lambda image: image.name))
     notices: list[str] = []
+    if model.names_from_scene and config.images != SceneConfig.images:
+        raise UserError(
+            f"--images {config.images} does not go with {model.images_path}, which says itself where its photos are: leave it out."
+        )
     reduced = path / f"{config.images}_{config.resolution}"
-    if config.resolution in (2, 4, 8) and reduced.is_dir():
+    if config.resolution in (2, 4, 8) and reduced.is_dir() and not model.names_from_scene:
         misfit = _first_misfit(reduced, config.resolution, model, images)
         if misfit is None:
             return _Photos(folder=reduced, reduced=True, images=images)
         notices.append(f"{reduced} is not used, because {misfit}: the photos in {config.images} are resized instead.")
-    folder = path / config.images
+    folder = path if model.names_from_scene else path / config.images
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist: put the photos there, or name their folder with `gs-train train --images`.")
     missing = [image.name for image in images if not _on_disk(folder / image.name)]
@@ -202,6 +235,15 @@ def _first_misfit(folder: Path, factor: int, model: ColmapModel, images: Sequenc
 def _fits(size: tuple[int, int], camera: ColmapCamera, factor: int) -> bool:
     """Is ``size`` the camera's size over ``factor``, however that was rounded?"""
     return abs(size[0] - camera.width / factor) <= _ROUNDING_PX and abs(size[1] - camera.height / factor) <= _ROUNDING_PX
+
+
+def _masked(views: tuple[View, ...], path: Path, config: SceneConfig) -> tuple[tuple[View, ...], list[str]]:
+    folder = path / config.masks
+    if folder.is_dir():
+        return with_masks(views, folder)
+    if config.masks != SceneConfig.masks:
+        raise UserError(f"{folder} does not exist: put the masks there, or name their folder with `gs-train train --masks`.")
+    return views, []
 
 
 # ---- views
@@ -245,12 +287,19 @@ def _pinhole(source: ColmapCamera, size: tuple[int, int]) -> Camera:
     return Camera(width=size[0], height=size[1], fx=fx * scale_x, fy=fy * scale_y, cx=cx * scale_x, cy=cy * scale_y)
 
 
-def _split(views: tuple[View, ...], test_every: int, path: Path) -> tuple[tuple[View, ...], tuple[View, ...]]:
-    """Training and test views; the test views are those at 0, N, 2N ... of the sorted names."""
-    test = views[::test_every] if test_every else ()
-    train = tuple(view for index, view in enumerate(views) if test_every == 0 or index % test_every)
+def _split(
+    views: tuple[View, ...], test_every: int, test_names: frozenset[str] | None, path: Path
+) -> tuple[tuple[View, ...], tuple[View, ...]]:
+    """Training and test views; the test views are those that the scene names, else those at 0, N, 2N ... of the sorted names."""
+    if test_names is None or test_every == 0:
+        test_names = frozenset(view.name for view in views[::test_every]) if test_every else frozenset()
+        split = f"--test-every {test_every}"
+    else:
+        split = "its own split"
+    test = tuple(view for view in views if view.name in test_names)
+    train = tuple(view for view in views if view.name not in test_names)
     if len(train) < _FEWEST_TRAINING_VIEWS:
-        told = f"{path} leaves {len(train)} of its {len(views)} views to train on with --test-every {test_every}"
+        told = f"{path} leaves {len(train)} of its {len(views)} views to train on with {split}"
         raise UserError(f"{told}, and training takes at least {_FEWEST_TRAINING_VIEWS}: add photos, or train with --test-every 0.")
     return train, test
 

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+AlphaUse = Literal["composite", "mask", "ignore"]
+"""What a photo's alpha is for, see ``--alpha``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +63,10 @@ class View:
     """[4, 4] rigid transform, world -> OpenCV camera."""
     point_ids: NDArray[np.int64] | None = None
     """Ids of the points that were matched in it, and others that mean nothing; None where the scene does not say."""
+    mask_path: Path | None = None
+    """The mask, whose black pixels do not count. Its size may differ from the photo's, not its shape."""
+    alpha: AlphaUse = "composite"
+    """What to make of the photo's alpha, where it has any."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -78,7 +86,7 @@ class Scene:
     """Everything known before training starts."""
 
     path: Path
-    """The scene folder."""
+    """The scene folder, or the file in it that was named as the scene."""
     train_views: tuple[View, ...]
     """Views to train on, sorted by name."""
     test_views: tuple[View, ...]

@@ -144,9 +144,9 @@ def _run(
                 model.oneup_sh_degree()
 
             # ---- Render and compare
-            target, render = views.photo(index), views.render(model, index)
+            (target, weight), render = views.photo(index), views.render(model, index)
             image = views.exposed(render.image, index)
-            loss = losses.photometric_loss(image, target, config.lambda_dssim)
+            loss = losses.photometric_loss(losses.where_it_counts(image, target, weight), target, config.lambda_dssim)
             total, regulariser, depth_error = loss, density.regulariser(model), views.depth_error(render, index)
             if regulariser is not None:
                 total = total + regulariser
@@ -170,7 +170,8 @@ def _run(
             # ---- Tell and keep
             log.step()
             if iteration % config.log_every == 0:
-                _record(log, state, loss.item(), losses.psnr(image.detach().clamp(0.0, 1.0), target).item(), lr_xyz)
+                psnr_db = losses.psnr(image.detach().clamp(0.0, 1.0), target, weight).item()
+                _record(log, state, loss.item(), psnr_db, lr_xyz)
             if iteration % config.save_every == 0 and iteration < config.iterations:
                 save()
             for look in after_step:

@@ -13,16 +13,16 @@ from typing import Any
 
 import torch
 
-from gs_train.density import mcmc
 from gs_train.density.classic import ClassicDensity
+from gs_train.density.mcmc import McmcDensity
 from gs_train.density.multiview import MultiviewDensity
 from gs_train.density.types import DensityController, Views
 from gs_train.errors import UserError
 from gs_train.formats.ply import read_ply
 from gs_train.model.gaussians import PARAMETER_NAMES, GaussianModel, describe_non_finite
-from gs_train.model.initialise import START_OPACITY, initialise_model
+from gs_train.model.initialise import initialise_model
 from gs_train.model.spherical_harmonics import rest_count
-from gs_train.scene.load import camera_centres
+from gs_train.scene.box import starting_box
 from gs_train.scene.types import Scene
 from gs_train.train.background import Background
 from gs_train.train.config import TrainConfig
@@ -133,17 +133,14 @@ def start_state(scene: Scene, config: TrainConfig, device: torch.device, views: 
     if config.init_from and not resumed:
         model = _model_of(Path(config.init_from), config, scene.extent, device)
     else:
-        sampled = config.density.kind == "mcmc"
         model = initialise_model(
             scene.points,
             sh_degree=config.sh_degree,
             extent=scene.extent,
-            camera_centres=camera_centres(scene.train_views),
+            box=starting_box(scene.train_views, scene.extent),
             max_gaussians=config.max_gaussians,
             generator=density_generator,
             device=device,
-            opacity=mcmc.START_OPACITY if sampled else START_OPACITY,
-            scale=mcmc.START_SCALE if sampled else 1.0,
         )
     model.training_setup(config.optimizer)
     count = len(scene.train_views)
@@ -181,7 +178,7 @@ def _model_of(path: Path, config: TrainConfig, extent: float, device: torch.devi
 
 def _density(scene: Scene, config: TrainConfig, model: GaussianModel, views: Views, generator: torch.Generator) -> DensityController:
     if config.density.kind == "mcmc":
-        return mcmc.McmcDensity(config.density, max_gaussians=config.max_gaussians, generator=generator)
+        return McmcDensity(config.density, max_gaussians=config.max_gaussians, generator=generator)
     if config.density.kind == "multiview":
         return MultiviewDensity(
             config.density,

@@ -13,7 +13,7 @@ from torch import Tensor
 from gs_train.model.gaussians import GaussianModel
 from gs_train.render.select import Selection
 from gs_train.render.types import RenderOutput
-from gs_train.scene.composite import over
+from gs_train.scene.composite import over, weight
 from gs_train.scene.images import ImageCache
 from gs_train.scene.types import Camera, View
 from gs_train.train.depth import PointDepths
@@ -59,9 +59,10 @@ class TrainingViews:
         """The camera of view ``index`` at the size trained now."""
         return self._cameras[index].reduced(self.downscale)
 
-    def photo(self, index: int) -> Tensor:
-        """[H, W, 3] float32 in 0..1, over the background where it has alpha."""
-        return over(self._images.get(index, self.downscale), self.background)
+    def photo(self, index: int) -> tuple[Tensor, Tensor | None]:
+        """[H, W, 3] float32 in 0..1, over the background where it has alpha; and [H, W, 1] how much each pixel counts, None for all."""
+        pixels = self._images.get(index, self.downscale)
+        return over(pixels, self.background), weight(pixels, self.background.device)
 
     def render(self, model: GaussianModel, index: int) -> RenderOutput:
         """The model from the camera of view ``index``, over the background, before any exposure."""

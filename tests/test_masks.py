@@ -1,0 +1,303 @@
+"""Pixels that do not count: how masks and alpha become weights, and that loss, density control and metrics see nothing of the rest."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from colmap_files import Model
+from command_line import gs_train
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from transforms_files import document, write, write_blender
+
+from gs_train import losses
+from gs_train.errors import UserError
+from gs_train.evaluate.metrics import view_metrics
+from gs_train.scene.composite import over, weight
+from gs_train.scene.images import ImageCache, decode_image, decode_mask
+from gs_train.scene.load import SceneConfig, load_scene
+from gs_train.scene.types import AlphaUse, Camera, View
+
+ALL = SceneConfig(test_every=0)
+
+
+def _view(photo: Path, size: tuple[int, int], mask: Path | None = None, alpha: AlphaUse = "composite") -> View:
+    camera = Camera(width=size[0], height=size[1], fx=1, fy=1, cx=0, cy=0)
+    return View(name=photo.name, image_path=photo, camera=camera, world_to_camera=np.eye(4), mask_path=mask, alpha=alpha)
+
+
+def _save(path: Path, pixels: NDArray[Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def _half_mask(size: tuple[int, int] = (40, 30), value: int = 255) -> NDArray[np.uint8]:
+    """Black on the left."""
+    mask = np.zeros((size[1], size[0]), np.uint8)
+    mask[:, size[0] // 2 :] = value
+    return mask
+
+
+# ---- decoding
+
+
+def test_a_mask_is_the_fifth_channel(tmp_path: Path) -> None:
+    photo = _save(tmp_path / "a.png", np.full((30, 40, 3), 77, np.uint8))
+    pixels = decode_image(_view(photo, (40, 30), _save(tmp_path / "m.png", _half_mask())))
+    assert pixels.shape == (30, 40, 5) and (pixels[:, :, :3] == 77).all() and (pixels[:, :, 3] == 255).all()
+    np.testing.assert_array_equal(pixels[:, :, 4], _half_mask())
+    white = _save(tmp_path / "white.png", np.full((30, 40), 255, np.uint8))
+    assert decode_image(_view(photo, (40, 30), white)).shape == (30, 40, 3)
+
+
+@pytest.mark.parametrize("kind", ["255", "1", "jpg", "palette", "bits", "rgb", "16"])
+def test_masks_of_all_kinds(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / ("m.jpg" if kind == "jpg" else "m.png")
+    image = {
+        "1": Image.fromarray(_half_mask(value=1)),
+        "palette": Image.fromarray(_half_mask()).convert("P"),
+        "bits": Image.fromarray(_half_mask()).convert("1"),
+        "rgb": Image.fromarray(_half_mask()).convert("RGB"),
+        "16": Image.fromarray(_half_mask().astype(np.uint16) * 257),
+    }.get(kind, Image.fromarray(_half_mask()))
+    image.save(file)
+    np.testing.assert_array_equal(decode_mask(file), _half_mask())
+
+
+def test_resampled_pixels_count_only_if_nothing_masked_is_in_them(tmp_path: Path) -> None:
+    """The masked half is white, the rest black: whatever white is left in pixels that count comes from what was masked."""
+    mask = _half_mask((123, 90))
+    photo = _save(tmp_path / "a.png", np.repeat((255 - mask)[:, :, None], 3, axis=2))
+    file = _save(tmp_path / "m.png", mask)
+    for size in ((61, 45), (40, 30), (200, 146)):
+        pixels = decode_image(_view(photo, size, file))
+        counts = pixels[:, :, 4] == 255
+        assert set(np.unique(pixels[:, :, 4])) == {0, 255} and 0.4 < counts.mean() <= 0.51
+        assert pixels[:, :, :3][counts].max() < 13
+    cache = ImageCache([_view(photo, (123, 90), file)])
+    for factor in (2, 4, 8):
+        small = cache.get(0, factor)
+        assert small.shape == (-(-90 // factor), -(-123 // factor), 5)
+        counts = small[:, :, 4] == 255
+        assert counts.any() and small[:, :, :3][counts].max() == 0
+        assert counts[:, -1].all(), "a last column of fewer pixels counts as well"
+
+
+def _rgba() -> NDArray[np.uint8]:
+    pixels = np.zeros((30, 40, 4), np.uint8)
+    pixels[:, :20] = (200, 100, 50, 255)
+    pixels[:, 20:] = (200, 100, 50, 51)
+    return pixels
+
+
+def test_what_alpha_is_for(tmp_path: Path) -> None:
+    photo = _save(tmp_path / "a.png", _rgba())
+    composited = decode_image(_view(photo, (40, 30)))
+    assert composited[0, 39].tolist() == [40, 20, 10, 51]
+    ignored = decode_image(_view(photo, (40, 30), alpha="ignore"))
+    assert ignored.shape == (30, 40, 3) and (ignored == (200, 100, 50)).all()
+    weighed = decode_image(_view(photo, (40, 30), alpha="mask"))
+    assert weighed.shape == (30, 40, 5)
+    assert weighed[0, 0].tolist() == [200, 100, 50, 255, 255] and weighed[0, 39].tolist() == [200, 100, 50, 255, 51]
+    assert torch.equal(over(weighed, torch.ones(3)), over(ignored, torch.ones(3))), "nothing is composited"
+
+
+@pytest.mark.parametrize("alpha", ["mask", "ignore"])
+def test_alpha_modes_leave_photos_without_alpha_alone(tmp_path: Path, alpha: AlphaUse) -> None:
+    photo = _save(tmp_path / "a.png", np.full((30, 40, 3), 77, np.uint8))
+    assert decode_image(_view(photo, (40, 30), alpha=alpha)).shape == (30, 40, 3)
+
+
+@pytest.mark.parametrize(("alpha", "right"), [("composite", 255), ("mask", 51), ("ignore", 255)])
+def test_masks_and_alpha_together(tmp_path: Path, alpha: AlphaUse, right: int) -> None:
+    photo, mask = _save(tmp_path / "a.png", _rgba()), np.full((30, 40), 255, np.uint8)
+    mask[:10] = 0
+    pixels = decode_image(_view(photo, (40, 30), _save(tmp_path / "m.png", mask), alpha))
+    assert pixels.shape == (30, 40, 5)
+    assert (pixels[:10, :, 4] == 0).all() and (pixels[10:, :20, 4] == 255).all() and (pixels[10:, 20:, 4] == right).all()
+    assert (pixels[:, 20:, 3] == (51 if alpha == "composite" else 255)).all()
+
+
+def test_weights_as_tensors(tmp_path: Path) -> None:
+    photo = _save(tmp_path / "a.png", np.full((30, 40, 3), 51, np.uint8))
+    pixels = decode_image(_view(photo, (40, 30), _save(tmp_path / "m.png", _half_mask())))
+    found = weight(pixels, torch.device("cpu"))
+    assert found is not None and found.shape == (30, 40, 1) and found.unique().tolist() == [0.0, 1.0]
+    assert torch.equal(over(pixels, torch.ones(3)), torch.full((30, 40, 3), 0.2))
+    assert weight(pixels[:, :, :4], torch.device("cpu")) is None
+
+
+# ---- finding
+
+
+def _scene(folder: Path) -> Path:
+    Model().write_binary(folder / "sparse/0")
+    Model().write_photos(folder / "images")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("photo", "mask"), [("b.png", "b.png"), ("b.png", "b.jpg"), ("b.png", "b.png.png"), ("sub/c d.png", "sub/c d.bmp")]
+)
+def test_masks_are_found_by_name(tmp_path: Path, photo: str, mask: str) -> None:
+    _save(_scene(tmp_path) / "masks" / mask, _half_mask())
+    scene = load_scene(tmp_path, ALL)
+    assert {view.name: view.mask_path for view in scene.train_views if view.mask_path} == {photo: tmp_path / "masks" / mask}
+    assert scene.notices == (f"1 of 4 photos have a mask in {tmp_path / 'masks'}.",)
+
+
+def test_masks_beside_a_transforms_file(tmp_path: Path) -> None:
+    """Beside images/, or laid out like the scene."""
+    write(tmp_path / "a", document(3))
+    _save(tmp_path / "a/masks/1.png", _half_mask())
+    write(tmp_path / "b", document(3))
+    _save(tmp_path / "b/masks/images/1.png", _half_mask())
+    for name in "ab":
+        scene = load_scene(tmp_path / name, ALL)
+        assert [view.name for view in scene.train_views if view.mask_path] == ["images/1.png"]
+    # Names that begin with several folders need them: train/2.png and test/2.png are two photos.
+    write_blender(tmp_path / "c", {"train": 3, "test": 1})
+    _save(tmp_path / "c/masks/train/1.png", _half_mask())
+    _save(tmp_path / "c/masks/2.png", _half_mask())
+    scene = load_scene(tmp_path / "c", SceneConfig())
+    assert [view.name for view in (*scene.train_views, *scene.test_views) if view.mask_path] == ["train/1.png"]
+
+
+def test_another_folder_of_masks(tmp_path: Path) -> None:
+    _save(_scene(tmp_path) / "people/b.png", _half_mask())
+    assert all(view.mask_path is None for view in load_scene(tmp_path, ALL).train_views)
+    scene = load_scene(tmp_path, SceneConfig(test_every=0, masks="people"))
+    assert [view.name for view in scene.train_views if view.mask_path] == ["b.png"]
+    with pytest.raises(UserError, match=r"nowhere does not exist: .*--masks"):
+        load_scene(tmp_path, SceneConfig(masks="nowhere"))
+    with pytest.raises(UserError, match="--masks is empty"):
+        SceneConfig(masks="")
+    with pytest.raises(UserError, match="--alpha is half"):
+        SceneConfig(alpha="half")  # type: ignore[arg-type]
+
+
+def test_masks_of_another_size(tmp_path: Path) -> None:
+    _save(_scene(tmp_path) / "masks/b.png", _half_mask((80, 60)))
+    scene = load_scene(tmp_path, ALL)
+    assert "1 of the masks differ in size" in scene.notices[1]
+    np.testing.assert_array_equal(decode_image(scene.train_views[1])[:, :, 4], _half_mask())
+    _save(tmp_path / "masks/b.png", _half_mask((80, 62)))
+    with pytest.raises(UserError, match=r"masks/b\.png is 80x62 px and its photo .*images/b\.png 40x30"):
+        load_scene(tmp_path, ALL)
+    (tmp_path / "masks/b.png").write_text("no image")
+    with pytest.raises(UserError, match=r"masks/b\.png cannot be decoded"):
+        load_scene(tmp_path, ALL)
+
+
+def test_a_mask_that_hides_everything_takes_its_view_out(tmp_path: Path) -> None:
+    _save(_scene(tmp_path) / "masks/b.png", np.zeros((30, 40), np.uint8))
+    _save(tmp_path / "masks/e.png", _half_mask())
+    scene = load_scene(tmp_path, ALL)
+    assert [view.name for view in scene.train_views] == ["a.png", "e.png", "sub/c d.png"]
+    assert scene.notices[1] == "1 photos are left out, because their masks hide all of them (b.png)."
+
+
+# ---- loss, metrics
+
+
+def _pair(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    image, target = torch.rand(2, 32, 48, 3, generator=generator)
+    mask = torch.ones(32, 48, 1)
+    mask[8:20, 10:30] = 0.0
+    return image, target, mask
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_loss_sees_nothing_of_what_does_not_count(dtype: torch.dtype) -> None:
+    image, target, mask = (tensor.to(dtype) for tensor in _pair())
+    soft = mask * 0.25
+    gradients = []
+    for counts in (mask, soft):
+        render = image.clone().requires_grad_()
+        loss = losses.photometric_loss(losses.where_it_counts(render, target, counts), target, 0.2)
+        loss.backward()
+        assert render.grad is not None
+        assert not render.grad[8:20, 10:30].any() and render.grad[0, 0].all()
+        gradients.append((loss, render.grad))
+        painted = torch.where(mask == 0.0, torch.rand(3, dtype=dtype), image)
+        same = losses.photometric_loss(losses.where_it_counts(painted, target, counts), target, 0.2)
+        assert torch.equal(same, loss.detach())
+    assert losses.where_it_counts(image, target, None) is image
+    # With L1 alone a weight of w scales error and gradient by w.
+    alone = [losses.photometric_loss(losses.where_it_counts(image, target, counts), target, 0.0) for counts in (mask, soft)]
+    torch.testing.assert_close(alone[1], 0.25 * alone[0])
+
+
+def test_metrics_are_over_what_counts() -> None:
+    image, target, mask = _pair()
+    kept = (mask > 0)[:, :, 0]
+    expected = -10 * np.log10(((image - target)[kept].double() ** 2).mean().item())
+    metrics = view_metrics(image, target, mask)
+    assert metrics.psnr == pytest.approx(expected, abs=1e-4)
+    assert metrics == view_metrics(torch.where(mask == 0, torch.tensor(5.0), image), target, mask)
+    assert metrics.ssim > view_metrics(image, target).ssim
+    assert view_metrics(image, target, torch.ones(32, 48, 1)).psnr == pytest.approx(view_metrics(image, target).psnr, abs=1e-4)
+    soft = view_metrics(image, target, torch.where(kept, 1.0, 0.5)[:, :, None])
+    squared = ((image - target).double() ** 2).mean(dim=2)
+    weights = torch.where(kept, 1.0, 0.5).double()
+    assert soft.psnr == pytest.approx(-10 * np.log10(((weights * squared).sum() / weights.sum()).item()), abs=1e-4)
+
+
+# ---- a run
+
+
+def test_a_run_does_not_see_what_is_masked(tiny_scene: Path, tmp_path: Path) -> None:
+    """Two scenes that differ in masked pixels only give the same bits; without SSIM, whose windows see the photo beyond a mask's edge."""
+    splats = []
+    for name, colour in (("red", (255, 0, 0)), ("green", (0, 255, 0))):
+        scene = tmp_path / name
+        for file in sorted((tiny_scene / "images").iterdir()):
+            photo = np.asarray(Image.open(file).convert("RGB")).copy()
+            mask = np.full(photo.shape[:2], 255, np.uint8)
+            photo[10:30, 20:40], mask[10:30, 20:40] = colour, 0
+            _save(scene / "images" / file.name, photo)
+            _save(scene / "masks" / file.name, mask)
+        (scene / "sparse").symlink_to(tiny_scene / "sparse")
+        flags = (
+            "--iterations",
+            12,
+            "--device",
+            "cpu",
+            "--max-gaussians",
+            1000,
+            "--start-downscale",
+            2,
+            "--full-size-from",
+            6,
+            "--lambda-dssim",
+            0,
+        )
+        run = tmp_path / f"run_{name}"
+        kind = ("--density.kind", "multiview", "--density.interval", 4, "--density.from-iteration", 1, "--density.until-iteration", 10)
+        trained = gs_train("train", scene, "--out", run, *flags, *kind)
+        assert trained.returncode == 0, trained.stderr
+        assert "8 of 8 photos have a mask" in trained.stderr
+        evaluated = gs_train("eval", run)
+        assert evaluated.returncode == 0, evaluated.stderr
+        figures = json.loads((run / "per_view.json").read_text())
+        splats.append(((run / "point_cloud/iteration_12/point_cloud.ply").read_bytes(), [view["psnr"] for view in figures.values()]))
+    assert splats[0] == splats[1]
+
+
+@pytest.mark.slow
+def test_what_is_masked_leaves_no_ghost(tmp_path: Path) -> None:
+    script = Path(__file__).resolve().parents[1] / "scripts" / "bench_masks.py"
+    done = subprocess.run([sys.executable, script, tmp_path / "out"], capture_output=True, text=True, check=False, cwd=script.parents[1])
+    assert done.returncode == 0, done.stderr
+    gain = next(line.split("|")[2] for line in done.stdout.splitlines() if line.startswith("| gain"))
+    assert float(gain) >= 1.0
