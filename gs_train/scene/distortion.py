@@ -127,10 +127,9 @@ def _fold(lens: Lens) -> float:
     with np.errstate(all="ignore"):
         # The slope of r a(q) / b(q) is (a b + 2 q (a' b - a b')) / b^2, with q = r^2.
         slope = above * below + Polynomial((0.0, 2.0)) * (above.deriv() * below - above * below.deriv())
-        try:
-            roots = np.concatenate([part.trim().roots() for part in (slope, below)])
-        except np.linalg.LinAlgError:  # coefficients that overflow, which no lens has
-            return 0.0
+    if not np.isfinite(slope.coef).all():  # coefficients that overflow, which no lens has
+        return 0.0
+    roots = np.concatenate([part.trim().roots() for part in (slope, below)])
     positive = roots.real[(abs(roots.imag) <= 1e-9 * abs(roots)) & (roots.real > 0)]
     return math.sqrt(positive.min()) if len(positive) else math.inf
 
