@@ -12,13 +12,13 @@ def over(pixels: NDArray[np.uint8], background: Tensor) -> Tensor:
     """Composite a photo over a colour.
 
     Args:
-        pixels: [H, W, 3] uint8 RGB, or [H, W, 4] with alpha and the colours multiplied by it.
+        pixels: [H, W, 3] uint8 RGB, or [H, W, 4 or 5] with alpha fourth and the colours multiplied by it; a fifth channel is passed over.
         background: [3] float32 in 0..1, on the device that the result is wanted on; no gradient flows to it.
 
     Returns:
         [H, W, 3] float32 in 0..1.
     """
     photo = torch.from_numpy(pixels).to(background.device).float() / 255.0
-    if pixels.shape[2] == 4:
-        photo = photo[:, :, :3] + (1.0 - photo[:, :, 3:]) * background.detach()
+    if pixels.shape[2] >= 4:
+        photo = photo[:, :, :3] + (1.0 - photo[:, :, 3:4]) * background.detach()
     return photo

@@ -19,6 +19,7 @@ from PIL import Image
 
 from gs_train.errors import UserError
 from gs_train.scene.types import View
+from gs_train.scene.undistort import resample
 
 Result = TypeVar("Result")
 
@@ -49,7 +50,7 @@ class ImageCache:
         return len(self._images)
 
     def get(self, index: int, downscale: int = 1) -> NDArray[np.uint8]:
-        """[H, W, 3 or 4] uint8 of view ``index``, as ``decode_image`` gives it: the cache's own array, not to be written to.
+        """[H, W, 3, 4 or 5] uint8 of view ``index``, as ``decode_image`` gives it: the cache's own array, not to be written to.
 
         Args:
             downscale: with N, each pixel is the mean of N x N; made when first asked for, then kept.
@@ -93,22 +94,28 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def decode_image(view: View) -> NDArray[np.uint8]:
-    """[H, W, 3] uint8 RGB at the size of ``view.camera``; [H, W, 4] with alpha, and the colours multiplied by it, where the file has alpha.
+    """[H, W, 3] uint8 RGB at the size of ``view.camera``; [H, W, 4] with alpha, and the colours multiplied by it, where the file has alpha;
+    [H, W, 5] where some pixels have no source, alpha then always there and the last channel saying which pixels count (255) and which
+    do not (0).
 
     Where the file has another size, Lanczos is used: the half- and quarter-size folders of the public benchmarks were made with it, so
-    that training on them or on a resized original agrees.
+    that training on them or on a resized original agrees. A distorted photo is brought to the size of ``view.lens`` in this way, and
+    then undistorted by one bilinear resampling.
 
     Raises:
         UserError: the file is truncated, cannot be decoded, or has more than 500 megapixels.
     """
-    size = (view.camera.width, view.camera.height)
+    source = view.lens or view.camera
+    size = (source.width, source.height)
     with _opened(view.image_path) as stored:
         planes = _planes(stored)
         if stored.size != size:
             planes = [plane.resize(size, Image.Resampling.LANCZOS) for plane in planes]
         pixels = np.concatenate([np.atleast_3d(np.asarray(plane)) for plane in planes], axis=2)
+    if pixels.shape[2] == 4 and pixels[:, :, 3].min() == 255:
         # Where a photo is opaque throughout, alpha says nothing.
-        return pixels[:, :, :3].copy() if pixels.shape[2] == 4 and pixels[:, :, 3].min() == 255 else pixels
+        pixels = pixels[:, :, :3].copy()
+    return pixels if view.lens is None else resample(pixels, view.lens, view.camera)
 
 
 def _for_each(function: Callable[[View], Result], views: Sequence[View]) -> list[Result]:
