@@ -18,7 +18,7 @@ FLAGS = {
         --iterations --sh-degree --sh-degree-interval --lambda-dssim --max-gaussians
         --start-downscale --full-size-from --antialiased --no-antialiased --background --seed
         --device --save-every --keep --log-every
-        --images --resolution --test-every --skip-missing --no-skip-missing
+        --images --resolution --test-every --skip-missing --no-skip-missing --undistort
         --optimizer.xyz-lr-init --optimizer.xyz-lr-final --optimizer.xyz-lr-delay-steps --optimizer.xyz-lr-delay-mult
         --optimizer.xyz-lr-max-steps --optimizer.f-dc-lr --optimizer.f-rest-lr --optimizer.opacity-lr --optimizer.scaling-lr
         --optimizer.rotation-lr

@@ -47,8 +47,7 @@ class SceneConfig:
     skip_missing: bool = False
     """Go on without the photos that the model lists and that are not on disk."""
     undistort: Undistort = "crop"
-    """Undistorted photos: crop leaves out what is not filled, full keeps every pixel of the photo and leaves the unfilled ones out of the
-    loss."""
+    """What is left of photos when their lens distortion is taken out: crop keeps what fills a picture, full every pixel of the photo."""
 
     def __post_init__(self) -> None:
         """Refuse values that no flag may take."""
@@ -58,6 +57,8 @@ class SceneConfig:
             raise UserError(f"--resolution is {self.resolution}: give 1, 2, 4, 8 or -1.")
         if self.test_every < 0:
             raise UserError(f"--test-every is {self.test_every}: give 0 (train on all photos) or a positive number.")
+        if self.undistort not in ("crop", "full"):
+            raise UserError(f"--undistort is {self.undistort}: give crop or full.")
 
 
 def load_scene(path: Path, config: SceneConfig) -> Scene:
