@@ -69,11 +69,14 @@ def _scene_facts(path: Path, notify: Callable[[str], None]) -> Facts:
     scene = load_scene(path, SceneConfig())
     for notice in scene.notices:
         notify(notice)
-    sizes = Counter(f"{view.camera.width}x{view.camera.height}" for view in (*scene.train_views, *scene.test_views))
+    views = (*scene.train_views, *scene.test_views)
+    sizes = Counter(f"{view.camera.width}x{view.camera.height}" for view in views)
+    lenses = Counter(f"{view.lens.model}, undistorted when read" if view.lens else "no distortion" for view in views)
     return [
         ("scene", str(path)),
         ("views", f"{len(scene.train_views)} to train on, {len(scene.test_views)} to test on"),
         ("training size", ", ".join(f"{size} px ({count})" for size, count in sizes.most_common())),
+        ("lens", ", ".join(f"{lens} ({count})" for lens, count in lenses.most_common())),
         ("points", f"{len(scene.points.xyz):,}"),
         ("extent", f"{scene.extent:.4g} world units"),
     ]

@@ -146,13 +146,14 @@ def test_fewer_than_two_training_views(tmp_path: Path) -> None:
     assert "--test-every 0" in sentence
 
 
-def test_distorted_camera_model(tmp_path: Path) -> None:
+def test_distortion_that_no_lens_has(tmp_path: Path) -> None:
     model = Model()
     opencv = next(number for number, (name, _) in CAMERA_MODELS.items() if name == "OPENCV")
-    model.cameras[0] = (1, opencv, 40, 30, (42.0, 43.0, 21.0, 14.0, 0.1, 0.0, 0.0, 0.0))
-    sentence = refused("train", scene_of(model, tmp_path / "scene"))
-    assert "OPENCV" in sentence
-    assert "undistort" in sentence
+    model.cameras[0] = (1, opencv, 40, 30, (42.0, 43.0, 21.0, 14.0, -9.0, 0.0, 0.0, 0.0))
+    folder = scene_of(model, tmp_path / "scene")
+    sentence = refused("train", folder)
+    assert str(folder / "sparse/0/cameras.txt") in sentence
+    assert "camera 1 (OPENCV) cannot be inverted" in sentence
 
 
 # ---- flags, presets, folders

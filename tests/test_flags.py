@@ -20,6 +20,7 @@ FLAGS = {
         --init-from --exposure --refine-poses --no-refine-poses --depth-weight --seed
         --device --save-every --keep --log-every
         --images --masks --alpha --resolution --test-every --skip-missing --no-skip-missing --allow-outside --no-allow-outside
+        --undistort
         --optimizer.xyz-lr-init --optimizer.xyz-lr-final --optimizer.xyz-lr-delay-steps --optimizer.xyz-lr-delay-mult
         --optimizer.xyz-lr-max-steps --optimizer.f-dc-lr --optimizer.f-rest-lr --optimizer.opacity-lr --optimizer.scaling-lr
         --optimizer.rotation-lr --optimizer.f-rest-interval --optimizer.visible-only --optimizer.no-visible-only

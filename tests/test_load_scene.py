@@ -221,15 +221,9 @@ def test_a_file_that_is_no_photo(tmp_path: Path) -> None:
     _refused(tmp_path, r"e\.png cannot be decoded")
 
 
-def test_distorted_cameras_are_refused_by_name(tmp_path: Path) -> None:
-    distorted = (7, 2, 20, 30, (33.0, 10.5, 15.5, 0.01))
-    model = Model(cameras=[Model().cameras[0], distorted])
-    _refused(_scene(tmp_path, model), r"cameras\.bin has a camera of model SIMPLE_RADIAL.*undistort")
-
-
 def test_a_distorted_camera_that_no_image_uses_does_no_harm(tmp_path: Path) -> None:
     model = Model()
-    model.cameras.append((9, 4, 40, 30, (42.0, 43.0, 21.0, 14.0, 0.1, 0.1, 0.0, 0.0)))
+    model.cameras.append((9, 4, 40, 30, (42.0, 43.0, 21.0, 14.0, -9.0, 0.1, 0.0, 0.0)))
     assert len(load_scene(_scene(tmp_path, model), ALL).train_views) == 4
 
 
@@ -248,7 +242,13 @@ def test_no_points_and_bad_points_are_said_aloud(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "flag"), [({"resolution": 3}, "--resolution"), ({"test_every": -1}, "--test-every"), ({"images": ""}, "--images")]
+    ("changes", "flag"),
+    [
+        ({"resolution": 3}, "--resolution"),
+        ({"test_every": -1}, "--test-every"),
+        ({"images": ""}, "--images"),
+        ({"undistort": "no"}, "--undistort"),
+    ],
 )
 def test_config_refuses_by_flag(changes: dict[str, object], flag: str) -> None:
     with pytest.raises(UserError, match=flag):
@@ -285,7 +285,7 @@ def test_extent() -> None:
 
 
 def test_the_scene_package_does_not_import_torch() -> None:
-    modules = "colmap images load sample sample_render types"
+    modules = "colmap distortion images load sample sample_render types undistort"
     code = f"import sys, importlib\nfor m in {modules.split()}: importlib.import_module('gs_train.scene.' + m)\n"
     code += "print([m for m in ('torch', 'numba', 'scipy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -298,6 +298,9 @@ def test_the_scene_package_does_not_import_torch() -> None:
         ("desk", 25, 4, 7562, (572, 321)),
         ("llff_fern_undistorted", 17, 3, 3996, (497, 372)),
         ("m360_bonsai93", 81, 12, 28950, (540, 360)),
+        ("desk_distorted", 25, 4, 7562, (640, 358)),
+        ("llff_fern", 17, 3, 3996, (498, 373)),
+        ("fox_colmap", 43, 7, 8958, (355, 634)),
     ],
 )
 def test_real_scenes(shared_scenes: Path, name: str, train: int, test: int, points: int, size: tuple[int, int]) -> None:
@@ -305,8 +308,3 @@ def test_real_scenes(shared_scenes: Path, name: str, train: int, test: int, poin
     assert (len(scene.train_views), len(scene.test_views), len(scene.points.xyz)) == (train, test, points)
     assert all((view.camera.width, view.camera.height) == size for view in scene.train_views)
     assert scene.notices == ()
-
-
-@pytest.mark.parametrize("name", ["desk_distorted", "fox_colmap", "llff_fern"])
-def test_real_distorted_scenes_are_refused(shared_scenes: Path, name: str) -> None:
-    _refused(shared_scenes / name, r"cameras\.bin has a camera of model \w+, whose lens distortion")

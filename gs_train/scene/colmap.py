@@ -78,6 +78,10 @@ class ColmapCamera:
         fx, fy, cx, cy = self.params[:4]
         return fx, fy, cx, cy
 
+    def distortion(self) -> tuple[float, ...]:
+        """The parameters after focal length(s) and principal point."""
+        return self.params[3 if self.model in _ONE_FOCAL_LENGTH else 4 :]
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ColmapImage:

@@ -20,6 +20,7 @@ from PIL import Image
 
 from gs_train.errors import UserError
 from gs_train.scene.types import View
+from gs_train.scene.undistort import resample
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -102,12 +103,14 @@ def decode_image(view: View) -> NDArray[np.uint8]:
     are 255 throughout are left out.
 
     Where the file has another size, Lanczos is used: the half- and quarter-size folders of the public benchmarks were made with it, so
-    that training on them or on a resized original agrees.
+    that training on them or on a resized original agrees. A distorted photo is brought to the size of ``view.lens`` in this way, and
+    then undistorted by one bilinear resampling.
 
     Raises:
         UserError: the file or its mask is truncated, cannot be decoded, or has more than 500 megapixels.
     """
-    size = (view.camera.width, view.camera.height)
+    source = view.lens or view.camera
+    size = (source.width, source.height)
     with _opened(view.image_path) as stored:
         planes = [stored.convert("RGB")] if view.alpha == "ignore" and stored.has_transparency_data else _planes(stored)
         if view.mask_path is not None:
@@ -117,7 +120,10 @@ def decode_image(view: View) -> NDArray[np.uint8]:
         if stored.size != size:
             planes = [plane.resize(size, Image.Resampling.LANCZOS) for plane in planes]
         pixels = np.concatenate([np.atleast_3d(np.asarray(plane)) for plane in planes], axis=2)
-    return _telling(_weigh_by_alpha(_whole_pixels(pixels)) if view.alpha == "mask" else _whole_pixels(pixels))
+    if view.lens is not None:
+        pixels = resample(pixels, view.lens, view.camera)
+    pixels = _whole_pixels(pixels)
+    return _telling(_weigh_by_alpha(pixels) if view.alpha == "mask" else pixels)
 
 
 def decode_mask(path: Path) -> NDArray[np.uint8]:

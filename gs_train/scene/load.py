@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 
 from gs_train.errors import UserError
 from gs_train.scene.colmap import MODEL_FOLDERS, ColmapCamera, ColmapImage, ColmapModel, find_model, read_model
+from gs_train.scene.distortion import is_pinhole
 from gs_train.scene.images import image_size
 from gs_train.scene.masks import with_masks
 from gs_train.scene.transforms import TRANSFORMS_FILES, find_transforms, read_blender, read_transforms
-from gs_train.scene.types import AlphaUse, Camera, PointCloud, Scene, View
+from gs_train.scene.types import AlphaUse, Lens, PointCloud, Scene, View
+from gs_train.scene.undistort import WIDEST_DEG, FoldedLensError, Undistort, pinhole_for
 
 _AUTO_WIDTH_PX = 1600
 _ROUNDING_PX = 1.0
@@ -52,6 +54,8 @@ class SceneConfig:
     """Go on without the photos that the model lists and that are not on disk."""
     allow_outside: bool = False
     """Take photos and points from outside the scene folder, where a transforms.json names them there."""
+    undistort: Undistort = "crop"
+    """What is left of photos when their lens distortion is taken out: crop keeps what fills a picture, full every pixel of the photo."""
 
     def __post_init__(self) -> None:
         """Refuse values that no flag may take."""
@@ -65,6 +69,8 @@ class SceneConfig:
             raise UserError(f"--resolution is {self.resolution}: give 1, 2, 4, 8 or -1.")
         if self.test_every < 0:
             raise UserError(f"--test-every is {self.test_every}: give 0 (train on all photos) or a positive number.")
+        if self.undistort not in ("crop", "full"):
+            raise UserError(f"--undistort is {self.undistort}: give crop or full.")
 
 
 def load_scene(path: Path, config: SceneConfig) -> Scene:
@@ -81,7 +87,7 @@ def load_scene(path: Path, config: SceneConfig) -> Scene:
     model = _find_and_read(path, config)
     folder = path.parent if path.is_file() else path
     photos = _find_photos(folder, config, model)
-    views = tuple(replace(_view(photos, image, model, config.resolution), alpha=config.alpha) for image in photos.images)
+    views = tuple(_view(photos, image, model, config) for image in photos.images)
     views, mask_notices = _masked(views, folder, config)
     _refuse_tiny(views, config.resolution)
     train, test = _split(views, config.test_every, model.test_names, path)
@@ -92,7 +98,7 @@ def load_scene(path: Path, config: SceneConfig) -> Scene:
         test_views=test,
         points=points,
         extent=scene_extent(train, points),
-        notices=(*model.notices, *photos.notices, *mask_notices, *point_notices),
+        notices=(*model.notices, *photos.notices, *_narrowed(views, config.undistort), *mask_notices, *point_notices),
     )
 
 
@@ -129,11 +135,6 @@ def _find_and_read(path: Path, config: SceneConfig) -> ColmapModel:
         raise UserError(f"{model.images_path} registers no images: run the reconstruction again, or choose another of its models.")
     for image in model.images:
         _refuse_absurd(model.cameras_path, image.camera_id, model.cameras[image.camera_id])
-        camera_model = model.cameras[image.camera_id].model
-        if camera_model not in ("SIMPLE_PINHOLE", "PINHOLE"):
-            # The other models need their photos undistorted; whatever learns that takes this refusal's place.
-            told = f"{model.cameras_path} has a camera of model {camera_model}, whose lens distortion cannot be trained"
-            raise UserError(f"{told}: undistort the scene first with `colmap image_undistorter`.")
     return model
 
 
@@ -249,7 +250,7 @@ def _masked(views: tuple[View, ...], path: Path, config: SceneConfig) -> tuple[t
 # ---- views
 
 
-def _view(photos: _Photos, image: ColmapImage, model: ColmapModel, resolution: int) -> View:
+def _view(photos: _Photos, image: ColmapImage, model: ColmapModel, config: SceneConfig) -> View:
     file = photos.folder / image.name
     source = model.cameras[image.camera_id]
     size = image_size(file)
@@ -258,8 +259,23 @@ def _view(photos: _Photos, image: ColmapImage, model: ColmapModel, resolution: i
     if not _fits(size, source, 1) and not (suffix and _fits(size, source, int(suffix[1]))):
         told = f"{file} is {size[0]}x{size[1]} px and its camera in {model.cameras_path} is {source.width}x{source.height}"
         raise UserError(f"{told}: use the photos that the model was made from (`gs-train train --images` names another folder).")
-    camera = _pinhole(source, size if photos.reduced else _training_size(size, resolution))
-    return View(name=image.name, image_path=file, camera=camera, world_to_camera=image.world_to_camera, point_ids=image.point_ids)
+    lens = _lens(source).resized(*(size if photos.reduced else _training_size(size, config.resolution)))
+    try:
+        camera = pinhole_for(lens, config.undistort).camera
+    except FoldedLensError:
+        told = f"{model.cameras_path}: the distortion {lens.distortion} of camera {image.camera_id} ({lens.model}) cannot be inverted over"
+        raise UserError(
+            f"{told} its {source.width}x{source.height} px: run the reconstruction again, with another camera model if need be."
+        ) from None
+    return View(
+        name=image.name,
+        image_path=file,
+        camera=camera,
+        world_to_camera=image.world_to_camera,
+        lens=None if is_pinhole(lens) else lens,
+        alpha=config.alpha,
+        point_ids=image.point_ids,
+    )
 
 
 def _training_size(size: tuple[int, int], resolution: int) -> tuple[int, int]:
@@ -280,11 +296,18 @@ def _refuse_tiny(views: Sequence[View], resolution: int) -> None:
             raise UserError(f"{told}, and each side takes at least {_SMALLEST_SIDE_PX}: train with --resolution 1, or on larger photos.")
 
 
-def _pinhole(source: ColmapCamera, size: tuple[int, int]) -> Camera:
-    """The camera of ``source`` at ``size``. With pixel centres at +0.5, resizing plainly scales each axis' intrinsics."""
+def _lens(source: ColmapCamera) -> Lens:
     fx, fy, cx, cy = source.focal_and_centre()
-    scale_x, scale_y = size[0] / source.width, size[1] / source.height
-    return Camera(width=size[0], height=size[1], fx=fx * scale_x, fy=fy * scale_y, cx=cx * scale_x, cy=cy * scale_y)
+    size = {"width": source.width, "height": source.height}
+    return Lens(model=source.model, **size, fx=fx, fy=fy, cx=cx, cy=cy, distortion=source.distortion())
+
+
+def _narrowed(views: Sequence[View], undistort: Undistort) -> list[str]:
+    """What to say of photos that see more than a pinhole camera may."""
+    count = sum(view.lens is not None and pinhole_for(view.lens, undistort).narrowed for view in views)
+    if not count:
+        return []
+    return [f"{count} of {len(views)} photos see more than {WIDEST_DEG:g} degrees across: they are undistorted and cropped to that."]
 
 
 def _split(

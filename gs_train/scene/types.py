@@ -49,6 +49,33 @@ class Camera:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Lens:
+    """A camera as a reconstruction has it, with the distortion of its lens. What the numbers mean is in ``distortion.py``."""
+
+    model: str
+    """COLMAP's name of the camera model."""
+    width: int
+    """Width of the distorted image, px."""
+    height: int
+    """Height of the distorted image, px."""
+    fx: float
+    """Focal length along x, px."""
+    fy: float
+    """Focal length along y, px."""
+    cx: float
+    """Principal point x, px."""
+    cy: float
+    """Principal point y, px."""
+    distortion: tuple[float, ...]
+    """The model's parameters after focal length and principal point, in COLMAP's order."""
+
+    def resized(self, width: int, height: int) -> Lens:
+        """The lens of the same image at another size. With pixel centres at +0.5, resizing plainly scales each axis' intrinsics."""
+        x, y = width / self.width, height / self.height
+        return replace(self, width=width, height=height, fx=self.fx * x, fy=self.fy * y, cx=self.cx * x, cy=self.cy * y)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class View:
     """One photo: where its file is, the camera it is trained with, and where that camera stood."""
@@ -67,6 +94,8 @@ class View:
     """The mask, whose black pixels do not count. Its size may differ from the photo's, not its shape."""
     alpha: AlphaUse = "composite"
     """What to make of the photo's alpha, where it has any."""
+    lens: Lens | None = None
+    """What the photo in the file was taken through, where it has to be undistorted to become ``camera``'s; at about the training size."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
