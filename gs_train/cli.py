@@ -219,11 +219,12 @@ def run_sample(command: flags.SampleCommand) -> int:
 
 
 def run_info(command: flags.InfoCommand) -> int:
-    """``gs-train info``."""
-    from gs_train.info import describe
+    """``gs-train info``: returns 2 for a scene with faults, which are all told."""
+    from gs_train.info import FAULT, describe
 
-    _print_facts(describe(command.path, _note))
-    return 0
+    facts = describe(command.path, _note)
+    _print_facts(facts)
+    return _USER_ERROR if any(name == FAULT for name, _ in facts) else 0
 
 
 def run_doctor(_command: flags.DoctorCommand) -> int:

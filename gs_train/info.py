@@ -1,6 +1,6 @@
 """What ``gs-train info`` says of a path: the facts of a scene, a run, a checkpoint or a splat file, as lines of name and value.
 
-It reads and checks; it prints and changes nothing. The invariant: whatever it describes without a UserError, the other subcommands take.
+It reads and checks; it prints and changes nothing. The invariant: whatever it describes without a fault, the other subcommands take.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from gs_train.config import read_config
 from gs_train.errors import UserError
 from gs_train.formats.ply import read_ply
 from gs_train.formats.splat_data import SplatData
+from gs_train.scene.images import image_faults
 from gs_train.scene.load import SceneConfig, load_scene
 from gs_train.train.folder import RunFolder
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from gs_train.train.checkpoint import Checkpoint
 
 Facts = list[tuple[str, str]]
+FAULT = "fault"
+"""Name of the facts that keep a scene from being trained on."""
 
 
 def describe(path: Path, notify: Callable[[str], None]) -> Facts:
@@ -66,9 +69,17 @@ def sound_checkpoint(path: Path) -> Checkpoint:
 
 
 def _scene_facts(path: Path, notify: Callable[[str], None]) -> Facts:
-    scene = load_scene(path, SceneConfig())
+    """What was understood of a scene, and every fault that keeps it from being trained on; its photos are decoded for that."""
+    faults: list[UserError] = []
+    try:
+        scene = load_scene(path, SceneConfig(), faults.append)
+    except UserError as fault:
+        if not faults:
+            raise
+        return [("scene", str(path)), *((FAULT, str(each)) for each in [*faults, fault])]
     for notice in scene.notices:
         notify(notice)
+    faults += image_faults((*scene.train_views, *scene.test_views))
     views = (*scene.train_views, *scene.test_views)
     sizes = Counter(f"{view.camera.width}x{view.camera.height}" for view in views)
     lenses = Counter(f"{view.lens.model}, undistorted when read" if view.lens else "no distortion" for view in views)
@@ -79,6 +90,7 @@ def _scene_facts(path: Path, notify: Callable[[str], None]) -> Facts:
         ("lens", ", ".join(f"{lens} ({count})" for lens, count in lenses.most_common())),
         ("points", f"{len(scene.points.xyz):,}"),
         ("extent", f"{scene.extent:.4g} world units"),
+        *((FAULT, str(fault)) for fault in faults),
     ]
 
 

@@ -64,8 +64,9 @@ def main() -> None:
     found = {name: measure(out / name, out / f"run_{name}", flags) for name in ("unmasked", "masked")}
     print("\n| the disc is | test PSNR, dB | test SSIM |\n|---|---|---|")
     for name, evaluation in found.items():
-        print(f"| {name} | {evaluation.psnr:.2f} | {evaluation.ssim:.4f} |")
-    print(f"| gain | {found['masked'].psnr - found['unmasked'].psnr:.2f} | {found['masked'].ssim - found['unmasked'].ssim:.4f} |")
+        print(f"| {name} | {evaluation.mean.psnr:.2f} | {evaluation.mean.ssim:.4f} |")
+    masked, unmasked = found["masked"].mean, found["unmasked"].mean
+    print(f"| gain | {masked.psnr - unmasked.psnr:.2f} | {masked.ssim - unmasked.ssim:.4f} |")
 
 
 if __name__ == "__main__":

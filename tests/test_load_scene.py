@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from colmap_files import Model
+from command_line import gs_train
 from PIL import Image
 
 from gs_train.errors import UserError
@@ -308,3 +310,21 @@ def test_real_scenes(shared_scenes: Path, name: str, train: int, test: int, poin
     assert (len(scene.train_views), len(scene.test_views), len(scene.points.xyz)) == (train, test, points)
     assert all((view.camera.width, view.camera.height) == size for view in scene.train_views)
     assert scene.notices == ()
+
+
+def test_every_fault_is_told_where_somebody_listens(tiny_scene: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_scene, tmp_path / "scene")
+    photos = sorted((tmp_path / "scene" / "images").iterdir())
+    photos[1].unlink()
+    Image.new("RGB", (10, 90)).save(photos[3])
+    photos[5].write_bytes(photos[5].read_bytes()[:-200])
+    faults: list[UserError] = []
+    scene = load_scene(tmp_path / "scene", SceneConfig(), faults.append)
+    assert [word for word in (photos[1].name, photos[3].name) if not any(word in str(fault) for fault in faults)] == []
+    assert len(faults) == 2 and len(scene.train_views) + len(scene.test_views) == len(photos) - 2
+    with pytest.raises(UserError, match=photos[1].name):
+        load_scene(tmp_path / "scene", SceneConfig())
+    told = gs_train("info", tmp_path / "scene")
+    assert told.returncode == 2
+    for photo in (photos[1], photos[3], photos[5]):
+        assert sum(photo.name in line for line in told.stdout.splitlines() if line.startswith("fault")) == 1

@@ -78,11 +78,21 @@ def check_images(views: Sequence[View]) -> None:
     Raises:
         UserError: as ``ImageCache`` does.
     """
+    for fault in image_faults(views):
+        raise fault
 
-    def check(view: View) -> None:
-        decode_image(view)
 
-    for_each(check, views)
+def image_faults(views: Sequence[View]) -> Iterator[UserError]:
+    """What is wrong with the views' images, in their order, found by decoding them all."""
+
+    def fault_of(view: View) -> UserError | None:
+        try:
+            decode_image(view)
+        except UserError as fault:
+            return fault
+        return None
+
+    yield from (fault for fault in for_each(fault_of, views) if fault is not None)
 
 
 def image_size(path: Path) -> tuple[int, int]:

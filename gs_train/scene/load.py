@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, ParamSpec, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,9 @@ from gs_train.scene.masks import with_masks
 from gs_train.scene.transforms import TRANSFORMS_FILES, find_transforms, read_blender, read_transforms
 from gs_train.scene.types import AlphaUse, Lens, PointCloud, Scene, View
 from gs_train.scene.undistort import WIDEST_DEG, FoldedLensError, Undistort, pinhole_for
+
+P = ParamSpec("P")
+Result = TypeVar("Result")
 
 _AUTO_WIDTH_PX = 1600
 _ROUNDING_PX = 1.0
@@ -73,23 +76,33 @@ class SceneConfig:
             raise UserError(f"--undistort is {self.undistort}: give crop or full.")
 
 
-def load_scene(path: Path, config: SceneConfig) -> Scene:
+def _raise(fault: UserError) -> None:
+    raise fault
+
+
+def load_scene(path: Path, config: SceneConfig, on_fault: Callable[[UserError], None] = _raise) -> Scene:
     """Read the scene in ``path``; opens the photos' headers, decodes none, but the masks.
 
     Args:
         path: folder that holds the photos and a COLMAP model, transforms.json or transforms_train.json; or a file like the latter two,
             beside its photos.
         config: see ``SceneConfig``.
+        on_fault: takes what would keep the scene from being trained on. If it returns, the scene is read on without what is at fault, so
+            that all faults can be told and not the first one alone; the scene that comes back is then not fit for training.
 
     Raises:
-        UserError: anything that would keep the scene from being trained on.
+        UserError: what there is no reading on after; and by the default ``on_fault`` any fault.
     """
     model = _find_and_read(path, config)
+    for camera_id in sorted({image.camera_id for image in model.images}):
+        _attempt(on_fault, _refuse_absurd, model.cameras_path, camera_id, model.cameras[camera_id])
     folder = path.parent if path.is_file() else path
-    photos = _find_photos(folder, config, model)
-    views = tuple(_view(photos, image, model, config) for image in photos.images)
-    views, mask_notices = _masked(views, folder, config)
-    _refuse_tiny(views, config.resolution)
+    photos = _find_photos(folder, config, model, on_fault)
+    found = [_attempt(on_fault, _view, photos, image, model, config) for image in photos.images]
+    views = tuple(view for view in found if view is not None)
+    views, mask_notices = _attempt(on_fault, _masked, views, folder, config) or (views, [])
+    for view in views:
+        _attempt(on_fault, _refuse_tiny, view, config.resolution)
     train, test = _split(views, config.test_every, model.test_names, path)
     points, point_notices = _finite_points(model.points)
     return Scene(
@@ -100,6 +113,15 @@ def load_scene(path: Path, config: SceneConfig) -> Scene:
         extent=scene_extent(train, points),
         notices=(*model.notices, *photos.notices, *_narrowed(views, config.undistort), *mask_notices, *point_notices),
     )
+
+
+def _attempt(on_fault: Callable[[UserError], None], function: Callable[P, Result], *args: P.args, **kwargs: P.kwargs) -> Result | None:
+    """``function`` of the arguments; None after a fault that ``on_fault`` has taken."""
+    try:
+        return function(*args, **kwargs)
+    except UserError as fault:
+        on_fault(fault)
+        return None
 
 
 def camera_centres(views: Sequence[View]) -> NDArray[np.float64]:
@@ -133,8 +155,6 @@ def _find_and_read(path: Path, config: SceneConfig) -> ColmapModel:
     model = _read_file(path, config) if is_file else _read_folder(path, config)
     if not model.images:
         raise UserError(f"{model.images_path} registers no images: run the reconstruction again, or choose another of its models.")
-    for image in model.images:
-        _refuse_absurd(model.cameras_path, image.camera_id, model.cameras[image.camera_id])
     return model
 
 
@@ -183,7 +203,7 @@ class _Photos:
     notices: tuple[str, ...] = ()
 
 
-def _find_photos(path: Path, config: SceneConfig, model: ColmapModel) -> _Photos:
+def _find_photos(path: Path, config: SceneConfig, model: ColmapModel, on_fault: Callable[[UserError], None]) -> _Photos:
     images = tuple(sorted(model.images, key=lambda image: image.name))
     notices: list[str] = []
     if model.names_from_scene and config.images != SceneConfig.images:
@@ -204,8 +224,9 @@ def _find_photos(path: Path, config: SceneConfig, model: ColmapModel) -> _Photos
         named = ", ".join(missing[:_NAMED_AT_MOST]) + (", ..." if len(missing) > _NAMED_AT_MOST else "")
         told = f"{len(missing)} of {len(images)} images that {model.images_path} lists are not in {folder} ({named})"
         if not config.skip_missing:
-            raise UserError(f"{told}: copy them there, or train without them with `gs-train train --skip-missing`.")
-        notices.append(f"{told}: going on without them.")
+            on_fault(UserError(f"{told}: copy them there, or train without them with `gs-train train --skip-missing`."))
+        else:
+            notices.append(f"{told}: going on without them.")
         gone = set(missing)
         images = tuple(image for image in images if image.name not in gone)
     return _Photos(folder=folder, reduced=False, images=images, notices=tuple(notices))
@@ -288,12 +309,11 @@ def _training_size(size: tuple[int, int], resolution: int) -> tuple[int, int]:
     return max(1, round(width / resolution)), max(1, round(height / resolution))
 
 
-def _refuse_tiny(views: Sequence[View], resolution: int) -> None:
-    for view in views:
-        width, height = view.camera.width, view.camera.height
-        if min(width, height) < _SMALLEST_SIDE_PX:
-            told = f"{view.image_path} would be trained at {width}x{height} px with --resolution {resolution}"
-            raise UserError(f"{told}, and each side takes at least {_SMALLEST_SIDE_PX}: train with --resolution 1, or on larger photos.")
+def _refuse_tiny(view: View, resolution: int) -> None:
+    width, height = view.camera.width, view.camera.height
+    if min(width, height) < _SMALLEST_SIDE_PX:
+        told = f"{view.image_path} would be trained at {width}x{height} px with --resolution {resolution}"
+        raise UserError(f"{told}, and each side takes at least {_SMALLEST_SIDE_PX}: train with --resolution 1, or on larger photos.")
 
 
 def _lens(source: ColmapCamera) -> Lens:
