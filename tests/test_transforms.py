@@ -195,6 +195,13 @@ def test_points(tmp_path: Path, colours: tuple[str, list[tuple[float, ...]]] | N
     assert scene.notices == ()
 
 
+def test_points_of_the_usual_name_need_not_be_named(tmp_path: Path) -> None:
+    PlyData([_points([(0.5, 0.25, -1.0)], None)]).write(str(tmp_path / "sparse_pc.ply"))
+    scene = load_scene(write(tmp_path, document()).parent, ALL)
+    np.testing.assert_array_equal(scene.points.xyz, [(0.5, 0.25, -1.0)])
+    assert len(scene.notices) == 1 and "sparse_pc.ply" in scene.notices[0]
+
+
 # ---- what bad files get
 
 

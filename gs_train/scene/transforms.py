@@ -29,6 +29,7 @@ from gs_train.scene.types import PointCloud
 TRANSFORMS_FILES = ("transforms.json", "transforms_train.json")
 """What makes a folder such a scene, first match wins."""
 
+_USUAL_POINTS = ("sparse_pc.ply", "sparse_points.ply", "points3d.ply")
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".PNG", ".JPG", ".JPEG")
 _PERSPECTIVE = ("SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV")
 _FISHEYE = "OPENCV_FISHEYE"
@@ -137,7 +138,12 @@ def _listing(file: Path, allow_outside: bool) -> _Listing:
     if scaled:
         told = f"{len(scaled)} of {len(frames)} poses in {file} are scaled (by {min(scaled):.4g} to {max(scaled):.4g})"
         notices.append(f"{told}: the scale is left out, which moves nothing in any image.")
-    points = _points(file, document.get("ply_file_path"), allow_outside)
+    ply = document.get("ply_file_path")
+    if ply is None:
+        # Converters that write points beside the poses do not all name them.
+        ply = next((name for name in _USUAL_POINTS if (file.parent / name).is_file()), None)
+        notices += [] if ply is None else [f"{file} names no points, and {ply} lies beside it: starting from that."]
+    points = _points(file, ply, allow_outside)
     return _Listing(file=file, document=document, frames=frames, points=points, notices=notices)
 
 
