@@ -29,6 +29,7 @@ FLAGS = {
     """,
     "eval": "--scene --device",
     "export": "",
+    "prepare": "--frames",
     "sample": "--seed --views --width --height --points",
     "info": "",
     "doctor": "",
