@@ -87,12 +87,11 @@ def prepare_scene(source: Path, scene: Path, *, frames: int | None, progress: Pr
     for sentence in source_input.notices:
         notify(sentence)
     if "images" not in work.done:
+        if source_input.video:
+            notify(f"Counting the frames of {source}.")  # ffmpeg decodes all of them for it, without a word
         _bring_images(source_input, work, progress)
         work.finish("images")
     names = work.names()
-    if len(names) < FEWEST_PHOTOS:
-        few = f"{source} gives {len(names)} frame{'' if len(names) == 1 else 's'}"
-        raise UserError(f"{few}, and {FEWEST_PHOTOS} are the least: give a longer video, and delete {scene}.")
     if "cameras" not in work.done:
         for file in scene.glob("database.db*"):
             file.unlink()
@@ -164,6 +163,10 @@ def _bring_images(source_input: _Input, work: _Work, progress: Progress) -> None
         partial.mkdir()
         assert source_input.frames is not None
         extract_frames(source_input.source, partial, source_input.frames, lambda done, total: progress("frames", done, total))
+        count = len(list(partial.iterdir()))
+        if count < FEWEST_PHOTOS:
+            few = f"{source_input.source} gives {count} frame{'' if count == 1 else 's'}"
+            raise UserError(f"{few}, and {FEWEST_PHOTOS} are the least: give a longer video, or a folder of photos.")
     else:
         names = stored_names(source_input.files, source_input.source)
         count = len(names)
@@ -330,6 +333,11 @@ class _Work:
             identity, frames, done = record["identity"], record["frames"], record["done"]
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{file} is damaged: delete {self.path} and give the command again.") from None
+        # As long as the photos are not all there nothing depends on them, and one that could not be read may have been put right.
+        if "images" not in done and (identity, frames) != (source_input.identity, source_input.frames):
+            shutil.rmtree(self.path / "images.partial", ignore_errors=True)
+            self._save()
+            return
         if identity != source_input.identity:
             told = f"{self.path} was prepared from other photos than {source_input.source} holds now"
             raise UserError(f"{told}: give a new folder, or delete {self.path}.")

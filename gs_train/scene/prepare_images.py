@@ -7,6 +7,7 @@ and by COLMAP alike, and has its pixels stored the way up they are seen.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -164,6 +165,8 @@ def extract_frames(video: Path, folder: Path, wanted: int, progress: Callable[[i
         UserError: ffmpeg cannot read the file, or reads no frame.
     """
     ffmpeg: Any = import_module("imageio_ffmpeg")
+    # It warns of a video that it turns upright, as is wanted.
+    logging.getLogger("imageio_ffmpeg").setLevel(logging.ERROR)
     try:
         total = int(ffmpeg.count_frames_and_secs(str(video))[0] or 0)
         chosen = choose_sharpest(_frames(ffmpeg, video, lambda read: progress(min(read, total), total)), total, wanted)
