@@ -1,4 +1,4 @@
-"""``gs-train prepare`` with the real pycolmap, on real photos: slow, and skipped where it is not installed or the photos are not at hand."""
+"""``gs-train prepare`` with the real pycolmap, on real photos: slow, and skipped where either is not at hand."""
 
 from __future__ import annotations
 

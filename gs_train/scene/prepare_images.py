@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -86,12 +86,12 @@ def copy_photos(photos: Sequence[Path], targets: Sequence[Path], progress: Calla
     """Copy each photo to its target, upright; those that are there already stay.
 
     Raises:
-        UserError: a photo cannot be decoded or has more than 500 megapixels; the message names it.
+        UserError: a photo cannot be decoded or has more than 500 megapixels; the message names the first such.
     """
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         futures = [pool.submit(_copy_upright, photo, target) for photo, target in zip(photos, targets, strict=True)]
         try:
-            for done, future in enumerate(as_completed(futures), start=1):
+            for done, future in enumerate(futures, start=1):
                 future.result()
                 progress(done)
         except BaseException:
