@@ -220,10 +220,11 @@ def run_prepare(command: flags.PrepareCommand) -> int:
         named = ", ".join(prepared.unregistered[:_NAMED_AT_MOST]) + (", ..." if len(prepared.unregistered) > _NAMED_AT_MOST else "")
         print(f"Not registered: {named}")
     if prepared.registered < _MANY_REGISTERED * prepared.photos:
-        told = (
-            "Few photos were registered: take more between those that were and the others, so that neighbours share most of what they show"
+        parts = (
+            "" if prepared.models == 1 else f" (they fall into {prepared.models} parts that do not hang together, and this is the largest)"
         )
-        _note(f"{told}; blurred photos, bare walls, mirrors and things that move do not help.")
+        told = f"Few photos were registered{parts}: take more between those that were and the others, so that neighbours share most of what"
+        _note(f"{told} they show; blurred photos, bare walls, mirrors and things that move do not help.")
     print(f"Scene: {command.scene}\nNext:  gs-train train {command.scene}")
     return 0
 

@@ -201,7 +201,7 @@ def test_few_registered_photos_are_named_with_advice(prepare: Prepare) -> None:
     assert code == 0
     assert "Registered 4 of 6 photos" in out
     assert "Not registered: IMG_4.png, IMG_5.png\n" in out
-    assert "Few photos were registered: take more" in err
+    assert "(they fall into 2 parts that do not hang together, and this is the largest): take more" in err
     assert len(read_model(prepare.scene / "sparse" / "0").images) == 4
 
 
