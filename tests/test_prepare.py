@@ -205,6 +205,15 @@ def test_few_registered_photos_are_named_with_advice(prepare: Prepare) -> None:
     assert len(read_model(prepare.scene / "sparse" / "0").images) == 4
 
 
+def test_a_camera_beyond_all_bounds_counts_as_not_registered(prepare: Prepare) -> None:
+    prepare.behave(stray=True)
+    code, out, _ = prepare()
+    assert code == 0
+    assert "Registered 5 of 6 photos" in out
+    assert "Not registered: IMG_0.png\n" in out
+    assert len(read_model(prepare.scene / "sparse" / "0").images) == 5, "and what is left can be read"
+
+
 # ---- refusals
 
 

@@ -10,12 +10,14 @@ stdout; COLMAP's own log goes to stderr.
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from statistics import median
 from threading import Thread
 from typing import Any
 
@@ -26,6 +28,8 @@ _PAIRS_AT_ONCE = 100
 # What one thread takes for SIFT at the 3200 px that COLMAP reduces photos to, measured.
 _BYTES_PER_THREAD = 2.3e9
 _FEWEST_PHOTOS = 3
+# Median distances from the middle of the cameras; nobody walks so far, but bundle adjustment can push a badly held camera there, and on.
+_FARTHEST = 100
 
 
 def main() -> None:
@@ -102,6 +106,7 @@ def _model(pycolmap: Any, job: dict[str, Any]) -> None:
         _say(names=[])
         return
     best = max(models.values(), key=lambda model: (model.num_reg_images(), model.num_points3D()))
+    _drop_stray(best)
     Path(job["model"]).mkdir(parents=True)
     best.write_binary(job["model"])
     _say(
@@ -111,6 +116,19 @@ def _model(pycolmap: Any, job: dict[str, Any]) -> None:
         reprojection_error_px=best.compute_mean_reprojection_error(),
         track_length=best.compute_mean_track_length(),
     )
+
+
+def _drop_stray(model: Any) -> None:
+    """Take out the photos whose camera lies absurdly far from the others: their pose is none."""
+    ids = sorted(model.reg_image_ids())
+    centres = [tuple(map(float, model.image(image_id).projection_center())) for image_id in ids]
+    middle = [median(axis) for axis in zip(*centres, strict=True)]
+    distances = [math.dist(centre, middle) for centre in centres]
+    farthest = _FARTHEST * median(distances)
+    for image_id, distance in zip(ids, distances, strict=True):
+        # The comparison is this way round for NaN.
+        if not distance <= farthest:
+            model.deregister_frame(model.image(image_id).frame_id)
 
 
 def threads_for_memory() -> int:

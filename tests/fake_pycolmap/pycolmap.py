@@ -1,7 +1,8 @@
 """A pycolmap that finds whatever it is told to: the calls that ``prepare_worker.py`` makes, on a real database, without any vision.
 
 Tests put this folder on the path of ``gs-train prepare``. In the environment, FAKE_PYCOLMAP is JSON: ``log`` (a file that gets one line a
-call), ``crash`` and ``hang`` (the call that does so after half of its work), ``matching`` and ``registered`` (how many photos do).
+call), ``crash`` and ``hang`` (the call that does so after half of its work), ``matching`` and ``registered`` (how many photos do), ``stray`` (the
+first photo's camera lies beyond all bounds).
 """
 
 from __future__ import annotations
@@ -93,6 +94,8 @@ def incremental_mapping(
 class _Reconstruction:
     def __init__(self, names: list[str]) -> None:
         poses = [(i, (1.0, 0.0, 0.0, 0.0), (0.1 * i, 0.0, 0.0), 1, name) for i, name in enumerate(names, 1)]
+        if TOLD.get("stray"):
+            poses[0] = (*poses[0][:2], (-6e25, 0.0, 1e25), *poses[0][3:])
         self.model = Model(cameras=[(1, 0, 40, 30, (42.0, 20.0, 15.0))], images=poses)
 
     def num_reg_images(self) -> int:
@@ -105,7 +108,11 @@ class _Reconstruction:
         return [row[0] for row in self.model.images]
 
     def image(self, image_id: int) -> SimpleNamespace:
-        return SimpleNamespace(name=self.model.images[image_id - 1][4])
+        (row,) = (row for row in self.model.images if row[0] == image_id)
+        return SimpleNamespace(name=row[4], frame_id=image_id, projection_center=lambda: [-value for value in row[2]])
+
+    def deregister_frame(self, frame_id: int) -> None:
+        self.model.images = [row for row in self.model.images if row[0] != frame_id]
 
     def compute_mean_reprojection_error(self) -> float:
         return 0.7
