@@ -1,8 +1,8 @@
 """A pycolmap that finds whatever it is told to: the calls that ``prepare_worker.py`` makes, on a real database, without any vision.
 
 Tests put this folder on the path of ``gs-train prepare``. In the environment, FAKE_PYCOLMAP is JSON: ``log`` (a file that gets one line a
-call), ``crash`` and ``hang`` (the call that does so after half of its work), ``matching`` and ``registered`` (how many photos do), ``stray`` (the
-first photo's camera lies beyond all bounds).
+call), ``crash`` and ``hang`` (the call that does so after half of its work), ``matching`` and ``registered`` (how many photos do) and
+``stray`` (the first photo's camera lies beyond all bounds).
 """
 
 from __future__ import annotations
