@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _USER_ERROR = 2
 _SIGPIPE = 13
 """Its number on every POSIX system; Windows has no name for it."""
+_NAMED_AT_MOST = 5
+_MANY_REGISTERED = 0.8
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -207,6 +209,32 @@ def run_export(command: flags.ExportCommand) -> int:
     return 0
 
 
+def run_prepare(command: flags.PrepareCommand) -> int:
+    """``gs-train prepare``."""
+    from gs_train.scene.prepare import prepare_scene
+
+    try:
+        with _step_bars() as show:
+            prepared = prepare_scene(command.source, command.scene, frames=command.frames, progress=show, notify=_note)
+    except KeyboardInterrupt:
+        _note("Stopped. The same command goes on from here.")
+        raise
+    found = f"Registered {prepared.registered} of {prepared.photos} photos"
+    quality = f"mean reprojection error {prepared.reprojection_error_px:.2f} px, mean track length {prepared.track_length:.1f}"
+    print(f"{found}: {prepared.points:,} points, {quality}.")
+    if prepared.unregistered:
+        named = ", ".join(prepared.unregistered[:_NAMED_AT_MOST]) + (", ..." if len(prepared.unregistered) > _NAMED_AT_MOST else "")
+        print(f"Not registered: {named}")
+    if prepared.registered < _MANY_REGISTERED * prepared.photos:
+        parts = (
+            "" if prepared.models == 1 else f" (they fall into {prepared.models} parts that do not hang together, and this is the largest)"
+        )
+        told = f"Few photos were registered{parts}: take more between those that were and the others, so that neighbours share most of what"
+        _note(f"{told} they show; blurred photos, bare walls, mirrors and things that move do not help.")
+    print(f"Scene: {command.scene}\nNext:  gs-train train {command.scene}")
+    return 0
+
+
 def run_sample(command: flags.SampleCommand) -> int:
     """``gs-train sample``."""
     from gs_train.scene.sample import write_sample_scene
@@ -243,6 +271,7 @@ _RUN: dict[type[Any], Callable[[Any], int]] = {
     flags.TrainCommand: run_train,
     flags.EvalCommand: run_eval,
     flags.ExportCommand: run_export,
+    flags.PrepareCommand: run_prepare,
     flags.SampleCommand: run_sample,
     flags.InfoCommand: run_info,
     flags.DoctorCommand: run_doctor,
@@ -264,6 +293,27 @@ def _splat_of(checkpoint: Checkpoint) -> Any:
 
     model = GaussianModel.from_state_dict(checkpoint.state["model"])
     return model.to_splat_data(antialiased=checkpoint.config["antialiased"])
+
+
+@contextmanager
+def _step_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """One progress bar a step, the one before it closed: called with the step's name, how far it is, and where it ends."""
+    from tqdm import tqdm
+
+    bars: dict[str, Any] = {}
+
+    def show(step: str, done: int, total: int) -> None:
+        if step not in bars:
+            for bar in bars.values():
+                bar.close()
+            bars[step] = tqdm(total=total, desc=step)
+        bars[step].update(done - bars[step].n)
+
+    try:
+        yield show
+    finally:
+        for bar in bars.values():
+            bar.close()
 
 
 @contextmanager

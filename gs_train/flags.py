@@ -21,6 +21,7 @@ import tyro
 
 from gs_train.config import DEFAULT_PRESET, TrainConfig, load_preset, nearest, read_config
 from gs_train.errors import UserError
+from gs_train.scene.prepare import FEWEST_PHOTOS
 
 RESUME_FLAGS = frozenset({"--resume", "--iterations", "--device", "--save-every", "--keep", "--log-every"})
 """What may be given beside --resume: nothing that would make it another run."""
@@ -69,6 +70,22 @@ class ExportCommand:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PrepareCommand:
+    """Make a scene from photos or a video: find out where each was taken from, with pycolmap. Stopped, the same command goes on."""
+
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PHOTOS_OR_VIDEO")]
+    """Folder of photos of one thing or place that overlap a good deal, or a video. It is left as it is."""
+    scene: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SCENE")]
+    """Folder to write the scene to: new, empty, or begun by the same command. The photos are copied, upright."""
+    frames: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """About so many frames are taken from a video, the sharpest of each part of it; 150 if not given."""
+
+    def __post_init__(self) -> None:
+        if self.frames is not None and self.frames < FEWEST_PHOTOS:
+            raise UserError(f"--frames is {self.frames}: it must be at least {FEWEST_PHOTOS}.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SampleCommand:
     """Write a small procedural scene, with photos, cameras and points, to try things on."""
 
@@ -104,12 +121,13 @@ class DoctorCommand:
     """Check this machine: torch, CUDA, gsplat and the CPU kernels; name the one command that mends what is wrong."""
 
 
-Command = TrainCommand | EvalCommand | ExportCommand | SampleCommand | InfoCommand | DoctorCommand
+Command = TrainCommand | EvalCommand | ExportCommand | PrepareCommand | SampleCommand | InfoCommand | DoctorCommand
 
 COMMANDS: dict[str, type[Any]] = {
     "train": TrainCommand,
     "eval": EvalCommand,
     "export": ExportCommand,
+    "prepare": PrepareCommand,
     "sample": SampleCommand,
     "info": InfoCommand,
     "doctor": DoctorCommand,

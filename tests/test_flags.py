@@ -31,6 +31,7 @@ FLAGS = {
     """,
     "eval": "--scene --device",
     "export": "",
+    "prepare": "--frames",
     "sample": "--seed --views --width --height --points",
     "info": "",
     "doctor": "",

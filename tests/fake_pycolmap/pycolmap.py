@@ -1,0 +1,148 @@
+"""A pycolmap that finds whatever it is told to: the calls that ``prepare_worker.py`` makes, on a real database, without any vision.
+
+Tests put this folder on the path of ``gs-train prepare``. In the environment, FAKE_PYCOLMAP is JSON: ``log`` (a file that gets one line a
+call), ``crash`` and ``hang`` (the call that does so after half of its work), ``matching`` and ``registered`` (how many photos do) and
+``stray`` (the first photo's camera lies beyond all bounds).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import time
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from colmap_files import Model
+
+TOLD: dict[str, Any] = json.loads(os.environ["FAKE_PYCOLMAP"])
+TABLES = ("images (image_id INTEGER PRIMARY KEY, name TEXT, camera INTEGER)", "keypoints (image_id INTEGER PRIMARY KEY)")
+PAIRS = "two_view_geometries (pair TEXT PRIMARY KEY, rows INTEGER)"
+
+logging = SimpleNamespace(logtostderr=False)
+CameraMode = SimpleNamespace(SINGLE="single")
+ImageReaderOptions = FeatureExtractionOptions = ImportedPairingOptions = SimpleNamespace
+
+
+def set_random_seed(_seed: int) -> None:
+    """Nothing is random here."""
+
+
+def TwoViewGeometryOptions() -> SimpleNamespace:
+    return SimpleNamespace(ransac=SimpleNamespace())
+
+
+def IncrementalPipelineOptions() -> SimpleNamespace:
+    return SimpleNamespace(mapper=SimpleNamespace(), triangulation=SimpleNamespace())
+
+
+class Database:
+    @staticmethod
+    def open(path: str) -> sqlite3.Connection:
+        connection = sqlite3.connect(path)
+        for table in (*TABLES, PAIRS):
+            connection.execute(f"CREATE TABLE {table}")
+        connection.commit()
+        return connection
+
+
+def import_images(database: Path, images: str, *, camera_mode: str, image_names: list[str], options: SimpleNamespace) -> None:
+    assert (camera_mode, options.camera_model) == ("single", "SIMPLE_RADIAL")
+    assert all((Path(images) / name).is_file() for name in image_names)
+    with sqlite3.connect(database) as connection:
+        camera = connection.execute("SELECT COUNT(DISTINCT camera) FROM images").fetchone()[0] + 1
+        connection.executemany("INSERT INTO images (name, camera) VALUES (?, ?)", [(name, camera) for name in image_names])
+    _log("import_images", len(image_names))
+
+
+def extract_features(database: str, _images: str, *, extraction_options: SimpleNamespace) -> None:
+    assert extraction_options.num_threads >= 1
+    with sqlite3.connect(database) as connection:
+        todo = connection.execute("SELECT image_id FROM images WHERE image_id NOT IN (SELECT image_id FROM keypoints)").fetchall()
+    _work("extract_features", database, "INSERT INTO keypoints VALUES (?)", todo)
+
+
+def match_image_pairs(database: str, *, pairing_options: SimpleNamespace, verification_options: SimpleNamespace) -> None:
+    assert verification_options.ransac.random_seed == 0
+    pairs = Path(pairing_options.match_list_path).read_text().splitlines()
+    with sqlite3.connect(database) as connection:
+        there = {pair for (pair,) in connection.execute("SELECT pair FROM two_view_geometries")}
+    rows = [(pair, 20 * (number < TOLD.get("matching", len(pairs)))) for number, pair in enumerate(pairs) if pair not in there]
+    _work("match_image_pairs", database, "INSERT INTO two_view_geometries VALUES (?, ?)", rows)
+
+
+def incremental_mapping(
+    database: str, images: str, output: str, options: SimpleNamespace, *, initial_image_pair_callback: Any, next_image_callback: Any
+) -> dict[int, Any]:
+    assert Path(images).is_dir() and Path(output).is_dir() and options.random_seed == 0
+    with sqlite3.connect(database) as connection:
+        names = [name for (name,) in connection.execute("SELECT name FROM images ORDER BY name")]
+    count = TOLD.get("registered", len(names))
+    _log("incremental_mapping", count)
+    _break("incremental_mapping")
+    if count == 0:
+        return {}
+    initial_image_pair_callback()
+    for _ in pairwise(names[1:count]):
+        next_image_callback()
+    return {0: _Reconstruction(names[:2]), 1: _Reconstruction(names[:count])}
+
+
+class _Reconstruction:
+    def __init__(self, names: list[str]) -> None:
+        poses = [(i, (1.0, 0.0, 0.0, 0.0), (0.1 * i, 0.0, 0.0), 1, name) for i, name in enumerate(names, 1)]
+        if TOLD.get("stray"):
+            poses[0] = (*poses[0][:2], (-6e25, 0.0, 1e25), *poses[0][3:])
+        self.model = Model(cameras=[(1, 0, 40, 30, (42.0, 20.0, 15.0))], images=poses)
+
+    def num_reg_images(self) -> int:
+        return len(self.model.images)
+
+    def num_points3D(self) -> int:
+        return len(self.model.points)
+
+    def reg_image_ids(self) -> list[int]:
+        return [row[0] for row in self.model.images]
+
+    def image(self, image_id: int) -> SimpleNamespace:
+        (row,) = (row for row in self.model.images if row[0] == image_id)
+        return SimpleNamespace(name=row[4], frame_id=image_id, projection_center=lambda: [-value for value in row[2]])
+
+    def deregister_frame(self, frame_id: int) -> None:
+        self.model.images = [row for row in self.model.images if row[0] != frame_id]
+
+    def compute_mean_reprojection_error(self) -> float:
+        return 0.7
+
+    def compute_mean_track_length(self) -> float:
+        return 1.5
+
+    def write_binary(self, folder: str) -> None:
+        self.model.write_binary(Path(folder))
+
+
+def _work(call: str, database: str, statement: str, rows: list[tuple[Any, ...]]) -> None:
+    """Half of the rows, the break if there is to be one, and the other half."""
+    _log(call, len(rows))
+    half = len(rows) // 2
+    for part in (rows[:half], rows[half:]):
+        with sqlite3.connect(database) as connection:
+            connection.executemany(statement, part)
+        if part is not rows[half:] and len(part) == half:
+            _break(call)
+
+
+def _break(call: str) -> None:
+    if TOLD.get("crash") == call:
+        os._exit(77)
+    if TOLD.get("hang") == call:
+        _log("hanging", os.getpid())
+        time.sleep(600)
+
+
+def _log(call: str, count: int) -> None:
+    with Path(TOLD["log"]).open("a") as file:
+        file.write(f"{call} {count}\n")
