@@ -22,7 +22,7 @@ import tyro
 from gs_train.config import DEFAULT_PRESET, TrainConfig, load_preset, nearest, read_config
 from gs_train.errors import UserError
 
-RESUME_FLAGS = frozenset({"--resume", "--iterations", "--device", "--save-every", "--keep", "--log-every"})
+RESUME_FLAGS = frozenset({"--resume", "--iterations", "--device", "--image-cache-gb", "--save-every", "--keep", "--log-every"})
 """What may be given beside --resume: nothing that would make it another run."""
 
 _RunOrSplat = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_SPLAT")]

@@ -17,7 +17,7 @@ FLAGS = {
         --out --preset --resume --overwrite
         --iterations --sh-degree --sh-degree-interval --lambda-dssim --max-gaussians
         --start-downscale --full-size-from --antialiased --no-antialiased --background --seed
-        --device --save-every --keep --log-every
+        --device --image-cache-gb --save-every --keep --log-every
         --images --resolution --test-every --skip-missing --no-skip-missing
         --optimizer.xyz-lr-init --optimizer.xyz-lr-final --optimizer.xyz-lr-delay-steps --optimizer.xyz-lr-delay-mult
         --optimizer.xyz-lr-max-steps --optimizer.f-dc-lr --optimizer.f-rest-lr --optimizer.opacity-lr --optimizer.scaling-lr

@@ -1,17 +1,18 @@
-"""Decodes photos and keeps them: every image once, at training size and where asked for smaller, uint8 RGB, with alpha where there is any.
+"""Decodes photos, at training size: uint8 RGB, with alpha where there is any.
 
-Not here: which file belongs to which view and at what size it is trained (``load.py``). The invariant: an array handed out has exactly the
-size of its view's camera, or of that camera reduced.
+Not here: which file belongs to which view and at what size it is trained (``load.py``), and keeping the pixels (``cache.py``). The
+invariant: an array handed out has exactly the size of its view's camera.
 """
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +21,10 @@ from PIL import Image
 from gs_train.errors import UserError
 from gs_train.scene.types import View
 
-Result = TypeVar("Result")
-
 _MOST_PIXELS = 500_000_000
+# While a photo is decoded: Pillow's own 4 twice, and the array with its source, 3 each.
+_BYTES_PER_PIXEL = 14
+_DECODING_BYTES = 10**9
 _REMEDY = "copy the photo afresh, or take it out of the scene and train anew with --skip-missing"
 
 # Pillow warns from 89 megapixels on and refuses from 179 on, which are photos that phones take. What guards the memory here is _MOST_PIXELS
@@ -30,54 +32,40 @@ _REMEDY = "copy the photo afresh, or take it out of the scene and train anew wit
 Image.MAX_IMAGE_PIXELS = None
 
 
-class ImageCache:
-    """All images of some views in memory, decoded by a pool of threads when the cache is made (Pillow decodes outside Python's lock)."""
+def decode_images(views: Sequence[View], memory: int = _DECODING_BYTES) -> Iterator[NDArray[np.uint8]]:
+    """``decode_image`` of every view, in their order, by a pool of threads (Pillow decodes outside Python's lock).
 
-    def __init__(self, views: Sequence[View]) -> None:
-        """Decode every view's image.
+    Args:
+        views: any number.
+        memory: bytes; there are only so many threads as need about that much together, but at least one.
 
-        Args:
-            views: in the order of the indices.
-
-        Raises:
-            UserError: an image is truncated, cannot be decoded or is no longer there; the message names it.
-        """
-        self._images = _for_each(decode_image, views)
-        self._smaller: dict[tuple[int, int], NDArray[np.uint8]] = {}
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def get(self, index: int, downscale: int = 1) -> NDArray[np.uint8]:
-        """[H, W, 3 or 4] uint8 of view ``index``, as ``decode_image`` gives it: the cache's own array, not to be written to.
-
-        Args:
-            downscale: with N, each pixel is the mean of N x N; made when first asked for, then kept.
-        """
-        if downscale == 1:
-            return self._images[index]
-        key = index, downscale
-        if key not in self._smaller:
-            planes = [Image.fromarray(plane).reduce(downscale) for plane in np.moveaxis(self._images[index], 2, 0)]
-            self._smaller[key] = np.stack([np.asarray(plane) for plane in planes], axis=2)
-        return self._smaller[key]
-
-    def byte_count(self) -> int:
-        """Memory that the images take, in bytes."""
-        return sum(image.nbytes for image in (*self._images, *self._smaller.values()))
+    Raises:
+        UserError: an image is truncated, cannot be decoded or is no longer there; the message names it.
+    """
+    largest = max((math.prod(image_size(view.image_path)) for view in views), default=1)
+    workers = max(1, min(os.cpu_count() or 1, memory // (_BYTES_PER_PIXEL * largest)))
+    waiting: deque[Future[NDArray[np.uint8]]] = deque()
+    with ThreadPoolExecutor(max_workers=workers) as pool:
+        try:
+            for view in views:
+                waiting.append(pool.submit(decode_image, view))
+                if len(waiting) > workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            # Whoever asked may have had enough, or an image is damaged: what has not begun is not decoded.
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def check_images(views: Sequence[View]) -> None:
     """Decode every view's image and keep none, so that a damaged one is known before hours of training.
 
     Raises:
-        UserError: as ``ImageCache`` does.
+        UserError: as ``decode_images`` does.
     """
-
-    def check(view: View) -> None:
-        decode_image(view)
-
-    _for_each(check, views)
+    for _ in decode_images(views):
+        pass
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -109,18 +97,6 @@ def decode_image(view: View) -> NDArray[np.uint8]:
         pixels = np.concatenate([np.atleast_3d(np.asarray(plane)) for plane in planes], axis=2)
         # Where a photo is opaque throughout, alpha says nothing.
         return pixels[:, :, :3].copy() if pixels.shape[2] == 4 and pixels[:, :, 3].min() == 255 else pixels
-
-
-def _for_each(function: Callable[[View], Result], views: Sequence[View]) -> list[Result]:
-    """``function`` of every view, in their order, by a pool of threads."""
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        futures = [pool.submit(function, view) for view in views]
-        try:
-            return [future.result() for future in futures]
-        except BaseException:
-            # The first fault ends it: without this the pool would decode all the rest before the message is seen.
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 @contextmanager
