@@ -127,10 +127,11 @@ class ImageCache:
 
     def _hold(self, key: _Key, pixels: NDArray[np.uint8]) -> bool:
         """Keep an image in memory if there is room; images of sizes that are not asked for any more make room. Whether it is kept."""
-        limit = self._budget
+        # The image in hand and those read ahead need their place; without a store they are small ones at most, and may have none.
         if self._store is not None:
-            # The image in hand and those read ahead need their place.
-            limit -= self._largest * min(1 + READ_AHEAD, self._budget // self._largest)
+            limit = self._budget - self._largest * min(1 + READ_AHEAD, self._budget // self._largest)
+        else:
+            limit = self._budget - sum(self._size(other) for other in self._coming if other != key)
         for other in list(self._held):
             if self._held_bytes + pixels.nbytes <= limit:
                 break
