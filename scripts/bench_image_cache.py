@@ -2,16 +2,18 @@
 
     python scripts/bench_image_cache.py                          # 200 photos of 4000x3000: 7.2 GB of pixels, 1 GB of them in memory
     python scripts/bench_image_cache.py --photos 40 --budget 0.2
-    python scripts/bench_image_cache.py --cold                   # the file's pages are dropped after every read, so the disk is read
 
-The photos are those of the sample scene, enlarged, with grain. Every training is a process of its own, so that its memory can be told.
-Steps are timed after the first pass over all views. A scene of few photos says what the Gaussians and the rasterizer take at that size. Where the
-machine has memory to spare, the system keeps what was written to the disk in it, and reads come from there; --cold forbids that.
+The photos are those of the sample scene, enlarged, with grain. Every training is a process of its own, so that its memory can be told;
+those compared take turns. All photos are looked up once before the first step, one after the other and without reading ahead, and steps
+are timed after a few others. A scene of few photos says what the Gaussians and the rasterizer take at that size. Where the machine has
+memory to spare, the system keeps in it what was written to the disk, and reads come from there; so the last training of each round makes
+the system forget it after every read.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -36,14 +38,16 @@ FEW = 6
 """Photos of the small scene."""
 ENLARGED = 20
 """The sample's photos are drawn at 1/20 of the size."""
+UNTIMED = 5
+"""Steps before those that are timed."""
 COLUMNS = (
     "photos",
     "GB of pixels",
     "--image-cache-gb",
-    "seconds to decode",
+    "looking a photo up, ms",
     "step, median ms",
-    "mean ms",
-    "longest ms",
+    "step, mean ms",
+    "waiting in it, ms",
     "peak memory, MiB",
 )
 
@@ -73,47 +77,73 @@ def write_scene(folder: Path, photos: int, width: int, height: int) -> None:
 
 
 def train_one(scene_path: Path, budget_gb: float, steps: int, cold: bool) -> dict[str, Any]:
-    """Train through all views once, then time ``steps`` more steps."""
+    """Look at all photos once, train a little, then time ``steps`` more steps."""
     from gs_train.config import TrainConfig
     from gs_train.density.config import DensityConfig
     from gs_train.scene import cache
     from gs_train.scene.load import SceneConfig, load_scene
-    from gs_train.train.loop import train
+    from gs_train.train import loop
 
+    waited_s = looked_up_s = 0.0
+    cache_images, get = loop.cache_images, cache.ImageCache.get
+
+    def timed_get(images: Any, index: int, downscale: int = 1) -> Any:
+        nonlocal waited_s
+        begin = time.perf_counter()
+        pixels = get(images, index, downscale)
+        waited_s += time.perf_counter() - begin
+        return pixels
+
+    def looked_through(*arguments: Any) -> Any:
+        nonlocal looked_up_s
+        images = cache_images(*arguments)
+        for index in range(len(images)):
+            images.get(index)
+        looked_up_s = waited_s
+        return images
+
+    cache.ImageCache.get, loop.cache_images = timed_get, looked_through  # type: ignore[method-assign, assignment]
     if cold:
-        plain_read = cache._Store.read
-
-        def read(store: Any, index: int, shape: tuple[int, ...]) -> Any:
-            pixels = plain_read(store, index, shape)
-            os.fdatasync(store._file.fileno())
-            os.posix_fadvise(store._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            return pixels
-
-        cache._Store.read = read  # type: ignore[method-assign]
-    scene = load_scene(scene_path, SceneConfig(resolution=1, test_every=0))
-    first_pass = len(scene.train_views)
+        forget_after_reading(cache._Store)
+    scene_config = SceneConfig(resolution=1, test_every=0)
+    scene = load_scene(scene_path, scene_config)
     # Gaussians of a fixed number, and nothing in between that takes time.
     config = replace(
-        TrainConfig(density=DensityConfig(interval=0), scene=SceneConfig(resolution=1, test_every=0)),
-        iterations=first_pass + steps + 1,
+        TrainConfig(density=DensityConfig(interval=0), scene=scene_config),
+        iterations=UNTIMED + steps,
         image_cache_gb=budget_gb,
         save_every=10**9,
         log_every=10**9,
     )
-    began: list[float] = [time.perf_counter()]
+    ends, waited, said = [], [], []
 
     def look(_: TrainState) -> None:
-        began.append(time.perf_counter())
+        ends.append(time.perf_counter())
+        waited.append(waited_s)
 
     with tempfile.TemporaryDirectory(dir=scene_path) as out:
-        said: list[str] = []
-        train(scene, config, Path(out) / "run", after_step=[look], notify=said.append)
-    step_ms = [1e3 * (end - begin) for begin, end in zip(began[1 + first_pass :], began[2 + first_pass :], strict=False)][:steps]
-    view = scene.train_views[0].camera
-    pixels_gb = 3 * view.width * view.height * first_pass / 1e9
+        loop.train(scene, config, Path(out) / "run", after_step=[look], notify=said.append)
+    step_ms = [1e3 * (end - begin) for begin, end in itertools.pairwise(ends[UNTIMED - 1 :])]
+    waited_ms = 1e3 * (waited[-1] - waited[UNTIMED - 1]) / steps
+    view, photos = scene.train_views[0].camera, len(scene.train_views)
+    pixels_gb = 3 * view.width * view.height * photos / 1e9
     assert any("nameless file" in line for line in said) == (pixels_gb > budget_gb)
-    figures = (first_pass, pixels_gb, budget_gb, began[1] - began[0])
-    return dict(zip(COLUMNS, (*figures, statistics.median(step_ms), statistics.mean(step_ms), max(step_ms), peak_mib()), strict=True))
+    figures = (photos, pixels_gb, budget_gb, 1e3 * looked_up_s / photos, statistics.median(step_ms), statistics.mean(step_ms), waited_ms)
+    return dict(zip(COLUMNS, (*figures, peak_mib()), strict=True))
+
+
+def forget_after_reading(store: Any) -> None:
+    """Make the system drop the file's pages after every read."""
+    read = store.read
+
+    def read_and_forget(self: Any, index: int, shape: tuple[int, ...]) -> Any:
+        pixels = read(self, index, shape)
+        # Pages that are not on the disk yet cannot be dropped.
+        os.fdatasync(self._file.fileno())
+        os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        return pixels
+
+    store.read = read_and_forget
 
 
 def measure(scene: Path, budget_gb: float, steps: int, cold: bool = False) -> dict[str, Any]:
@@ -134,9 +164,10 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=200)
     parser.add_argument("--size", default="4000x3000", help="of a photo, px; multiples of 20")
     parser.add_argument("--budget", type=float, default=1.0, help="GB")
-    parser.add_argument("--steps", type=int, default=60, help="to time, after the first pass")
+    parser.add_argument("--steps", type=int, default=60, help="to time")
+    parser.add_argument("--rounds", type=int, default=2, help="of both in turn")
     parser.add_argument("--folder", type=Path, help="where scene and decoded photos go, if not the system's folder")
-    parser.add_argument("--cold", action="store_true", help="drop the file's pages after every read")
+    parser.add_argument("--cold", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -150,13 +181,18 @@ def main() -> None:
         everything_gb = 3 * width * height * arguments.photos / 1e9 + 1
         print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|", flush=True)
         tiny = measure(few, everything_gb, arguments.steps)
-        whole = measure(many, everything_gb, arguments.steps)
-        part = measure(many, arguments.budget, arguments.steps, arguments.cold)
-    pixels_mib = tiny["GB of pixels"] * 1e9 / 2**20
-    beyond = part["peak memory, MiB"] - (tiny["peak memory, MiB"] - pixels_mib)
-    slower = part["step, median ms"] / whole["step, median ms"] - 1
-    print(f"\nPeak memory beyond what {FEW} photos take without their pixels: {beyond:,.0f} MiB.")
-    print(f"A step after the first pass, against all in memory: {100 * slower:+.1f} % (median).")
+        whole, part, cold = [], [], []
+        for _ in range(arguments.rounds):
+            whole.append(measure(many, everything_gb, arguments.steps))
+            part.append(measure(many, arguments.budget, arguments.steps))
+            cold.append(measure(many, arguments.budget, arguments.steps, cold=True))
+    peak = "peak memory, MiB"
+    for told, runs in (("", part), (" and the file not in the system's memory", cold)):
+        beyond = max(run[peak] for run in runs) - (tiny[peak] - tiny["GB of pixels"] * 1e9 / 2**20)
+        print(f"\nWith a budget of {arguments.budget} GB{told}: {beyond:,.0f} MiB beyond what {FEW} photos take without their pixels.")
+        for column in ("step, median ms", "step, mean ms"):
+            slower = statistics.mean(run[column] for run in runs) / statistics.mean(run[column] for run in whole) - 1
+            print(f"Against all in memory, {column}: {100 * slower:+.1f} %.")
 
 
 if __name__ == "__main__":

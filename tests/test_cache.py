@@ -10,6 +10,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from gs_train.scene.types import Camera, View
 from gs_train.train.checkpoint import list_checkpoints, read_checkpoint
 from gs_train.train.config import TrainConfig
 from gs_train.train.loop import train
+from gs_train.train.state import TrainState
 
 COUNT = 12
 
@@ -265,6 +267,16 @@ def test_free_memory_is_plausible() -> None:
 
 
 # ---- training
+
+
+@pytest.mark.parametrize("count", [2, 3, READ_AHEAD, 11])
+def test_the_views_to_come_are_known_across_permutations(count: int) -> None:
+    state: Any = SimpleNamespace(view_order=[], view_generator=torch.Generator().manual_seed(3))
+    generator = torch.Generator().manual_seed(3)
+    plain = [index for _ in range(20) for index in torch.randperm(count, generator=generator).tolist()[::-1]]
+    for step in range(15 * count):
+        assert TrainState.next_view(state, count) == plain[step]
+        assert TrainState.coming_views(state) == plain[step + 1 : step + 1 + READ_AHEAD]
 
 
 @pytest.mark.parametrize("downscale", [1, 4])
