@@ -7,7 +7,6 @@ import gc
 import os
 import re
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -236,6 +235,7 @@ def test_nothing_stays_open(views: list[View], tmp_path: Path) -> None:
 def test_only_so_many_photos_are_decoded_at_once(views: list[View], monkeypatch: pytest.MonkeyPatch) -> None:
     lock, at_once, most = threading.Lock(), 0, 0
     begun: list[str] = []
+    together = threading.Barrier(1)
 
     def decode(view: View) -> Any:
         nonlocal at_once, most
@@ -243,7 +243,8 @@ def test_only_so_many_photos_are_decoded_at_once(views: list[View], monkeypatch:
             at_once += 1
             most = max(most, at_once)
             begun.append(view.name)
-        time.sleep(0.005)
+        # Nobody goes on before as many as there should be are at it.
+        together.wait(60)
         pixels = decode_image(view)
         with lock:
             at_once -= 1
@@ -253,11 +254,12 @@ def test_only_so_many_photos_are_decoded_at_once(views: list[View], monkeypatch:
     monkeypatch.setattr(images.os, "cpu_count", lambda: 6)
     one = images._BYTES_PER_PIXEL * max(view.camera.width * view.camera.height for view in views)
     for memory, expected in ((0, 1), (3 * one, 3), (10**9, 6)):
-        most = 0
+        most, together = 0, threading.Barrier(expected)
         assert sum(pixels.nbytes for pixels in decode_images(views, memory)) == all_bytes(views)
         assert most == expected
     # Whoever takes one has caused no more than a few.
     begun.clear()
+    together = threading.Barrier(1)
     assert next(decode_images(views, one)).shape == (30, 40, 3)
     assert len(begun) <= 3
 
