@@ -23,7 +23,7 @@ from gs_train.config import DEFAULT_PRESET, TrainConfig, load_preset, nearest, r
 from gs_train.errors import UserError
 from gs_train.scene.prepare import FEWEST_PHOTOS
 
-RESUME_FLAGS = frozenset({"--resume", "--iterations", "--device", "--save-every", "--keep", "--log-every"})
+RESUME_FLAGS = frozenset({"--resume", "--iterations", "--device", "--image-cache-gb", "--save-every", "--keep", "--log-every"})
 """What may be given beside --resume: nothing that would make it another run."""
 
 _RunOrSplat = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_SPLAT")]

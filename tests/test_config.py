@@ -104,6 +104,7 @@ def test_round_trip_of_any_value(
     config = TrainConfig(
         iterations=whole,
         background="white" if whole % 2 == 0 else "learned",
+        image_cache_gb=number,
         scene=SceneConfig(images=images, resolution=4),
         optimizer=OptimizerConfig(xyz_lr_init=number),
         density=DensityConfig(from_iteration=fraction, until_iteration=whole, grad_threshold=number),
@@ -186,6 +187,9 @@ def test_unknown_presets(name: str, told: str) -> None:
         ("log_every", 0, "--log-every"),
         ("seed", -1, "--seed"),
         ("seed", 2**62, "--seed"),
+        ("image_cache_gb", -0.5, "--image-cache-gb"),
+        ("image_cache_gb", float("inf"), "--image-cache-gb"),
+        ("image_cache_gb", float("nan"), "--image-cache-gb"),
         ("sh_degree", 4, "--sh-degree"),
         ("lambda_dssim", 1.5, "--lambda-dssim"),
         ("lambda_dssim", float("nan"), "--lambda-dssim"),

@@ -18,7 +18,7 @@ FLAGS = {
         --iterations --sh-degree --sh-degree-interval --lambda-dssim --max-gaussians
         --start-downscale --full-size-from --antialiased --no-antialiased --background
         --init-from --exposure --refine-poses --no-refine-poses --depth-weight --seed
-        --device --save-every --keep --log-every
+        --device --image-cache-gb --save-every --keep --log-every
         --images --masks --alpha --resolution --test-every --skip-missing --no-skip-missing --allow-outside --no-allow-outside
         --undistort
         --optimizer.xyz-lr-init --optimizer.xyz-lr-final --optimizer.xyz-lr-delay-steps --optimizer.xyz-lr-delay-mult

@@ -14,8 +14,9 @@ import torch
 from PIL import Image, features
 
 from gs_train.errors import UserError
+from gs_train.scene.cache import ImageCache
 from gs_train.scene.composite import over
-from gs_train.scene.images import ImageCache, check_images, decode_image, image_size
+from gs_train.scene.images import check_images, decode_image, image_size
 from gs_train.scene.types import Camera, View
 
 

@@ -21,8 +21,9 @@ from transforms_files import document, write, write_blender
 from gs_train import losses
 from gs_train.errors import UserError
 from gs_train.evaluate.metrics import view_metrics
+from gs_train.scene.cache import ImageCache
 from gs_train.scene.composite import over, weight
-from gs_train.scene.images import ImageCache, decode_image, decode_mask
+from gs_train.scene.images import decode_image, decode_mask
 from gs_train.scene.load import SceneConfig, load_scene
 from gs_train.scene.types import AlphaUse, Camera, View
 

@@ -10,7 +10,7 @@ from colmap_files import read_observations
 
 from gs_train.errors import UserError
 from gs_train.scene import sample
-from gs_train.scene.images import ImageCache
+from gs_train.scene.cache import ImageCache
 from gs_train.scene.load import SceneConfig, camera_centres, load_scene
 from gs_train.scene.sample import still_life, write_sample_scene
 from gs_train.scene.sample_render import Box, Frustum, Shape, Solid, Sphere, cast, colours

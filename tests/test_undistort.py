@@ -22,9 +22,10 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from test_distortion import DISTORTIONS, lens_of
 
 from gs_train.errors import UserError
+from gs_train.scene.cache import ImageCache
 from gs_train.scene.colmap import read_model
 from gs_train.scene.distortion import is_pinhole, project, unproject
-from gs_train.scene.images import ImageCache, decode_image
+from gs_train.scene.images import decode_image
 from gs_train.scene.load import SceneConfig, load_scene
 from gs_train.scene.types import Camera, Lens, View
 from gs_train.scene.undistort import FoldedLensError, pinhole_for, resample, sampling_map

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from gs_train.scene.cache import ImageCache
 from gs_train.scene.composite import over
-from gs_train.scene.images import ImageCache
 from gs_train.scene.types import Camera, View
 from gs_train.train.background import Background
 from gs_train.train.schedule import BackgroundKind, downscale_at

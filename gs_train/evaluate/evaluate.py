@@ -21,7 +21,7 @@ from gs_train.losses import WINDOW
 from gs_train.model.gaussians import GaussianModel
 from gs_train.render.types import Rasterizer
 from gs_train.scene.composite import over, weight
-from gs_train.scene.images import ImageCache
+from gs_train.scene.images import decode_images
 from gs_train.scene.types import View
 
 
@@ -67,17 +67,15 @@ def evaluate(
     for view in views:
         if min(view.camera.width, view.camera.height) < WINDOW:
             raise UserError(f"{view.image_path} is trained at less than {WINDOW} px, too small for SSIM: evaluate a larger --resolution.")
-    photos = ImageCache(views)
     names = png_names([view.name for view in views])
     per_view: dict[str, ViewMetrics] = {}
     with torch.no_grad():
-        for index, view in enumerate(views):
+        for view, photo, name in zip(views, decode_images(views), names, strict=True):
             pose = torch.from_numpy(view.world_to_camera).to(model.device, torch.float32)
             image = rasterizer.render(model, view.camera, pose, background).image
-            pixels = photos.get(index)
-            target = over(pixels, background)
-            per_view[view.name] = view_metrics(image, target, weight(pixels, background.device))
-            _save_beside(renders / names[index], target, image)
+            target = over(photo, background)
+            per_view[view.name] = view_metrics(image, target, weight(photo, background.device))
+            _save_beside(renders / name, target, image)
             after_view()
     return Evaluation(per_view=per_view, images=tuple(renders / name for name in names))
 

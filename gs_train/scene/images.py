@@ -1,15 +1,17 @@
-"""Decodes photos and keeps them: every image once, at training size and where asked for smaller, uint8 RGB, with alpha and a weight where
-there are any.
+"""Decodes photos, at training size: uint8 RGB, with alpha and a weight where there are any.
 
-Not here: which file belongs to which view and at what size it is trained (``load.py``). The invariant: an array handed out has exactly the
-size of its view's camera, or of that camera reduced.
+
+Not here: which file belongs to which view and at what size it is trained (``load.py``), and keeping the pixels (``cache.py``). The
+invariant: an array handed out has exactly the size of its view's camera.
 """
 
 from __future__ import annotations
 
+import math
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -28,6 +30,9 @@ Result = TypeVar("Result")
 _MOST_PIXELS = 500_000_000
 _WHOLLY = 250
 """From here on a resampled pixel of a mask is made of pixels that all count; of less than that, a share comes from what is masked."""
+# While a photo is decoded: Pillow's own 4 twice, and the array with its source, 3 each; undistorted, where it comes from and another array.
+_BYTES_PER_PIXEL, _BYTES_PER_UNDISTORTED = 14, 28
+_DECODING_BYTES = 10**9
 _REMEDY = "copy the photo afresh, or take it out of the scene and train anew with --skip-missing"
 
 # Pillow warns from 89 megapixels on and refuses from 179 on, which are photos that phones take. What guards the memory here is _MOST_PIXELS
@@ -35,51 +40,27 @@ _REMEDY = "copy the photo afresh, or take it out of the scene and train anew wit
 Image.MAX_IMAGE_PIXELS = None
 
 
-class ImageCache:
-    """All images of some views in memory, decoded by a pool of threads when the cache is made (Pillow decodes outside Python's lock)."""
+def decode_images(views: Sequence[View], memory: int = _DECODING_BYTES) -> Iterator[NDArray[np.uint8]]:
+    """``decode_image`` of every view, in their order, by a pool of threads (Pillow decodes outside Python's lock).
 
-    def __init__(self, views: Sequence[View]) -> None:
-        """Decode every view's image.
+    Args:
+        views: any number.
+        memory: bytes; there are only so many threads as need about that much together, but at least one.
 
-        Args:
-            views: in the order of the indices.
-
-        Raises:
-            UserError: an image is truncated, cannot be decoded or is no longer there; the message names it.
-        """
-        self._images = for_each(decode_image, views)
-        self._smaller: dict[tuple[int, int], NDArray[np.uint8]] = {}
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def get(self, index: int, downscale: int = 1) -> NDArray[np.uint8]:
-        """[H, W, 3 to 5] uint8 of view ``index``, as ``decode_image`` gives it: the cache's own array, not to be written to.
-
-        Args:
-            downscale: with N, each pixel is the mean of N x N, and weighs what the least of them does; made when first asked for, then
-                kept.
-        """
-        if downscale == 1:
-            return self._images[index]
-        key = index, downscale
-        if key not in self._smaller:
-            self._smaller[key] = reduced(self._images[index], downscale)
-        return self._smaller[key]
-
-    def byte_count(self) -> int:
-        """Memory that the images take, in bytes."""
-        return sum(image.nbytes for image in (*self._images, *self._smaller.values()))
+    Raises:
+        UserError: an image is truncated, cannot be decoded or is no longer there; the message names it.
+    """
+    return for_each(decode_image, views, _workers(views, memory))
 
 
 def check_images(views: Sequence[View]) -> None:
     """Decode every view's image and keep none, so that a damaged one is known before hours of training.
 
     Raises:
-        UserError: as ``ImageCache`` does.
+        UserError: as ``decode_images`` does.
     """
-    for fault in image_faults(views):
-        raise fault
+    for _ in decode_images(views):
+        pass
 
 
 def image_faults(views: Sequence[View]) -> Iterator[UserError]:
@@ -92,7 +73,7 @@ def image_faults(views: Sequence[View]) -> Iterator[UserError]:
             return fault
         return None
 
-    yield from (fault for fault in for_each(fault_of, views) if fault is not None)
+    yield from (fault for fault in for_each(fault_of, views, _workers(views, _DECODING_BYTES)) if fault is not None)
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -189,16 +170,27 @@ def _telling(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return pixels if count == pixels.shape[2] else pixels[:, :, :count].copy()
 
 
-def for_each(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """``function`` of every item, in their order, by a pool of threads; the first fault ends it."""
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        futures = [pool.submit(function, item) for item in items]
+def for_each(function: Callable[[Item], Result], items: Sequence[Item], workers: int | None = None) -> Iterator[Result]:
+    """``function`` of every item, in their order, by a pool of threads, of which none runs far ahead; the first fault ends it."""
+    count = workers or os.cpu_count() or 1
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(max_workers=count) as pool:
         try:
-            return [future.result() for future in futures]
-        except BaseException:
-            # Without this the pool would decode all the rest before the message is seen.
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > count:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            # Whoever asked may have had enough, or an image is damaged: what has not begun is not decoded.
             pool.shutdown(wait=False, cancel_futures=True)
-            raise
+
+
+def _workers(views: Sequence[View], memory: int) -> int:
+    """How many threads need about ``memory`` bytes together to decode these views; at least one."""
+    needed = [math.prod(image_size(view.image_path)) * (_BYTES_PER_UNDISTORTED if view.lens else _BYTES_PER_PIXEL) for view in views]
+    return max(1, min(os.cpu_count() or 1, memory // max(needed, default=1)))
 
 
 @contextmanager

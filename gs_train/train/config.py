@@ -63,6 +63,8 @@ class TrainConfig:
     """Seed of every random draw."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """Where to train; auto takes CUDA when it works, else the CPU."""
+    image_cache_gb: float = 0.0
+    """Hold so many GB of decoded photos in memory, and what is more on the disk of the run; 0 takes half of the free memory."""
     save_every: int = 1000
     """Save a checkpoint every so many iterations, and at the end."""
     keep: int = 2
@@ -96,6 +98,8 @@ class TrainConfig:
                 f"--full-size-from is {self.full_size_from}; give an iteration, or with a decimal point a fraction of --iterations "
                 "from 0.0 to 1.0."
             )
+        if not 0 <= self.image_cache_gb < math.inf:
+            raise UserError(f"--image-cache-gb is {self.image_cache_gb}; give a number of gigabytes, or 0 for half of the free memory.")
         interval = self.sh_degree_interval
         if not 0 < interval < math.inf or (isinstance(interval, float) and interval > 1):
             raise UserError(

@@ -20,6 +20,7 @@ from gs_train.density.carry_out import carry_out
 from gs_train.errors import UserError
 from gs_train.model.gaussians import describe_non_finite
 from gs_train.render.select import select_rasterizer
+from gs_train.scene.cache import ImageCache
 from gs_train.scene.images import check_images
 from gs_train.scene.types import Scene
 from gs_train.train.checkpoint import Checkpoint, check_scene, newest_sound, save_checkpoint, scene_fingerprint
@@ -65,7 +66,8 @@ def train(
         The state after the last step taken; ``state.iteration < config.iterations`` when it was stopped.
 
     Raises:
-        UserError: ``out`` is taken, there is nothing sound to resume, the device cannot be had, or an image cannot be decoded.
+        UserError: ``out`` is taken, there is nothing sound to resume, the device cannot be had, an image cannot be decoded, or the disk
+            has no room for those that memory cannot take.
         FloatingPointError: the loss or a parameter has become NaN or infinite.
         MemoryError: an image or the Gaussians need more than there is.
         OSError: the disk is full; what was written before is intact.
@@ -80,7 +82,8 @@ def train(
         config.device, notify, antialiased=config.antialiased, absgrad=absgrad, depth=depth, also_compile=[losses.warm_up]
     )
     notify(f"Device {selection.reason}.")
-    views = TrainingViews(scene.train_views, selection, absgrad=absgrad)
+    images = cache_images(scene, config, folder, notify)
+    views = TrainingViews(images, scene.train_views, selection, absgrad=absgrad)
     state = start_state(scene, config, selection.device, views, resumed=resume)
     views.exposure, views.poses = state.exposure, state.poses
     views.point_depths = PointDepths(scene, selection.device) if depth else None
@@ -97,6 +100,21 @@ def train(
     if state.iteration == config.iterations:
         folder.write_results(state.model, scene, state.iteration, antialiased=config.antialiased, poses=state.poses)
     return state
+
+
+def cache_images(scene: Scene, config: TrainConfig, folder: RunFolder, notify: Callable[[str], None]) -> ImageCache:
+    """The decoded photos of the training views, those beyond ``config.image_cache_gb`` on the disk that the run is written to.
+
+    Raises:
+        UserError: a photo cannot be decoded, or the disk has no room.
+    """
+    # Not in the system's folder for temporary files, which on many systems lies in memory.
+    disk = next(path for path in (folder.path.absolute(), *folder.path.absolute().parents) if path.is_dir())
+    budget = round(config.image_cache_gb * 1e9) if config.image_cache_gb > 0 else None
+    images = ImageCache(scene.train_views, budget, disk)
+    if stored := images.stored_byte_count():
+        notify(f"The photos take {stored / 1e9:.1f} GB decoded, more than --image-cache-gb: they are read from a nameless file in {disk}.")
+    return images
 
 
 def checkpoint_to_resume(scene: Scene, config: TrainConfig, folder: RunFolder, notify: Callable[[str], None]) -> Checkpoint:
@@ -139,6 +157,7 @@ def _run(
             index = state.next_view(len(views))
             views.downscale = downscale_at(iteration, config.start_downscale, int(config.full_size_from))
             views.background = state.background.of_step()
+            views.expect([index, *state.coming_views()])
             lr_xyz = model.update_learning_rate(iteration)
             if iteration % config.sh_degree_interval == 0:
                 model.oneup_sh_degree()

@@ -23,6 +23,7 @@ from gs_train.model.gaussians import PARAMETER_NAMES, GaussianModel, describe_no
 from gs_train.model.initialise import initialise_model
 from gs_train.model.spherical_harmonics import rest_count
 from gs_train.scene.box import starting_box
+from gs_train.scene.cache import READ_AHEAD
 from gs_train.scene.types import Scene
 from gs_train.train.background import Background
 from gs_train.train.config import TrainConfig
@@ -54,7 +55,7 @@ class TrainState:
     iteration: int = 0
     """Steps taken."""
     view_order: list[int] = field(default_factory=list)
-    """Training views still to come before a new permutation is drawn; taken from the end."""
+    """Training views to come, as far as they are drawn; taken from the end."""
     smoothed: dict[str, float] = field(default_factory=dict)
     """Running means of what the progress bar shows."""
     elapsed_s: float = 0.0
@@ -62,9 +63,14 @@ class TrainState:
 
     def next_view(self, count: int) -> int:
         """The training view of the next step: each of ``count`` views once, in random order, then again in another."""
-        if not self.view_order:
-            self.view_order = torch.randperm(count, generator=self.view_generator).tolist()
+        # The next permutation is drawn early enough that the steps to come are always known; the generator serves nothing else.
+        while len(self.view_order) <= READ_AHEAD:
+            self.view_order = torch.randperm(count, generator=self.view_generator).tolist() + self.view_order
         return self.view_order.pop()
+
+    def coming_views(self) -> list[int]:
+        """The training views of the ``READ_AHEAD`` steps after this one, the next one first."""
+        return self.view_order[: -READ_AHEAD - 1 : -1]
 
     def learn_beside(self, iteration: int) -> None:
         """Take a step on what is learned besides the Gaussians, after ``backward``."""

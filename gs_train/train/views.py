@@ -1,6 +1,6 @@
 """The training views as a step meets them: photo and camera at the size that is trained now, rendered over the background of this step.
 
-Not here: the order of the views (``state.py``) and decoding (``scene/images.py``).
+Not here: the order of the views (``state.py``), decoding (``scene/images.py``) and where the pixels lie (``scene/cache.py``).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from torch import Tensor
 from gs_train.model.gaussians import GaussianModel
 from gs_train.render.select import Selection
 from gs_train.render.types import RenderOutput
+from gs_train.scene.cache import ImageCache
 from gs_train.scene.composite import over, weight
-from gs_train.scene.images import ImageCache
 from gs_train.scene.types import Camera, View
 from gs_train.train.depth import PointDepths
 from gs_train.train.exposure import Exposure
@@ -35,18 +35,16 @@ class TrainingViews:
     poses: PoseRefinement | None = None
     """How the cameras are moved; None for not at all. Whoever learns it sets it."""
 
-    def __init__(self, views: Sequence[View], selection: Selection, *, absgrad: bool = False) -> None:
-        """Decode all photos.
+    def __init__(self, images: ImageCache, views: Sequence[View], selection: Selection, *, absgrad: bool = False) -> None:
+        """Put together what belongs to each view.
 
         Args:
+            images: of ``views``.
             views: in the order of their indices.
             selection: renders them.
             absgrad: whether renders collect absolute gradients.
-
-        Raises:
-            UserError: a photo cannot be decoded.
         """
-        self._images = ImageCache(views)
+        self._images = images
         self._cameras = [view.camera for view in views]
         self._poses = torch.stack([torch.from_numpy(view.world_to_camera) for view in views]).to(selection.device, torch.float32)
         self._rasterizer, self._absgrad = selection.rasterizer, absgrad
@@ -58,6 +56,10 @@ class TrainingViews:
     def camera(self, index: int) -> Camera:
         """The camera of view ``index`` at the size trained now."""
         return self._cameras[index].reduced(self.downscale)
+
+    def expect(self, indices: Sequence[int]) -> None:
+        """Say which views come next, this step's first, so that their photos are there when they are asked for."""
+        self._images.expect(indices, self.downscale)
 
     def photo(self, index: int) -> tuple[Tensor, Tensor | None]:
         """[H, W, 3] float32 in 0..1, over the background where it has alpha; and [H, W, 1] how much each pixel counts, None for all."""
