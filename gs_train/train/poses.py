@@ -15,7 +15,7 @@ from torch import Tensor
 from gs_train.model.schedule import get_expon_lr_func
 from gs_train.train.per_view import PerView
 
-_LR_INIT, _LR_FINAL = 1e-3, 1e-5
+_LR_INIT, _LR_FINAL = 5e-4, 1e-5
 """In radians, and in extents of the scene."""
 
 
