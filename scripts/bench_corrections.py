@@ -3,8 +3,9 @@
     python scripts/bench_corrections.py [--iterations 1500] [--preset default] [--seeds 0 1]
 
 Writes the sample scene, and trains it as it is; with every photo brightened or darkened by up to 30 %; and with every training camera
-turned by 0.5 degrees and moved by 1 % of the extent (root mean square), in random directions that cancel out over all. Test photos are spoilt like the others (colours are matched
-before they are compared), test cameras are not. Prints a Markdown table of means over the seeds.
+turned by 0.5 degrees and moved by 1 % of the extent (root mean square), in random directions that cancel out over all. Test photos are
+spoilt like the others (colours are matched before they are compared), test cameras are not. Prints a Markdown table of means over the
+seeds.
 """
 
 from __future__ import annotations

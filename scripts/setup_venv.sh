@@ -50,8 +50,8 @@ setup_venv() {
     # The checkout's path is part of the stamp, because an editable installation points at it.
     wanted="$root $(cksum <"$root/pyproject.toml") $(cksum <"$root/constraints.txt")"
     installed="$(cat "$stamp" 2>/dev/null || true)"
-    # An installation with the dev extra serves those who ask for none.
-    if [ "$installed" = "$wanted [$extras]" ] || { [ -z "$extras" ] && [ "$installed" = "$wanted [dev]" ]; }; then
+    # An installation with the extras of the tests serves those who ask for none.
+    if [ "$installed" = "$wanted [$extras]" ] || { [ -z "$extras" ] && [ "$installed" = "$wanted [dev,sfm,video]" ]; }; then
         return
     fi
     echo "Installing gs_train into $venv (torch is a large download; this can take minutes)"

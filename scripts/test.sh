@@ -14,7 +14,7 @@ if [ "${1:-}" = "--all" ]; then
     shift
 fi
 
-setup_venv dev
+setup_venv dev,sfm,video
 "$PY" -m ruff check .
 "$PY" -m mypy
 "$PY" -m pytest ${select[@]+"${select[@]}"} "$@"
