@@ -16,7 +16,7 @@ FLAGS = {
     "train": """
         --out --preset --resume --overwrite
         --iterations --sh-degree --sh-degree-interval --lambda-dssim --max-gaussians
-        --start-downscale --full-size-from --antialiased --no-antialiased --background
+        --start-downscale --full-size-from --batch-size --batch-from --antialiased --no-antialiased --background
         --init-from --exposure --refine-poses --no-refine-poses --depth-weight --seed
         --device --image-cache-gb --save-every --keep --log-every
         --images --masks --alpha --resolution --test-every --skip-missing --no-skip-missing --allow-outside --no-allow-outside

@@ -182,6 +182,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "random background": {"background": "random", "density": {"kind": "mcmc"}},
     "exposures": {"exposure": "affine", "density": {"kind": "multiview"}},
     "visible only": {"optimizer": OptimizerConfig(visible_only=True, f_rest_interval=4), "density": {"kind": "multiview"}},
+    "batches": {"batch_size": 3, "batch_from": 30, "background": "learned", "density": {"kind": "classic"}},
     "refined poses": {"refine_poses": True},
     "learned background": {"background": "learned", "density": {"kind": "multiview"}},
 }

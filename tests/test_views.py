@@ -13,7 +13,7 @@ from gs_train.scene.cache import ImageCache
 from gs_train.scene.composite import over
 from gs_train.scene.types import Camera, View
 from gs_train.train.background import Background
-from gs_train.train.schedule import BackgroundKind, downscale_at
+from gs_train.train.schedule import BackgroundKind, batch_size_at, downscale_at
 
 
 def make_view(path: Path, width: int, height: int) -> View:
@@ -27,6 +27,10 @@ def test_sizes_double_in_equal_shares_until_the_full_one() -> None:
     assert {downscale_at(iteration, 8, 1) for iteration in range(1, 9)} == {1}
     assert {downscale_at(iteration, 1, 1000) for iteration in range(1, 9)} == {1}
     assert downscale_at(1, 8, 2) == 8
+
+
+def test_a_step_takes_several_views_from_its_point_on() -> None:
+    assert [batch_size_at(iteration, 4, 3) for iteration in range(1, 6)] == [1, 1, 4, 4, 4]
 
 
 def test_a_smaller_photo_is_the_mean_of_the_pixels_and_is_kept(tmp_path: Path) -> None:

@@ -47,6 +47,10 @@ class TrainConfig:
     """Start at 1/N of the photos' size and double it step by step; 1 trains at full size throughout."""
     full_size_from: int | float = 0.3
     """Train at full size from this iteration on, or with a decimal point from this fraction of --iterations on."""
+    batch_size: int = 1
+    """Views a step from --batch-from on; before that, one. Several calm the end of a training, at that many times the time."""
+    batch_from: int | float = 0.9
+    """Take --batch-size views a step from this iteration on, or with a decimal point from this fraction of --iterations on."""
     antialiased: bool = False
     """Make Gaussians smaller than a pixel fainter, so that the splat looks right at other sizes than it was trained at."""
     background: BackgroundKind = "black"
@@ -79,7 +83,15 @@ class TrainConfig:
     """Where Gaussians are added and removed."""
 
     def __post_init__(self) -> None:
-        for name, least in (("iterations", 1), ("max_gaussians", 1), ("seed", 0), ("save_every", 1), ("keep", 1), ("log_every", 1)):
+        for name, least in (
+            ("iterations", 1),
+            ("max_gaussians", 1),
+            ("batch_size", 1),
+            ("seed", 0),
+            ("save_every", 1),
+            ("keep", 1),
+            ("log_every", 1),
+        ):
             value = getattr(self, name)
             if value < least:
                 raise UserError(f"{_flag(name)} is {value}; it must be at least {least}.")
@@ -93,11 +105,12 @@ class TrainConfig:
             raise UserError(f"--lambda-dssim is {self.lambda_dssim}; it must lie in 0 to 1.")
         if self.start_downscale not in (1, 2, 4, 8):
             raise UserError(f"--start-downscale is {self.start_downscale}; give 1, 2, 4 or 8.")
-        if self.full_size_from < 0 or (isinstance(self.full_size_from, float) and not self.full_size_from <= 1):
-            raise UserError(
-                f"--full-size-from is {self.full_size_from}; give an iteration, or with a decimal point a fraction of --iterations "
-                "from 0.0 to 1.0."
-            )
+        for name in ("full_size_from", "batch_from"):
+            value = getattr(self, name)
+            if value < 0 or (isinstance(value, float) and not value <= 1):
+                raise UserError(
+                    f"{_flag(name)} is {value}; give an iteration, or with a decimal point a fraction of --iterations from 0.0 to 1.0."
+                )
         if not 0 <= self.image_cache_gb < math.inf:
             raise UserError(f"--image-cache-gb is {self.image_cache_gb}; give a number of gigabytes, or 0 for half of the free memory.")
         interval = self.sh_degree_interval

@@ -1,7 +1,7 @@
 """The training loop, on one page.
 
 It knows neither the command line nor evaluation nor a viewer: those look in through ``after_step``. The order of a step is fixed: learning
-rates, render, loss, backward, observe, Adam step, zero_grad, density, after-step callables. The invariant: N steps, a checkpoint, and M
+rates, render, loss, backward, observe (these four once a view), Adam step, zero_grad, density, after-step callables. The invariant: N steps, a checkpoint, and M
 steps from it give the same bits on a CPU as N + M steps.
 """
 
@@ -28,7 +28,7 @@ from gs_train.train.config import TrainConfig
 from gs_train.train.depth import PointDepths
 from gs_train.train.folder import RunFolder
 from gs_train.train.log import TrainLog
-from gs_train.train.schedule import downscale_at
+from gs_train.train.schedule import batch_size_at, downscale_at
 from gs_train.train.state import TrainState, start_state
 from gs_train.train.views import TrainingViews
 
@@ -152,32 +152,37 @@ def _run(
 
     with TrainLog(folder.metrics, first=state.iteration, last=config.iterations) as log:
         while state.iteration < config.iterations and not should_stop():
-            # ---- Which view, how large, and how fast
+            # ---- How large, how fast, and how many views
             iteration = state.iteration + 1
-            index = state.next_view(len(views))
             views.downscale = downscale_at(iteration, config.start_downscale, int(config.full_size_from))
-            views.background = state.background.of_step()
-            views.expect([index, *state.coming_views()])
             lr_xyz = model.update_learning_rate(iteration)
             if iteration % config.sh_degree_interval == 0:
                 model.oneup_sh_degree()
+            visible = torch.zeros(len(model), dtype=torch.bool, device=model.device)
+            for _ in range(batch_size_at(iteration, config.batch_size, int(config.batch_from))):
+                index = state.next_view(len(views))
+                views.expect([index, *state.coming_views()])
+                views.background = state.background.of_step()
 
-            # ---- Render and compare
-            (target, weight), render = views.photo(index), views.render(model, index)
-            image = views.exposed(render.image, index)
-            loss = losses.photometric_loss(losses.where_it_counts(image, target, weight), target, config.lambda_dssim)
-            total, regulariser, depth_error = loss, density.regulariser(model), views.depth_error(render, index)
-            if regulariser is not None:
-                total = total + regulariser
-            if depth_error is not None:
-                total = total + config.depth_weight * depth_error
+                # ---- Render and compare
+                (target, weight), render = views.photo(index), views.render(model, index)
+                image = views.exposed(render.image, index)
+                loss = losses.photometric_loss(losses.where_it_counts(image, target, weight), target, config.lambda_dssim)
+                total, regulariser, depth_error = loss, density.regulariser(model), views.depth_error(render, index)
+                if regulariser is not None:
+                    total = total + regulariser
+                if depth_error is not None:
+                    total = total + config.depth_weight * depth_error
+
+                # ---- Go back; the views' gradients add up, and whether to their sum or their mean is the same to Adam
+                total.backward()
+                density.observe(render, views.camera(index))
+                visible |= render.visible()
+                views.background = views.background.detach()
 
             # ---- Learn
-            total.backward()
-            density.observe(render, views.camera(index))
-            model.step(iteration, render.visible())
+            model.step(iteration, visible)
             state.learn_beside(iteration)
-            views.background = views.background.detach()
 
             # ---- Add and remove Gaussians
             plan = density.plan(model, iteration)

@@ -11,6 +11,11 @@ BackgroundKind = Literal["black", "white", "random", "learned"]
 ExposureKind = Literal["none", "affine"]
 
 
+def batch_size_at(iteration: int, size: int, start: int) -> int:
+    """How many views the step at ``iteration`` (from 1) takes: one, and ``size`` from iteration ``start`` on."""
+    return size if iteration >= start else 1
+
+
 def downscale_at(iteration: int, start: int, full_size_from: int) -> int:
     """By what the photos are reduced at ``iteration`` (from 1): ``start``, half of it, ... and 1 from ``full_size_from`` on.
 
