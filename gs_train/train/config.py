@@ -34,7 +34,7 @@ class TrainConfig:
     """
 
     iterations: int = 30_000
-    """Optimizer steps to take, one view each."""
+    """Optimizer steps to take, one view each but for --batch-size."""
     sh_degree: int = 3
     """Highest spherical-harmonics degree of the colours, 0 to 3."""
     sh_degree_interval: int | float = 0.0333
@@ -83,16 +83,8 @@ class TrainConfig:
     """Where Gaussians are added and removed."""
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("iterations", 1),
-            ("max_gaussians", 1),
-            ("batch_size", 1),
-            ("seed", 0),
-            ("save_every", 1),
-            ("keep", 1),
-            ("log_every", 1),
-        ):
-            value = getattr(self, name)
+        for name in ("iterations", "max_gaussians", "batch_size", "seed", "save_every", "keep", "log_every"):
+            value, least = getattr(self, name), 0 if name == "seed" else 1
             if value < least:
                 raise UserError(f"{_flag(name)} is {value}; it must be at least {least}.")
         if self.seed >= 2**62:

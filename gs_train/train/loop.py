@@ -1,8 +1,8 @@
 """The training loop, on one page.
 
 It knows neither the command line nor evaluation nor a viewer: those look in through ``after_step``. The order of a step is fixed: learning
-rates, render, loss, backward, observe (these four once a view), Adam step, zero_grad, density, after-step callables. The invariant: N steps, a checkpoint, and M
-steps from it give the same bits on a CPU as N + M steps.
+rates; render, loss, backward, observe for each of its views; Adam step, zero_grad, density, after-step callables. The invariant: N steps,
+a checkpoint, and M steps from it give the same bits on a CPU as N + M steps.
 """
 
 from __future__ import annotations
