@@ -12,20 +12,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gs_train.model.schedule import get_expon_lr_func
 from gs_train.train.per_view import PerView
 
-_LR_INIT, _LR_FINAL = 5e-4, 1e-5
-"""In radians, and in extents of the scene."""
+_RATE = 5e-4
+"""In radians, and in extents of the scene, a step."""
+_FROM = 0.1
+"""Of the run. Before that the image is a blur, whose gradients would send the cameras anywhere."""
 
 
 class PoseRefinement(PerView):
     """A rotation vector (radians) and a shift of the centre (extents) per training view, [V, 6]."""
 
     def __init__(self, views: int, iterations: int, extent: float, device: torch.device | str) -> None:
-        """Start from the poses as they are; the rate decays over ``iterations``. ``extent``: of the scene, world units."""
+        """Start from the poses as they are. ``iterations``: of the run; ``extent``: of the scene, world units."""
         self._extent, self._nothing = extent, torch.zeros(6, device=device)
-        super().__init__(self._nothing.expand(views, 6), get_expon_lr_func(_LR_INIT, _LR_FINAL, max_steps=iterations))
+
+        def rate_at(iteration: int) -> float:
+            # Linear: an exponential decay would leave the cameras no way to come back from early errors.
+            progress = iteration / iterations
+            return 0.0 if progress < _FROM else _RATE * max(0.0, 1.0 - progress) / (1.0 - _FROM)
+
+        super().__init__(self._nothing.expand(views, 6), rate_at)
 
     def refined(self, world_to_camera: Tensor, index: int) -> Tensor:
         """[4, 4] rigid, of training view ``index``, from its pose as the scene has it ([4, 4], world -> OpenCV camera)."""
