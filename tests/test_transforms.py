@@ -270,6 +270,7 @@ def test_no_pose(tmp_path: Path, matrix: Any, message: str) -> None:
         ({"fl_x": float("nan")}, "fl_x is nan"),
         ({"fl_x": 0}, "is not positive"),
         ({"fl_x": None, "fl_y": None, "camera_angle_x": 3.2}, "camera_angle_x is 3.2 and not between 0 and pi"),
+        ({"fl_x": None, "fl_y": None, "camera_angle_x": 5e-324}, "camera_angle_x is 4.94066e-324 and not between 0 and pi"),
         ({"w": -40}, "a camera of -40x30 px cannot be"),
         ({"w": 40.5}, "a camera of 40.5x30 px cannot be"),
         ({"camera_model": "EQUIRECTANGULAR"}, "camera_model 'EQUIRECTANGULAR' is unknown"),

@@ -297,7 +297,7 @@ def _focal(where: str, width: float, height: float, sources: Sequence[Mapping[st
         for axis, side in (("x", width), ("y", height)):
             length, angle = _number(where, f"fl_{axis}", [source]), _number(where, f"camera_angle_{axis}", [source])
             if length is None and angle is not None:
-                if not 0 < angle < math.pi:
+                if not 0 < 0.5 * angle < 0.5 * math.pi:  # Half of the least float is 0.
                     raise UserError(f"{where}: camera_angle_{axis} is {angle:g} and not between 0 and pi: {_AGAIN}.")
                 length = 0.5 * side / math.tan(0.5 * angle)
             lengths.append(length)
