@@ -271,6 +271,26 @@ def test_a_flag_that_does_not_go_with_resume(own_run: Path) -> None:
     assert sentence.startswith("--seed does not go with --resume")
 
 
+@pytest.mark.parametrize(
+    ("line", "other", "name"),
+    [
+        ('kind = "classic"', 'kind = "multiview"', "density.kind"),
+        ("visible_only = false", "visible_only = true", "optimizer.visible_only"),
+        ('exposure = "none"', 'exposure = "affine"', "exposure"),
+        ('background = "black"', 'background = "learned"', "background"),
+        ("sh_degree = 3", "sh_degree = 2", "sh_degree"),
+    ],
+)
+def test_a_config_that_was_edited_so_that_its_checkpoints_do_not_fit(own_run: Path, line: str, other: str, name: str) -> None:
+    config = own_run / "config.toml"
+    text = config.read_text()
+    assert line in text
+    config.write_text(text.replace(line, other))
+    sentence = refused_here("train", "--resume", own_run, "--iterations", 30)
+    assert sentence.startswith(f"{config} says {name} = ")
+    assert "put that back" in sentence
+
+
 def test_export_to_an_ending_that_is_not_written(own_run: Path, tmp_path: Path) -> None:
     assert "ends in .ply" in refused("export", own_run, tmp_path / "splat.spz")
 
