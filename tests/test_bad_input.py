@@ -175,6 +175,12 @@ def test_unknown_toml_key(scene: Path, tmp_path: Path) -> None:
     assert f"{preset}: unknown key density.grad_treshold (did you mean grad_threshold?)" in sentence
 
 
+def test_value_that_is_no_choice_is_named_in_any_encoding(scene: Path) -> None:
+    for encoding in ("utf-8", "ascii"):
+        sentence = refused("train", scene, "--alpha", "half", env={**environment(), "PYTHONIOENCODING": encoding})
+        assert all(word in sentence for word in ("--alpha", "'half'", "'composite', 'mask', 'ignore'"))
+
+
 def test_value_of_the_wrong_kind(scene: Path) -> None:
     assert "--iterations: soon is not a whole number" in refused_before_training("train", scene, "--iterations", "soon")
 
@@ -231,6 +237,24 @@ def test_looking_at_out_leaves_nothing_behind(scene: Path, tmp_path: Path) -> No
     before = sorted(tmp_path.rglob("*"))
     assert "nowhere does not exist" in refused_here("train", scene / "nowhere", "--out", tmp_path / "deep" / "run")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_name_that_is_no_text(scene: Path, tmp_path: Path) -> None:
+    """Byte 228 alone is no UTF-8. Looking at such a scene and writing a run of that name are well; only config.toml cannot hold it."""
+    odd = tmp_path / os.fsdecode(b"sc\xe4ne")
+    try:
+        scene.rename(odd)
+    except OSError as error:
+        pytest.skip(f"no such names on this disk ({error.strerror})")
+    told = gs_train("info", odd)
+    assert told.returncode == 0 and "sc\\udce4ne" in told.stdout
+    out = tmp_path / os.fsdecode(b"r\xe4n")
+    sentence = refused("train", odd, "--out", out, *SHORT)
+    assert "sc\\udce4ne has a name that is not UTF-8" in sentence and sentence.endswith(": rename it.")
+    assert not out.exists()
+    odd.rename(scene)
+    done = gs_train("train", scene, "--out", out, *SHORT)
+    assert done.returncode == 0 and "r\\udce4n" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG])

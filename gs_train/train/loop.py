@@ -79,6 +79,7 @@ def train(
     config, folder = config.resolved(), RunFolder(Path(out))
     if not resume:
         folder.check_free(overwrite=overwrite)
+    folder.check_config(config, scene)
     checkpoint = checkpoint_to_resume(scene, config, folder, notify) if resume else None
     absgrad, depth = config.density.kind == "absgrad", config.depth_weight > 0
     selection = select_rasterizer(
