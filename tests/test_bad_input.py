@@ -154,6 +154,7 @@ def test_distortion_that_no_lens_has(tmp_path: Path) -> None:
     sentence = refused("train", folder)
     assert str(folder / "sparse/0/cameras.txt") in sentence
     assert "camera 1 (OPENCV) cannot be inverted" in sentence
+    assert gs_train("info", folder).stdout.count(sentence) == 1  # and not once for each of its photos
 
 
 # ---- flags, presets, folders

@@ -299,6 +299,18 @@ def test_a_photo_named_twice_and_no_photo_at_all(tmp_path: Path) -> None:
     _refused(tmp_path / "none", "none of the 3 photos .* is there")
 
 
+def test_photos_whose_size_cannot_be_asked_are_each_told(tmp_path: Path) -> None:
+    write(tmp_path, document(5, w=None, h=None))
+    (tmp_path / "images/1.png").write_text("no photo")
+    (tmp_path / "images/3.png").unlink()
+    faults: list[UserError] = []
+    load_scene(tmp_path, ALL, faults.append)
+    assert [name for fault in faults for name in ("1.png cannot be decoded", "(images/3.png)") if name in str(fault)] == [
+        "(images/3.png)",
+        "1.png cannot be decoded",
+    ]
+
+
 def test_files_outside_the_scene_only_when_allowed(tmp_path: Path) -> None:
     photos = write(tmp_path / "elsewhere", document(3)).parent / "images"
     for name, path in (("up", "../elsewhere/images"), ("up_and_back", "deeper/../../elsewhere/images"), ("absolute", str(photos))):
