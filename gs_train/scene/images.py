@@ -34,6 +34,7 @@ _WHOLLY = 250
 _BYTES_PER_PIXEL, _BYTES_PER_UNDISTORTED = 14, 28
 _DECODING_BYTES = 10**9
 _REMEDY = "copy the photo afresh, or take it out of the scene and train anew with --skip-missing"
+_MASK_REMEDY = "make the mask anew, or take it out of its folder"
 
 # Pillow warns from 89 megapixels on and refuses from 179 on, which are photos that phones take. What guards the memory here is _MOST_PIXELS
 # and the camera's size, which a photo must have. Pillow has this limit as a global alone, and decoding runs in threads, so it is set once.
@@ -126,7 +127,7 @@ def decode_mask(path: Path) -> NDArray[np.uint8]:
     Raises:
         UserError: as ``decode_image`` does.
     """
-    with _opened(path) as stored:
+    with _opened(path, _MASK_REMEDY) as stored:
         values = np.asarray(stored if stored.mode.startswith(("I", "F")) else stored.convert("L"), np.float64)
         return np.where((values > 0) & (2 * values >= values.max()), np.uint8(255), np.uint8(0))
 
@@ -194,7 +195,7 @@ def _workers(views: Sequence[View], memory: int) -> int:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: Path, remedy: str = _REMEDY) -> Iterator[Image.Image]:
     """The image in ``path``, its pixels not read yet; whatever goes wrong with it, in here or in the caller's block, is a ``UserError``."""
     try:
         with Image.open(path) as image:
@@ -208,7 +209,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except Exception as error:
         # Damage makes Pillow's many decoders raise nearly anything: OSError, SyntaxError, zlib.error, RuntimeError (AVIF),
         # NotImplementedError (DDS), MemoryError (JPEG 2000) ...
-        raise _undecodable(path, error) from error
+        raise _undecodable(path, error, remedy) from error
 
 
 def _planes(image: Image.Image) -> list[Image.Image]:
@@ -224,6 +225,6 @@ def _planes(image: Image.Image) -> list[Image.Image]:
     return [image.convert("RGB")]
 
 
-def _undecodable(path: Path, error: Exception) -> UserError:
+def _undecodable(path: Path, error: Exception, remedy: str) -> UserError:
     reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-    return UserError(f"{path} cannot be decoded ({reason}): {_REMEDY}.")
+    return UserError(f"{path} cannot be decoded ({reason}): {remedy}.")
