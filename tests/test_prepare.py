@@ -27,7 +27,7 @@ from PIL import Image, ImageFilter
 
 from gs_train import cli
 from gs_train.errors import UserError
-from gs_train.scene import prepare_images
+from gs_train.scene import images, prepare_images
 from gs_train.scene.colmap import read_model
 from gs_train.scene.prepare_images import camera_groups, choose_sharpest, copy_photos, list_photos, sharpness, stored_names
 from gs_train.scene.prepare_pairs import MOST_FOR_ALL_PAIRS, choose_pairs, nearest_by_appearance, vlad
@@ -293,7 +293,7 @@ def test_without_pycolmap_it_says_what_to_install(prepare: Prepare, monkeypatch:
 
 
 def test_too_many_pixels(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare_images, "_MOST_PIXELS", 1000)
+    monkeypatch.setattr(images, "_MOST_PIXELS", 1000)
     assert "IMG_0.png is 40x30 px, and 0 megapixels is the most" in prepare.refused()
 
 

@@ -1,6 +1,5 @@
 """Decodes photos, at training size: uint8 RGB, with alpha and a weight where there are any.
 
-
 Not here: which file belongs to which view and at what size it is trained (``load.py``), and keeping the pixels (``cache.py``). The
 invariant: an array handed out has exactly the size of its view's camera.
 """
@@ -33,8 +32,9 @@ _WHOLLY = 250
 # While a photo is decoded: Pillow's own 4 twice, and the array with its source, 3 each; undistorted, where it comes from and another array.
 _BYTES_PER_PIXEL, _BYTES_PER_UNDISTORTED = 14, 28
 _DECODING_BYTES = 10**9
-_REMEDY = "copy the photo afresh, or take it out of the scene and train anew with --skip-missing"
-_MASK_REMEDY = "make the mask anew, or take it out of its folder"
+_IF_DAMAGED = "copy the photo afresh, or take it out of the scene and train anew with --skip-missing"
+_IF_HUGE = "make the scene anew from smaller copies of the photos"
+_IF_MASK_DAMAGED = "make the mask anew, or take it out of its folder"
 
 # Pillow warns from 89 megapixels on and refuses from 179 on, which are photos that phones take. What guards the memory here is _MOST_PIXELS
 # and the camera's size, which a photo must have. Pillow has this limit as a global alone, and decoding runs in threads, so it is set once.
@@ -85,7 +85,7 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         UserError: the file is no image that Pillow knows, is damaged in its header, or has more than 500 megapixels.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         return image.size
 
 
@@ -103,7 +103,7 @@ def decode_image(view: View) -> NDArray[np.uint8]:
     """
     source = view.lens or view.camera
     size = (source.width, source.height)
-    with _opened(view.image_path) as stored:
+    with opened(view.image_path) as stored:
         planes = [stored.convert("RGB")] if view.alpha == "ignore" and stored.has_transparency_data else _planes(stored)
         if view.mask_path is not None:
             if len(planes) == 1:
@@ -127,9 +127,9 @@ def decode_mask(path: Path) -> NDArray[np.uint8]:
     Raises:
         UserError: as ``decode_image`` does.
     """
-    with _opened(path, _MASK_REMEDY) as stored:
-        values = np.asarray(stored if stored.mode.startswith(("I", "F")) else stored.convert("L"), np.float64)
-        return np.where((values > 0) & (2 * values >= values.max()), np.uint8(255), np.uint8(0))
+    with opened(path, if_damaged=_IF_MASK_DAMAGED) as stored:
+        values = np.asarray(stored if stored.mode.startswith(("I", "F")) else stored.convert("L"))
+        return np.where((values > 0) & (values >= 0.5 * float(values.max())), np.uint8(255), np.uint8(0))
 
 
 def reduced(pixels: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
@@ -195,21 +195,31 @@ def _workers(views: Sequence[View], memory: int) -> int:
 
 
 @contextmanager
-def _opened(path: Path, remedy: str = _REMEDY) -> Iterator[Image.Image]:
-    """The image in ``path``, its pixels not read yet; whatever goes wrong with it, in here or in the caller's block, is a ``UserError``."""
+def opened(path: Path, *, if_damaged: str = _IF_DAMAGED, if_huge: str = _IF_HUGE) -> Iterator[Image.Image]:
+    """The image in ``path``, its pixels not read yet.
+
+    Args:
+        path: a file.
+        if_damaged: the remedy that is told where it cannot be decoded.
+        if_huge: the remedy that is told where it has too many pixels.
+
+    Raises:
+        UserError: it has more than 500 megapixels; or anything else goes wrong with it, in here or in the caller's block.
+    """
     try:
         with Image.open(path) as image:
             width, height = image.size
             if width * height > _MOST_PIXELS:
                 told = f"{path} is {width}x{height} px, and {_MOST_PIXELS // 1_000_000} megapixels is the most that a photo may have"
-                raise UserError(f"{told}: make the scene anew from smaller copies of the photos.")
+                raise UserError(f"{told}: {if_huge}.")
             yield image
     except UserError:
         raise
     except Exception as error:
         # Damage makes Pillow's many decoders raise nearly anything: OSError, SyntaxError, zlib.error, RuntimeError (AVIF),
         # NotImplementedError (DDS), MemoryError (JPEG 2000) ...
-        raise _undecodable(path, error, remedy) from error
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise UserError(f"{path} cannot be decoded ({reason}): {if_damaged}.") from error
 
 
 def _planes(image: Image.Image) -> list[Image.Image]:
@@ -223,8 +233,3 @@ def _planes(image: Image.Image) -> list[Image.Image]:
         black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
         return [Image.alpha_composite(black, rgba).convert("RGB"), rgba.getchannel("A")]
     return [image.convert("RGB")]
-
-
-def _undecodable(path: Path, error: Exception, remedy: str) -> UserError:
-    reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-    return UserError(f"{path} cannot be decoded ({reason}): {remedy}.")

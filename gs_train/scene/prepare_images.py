@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from gs_train.errors import UserError
+from gs_train.scene.images import for_each, opened
 
 PHOTO_SUFFIXES = frozenset(".jpg .jpeg .jpe .jfif .mpo .png .tif .tiff .bmp .ppm .webp .avif .jp2".split())
 """What is taken for a photo in a folder, in lower case."""
@@ -29,17 +28,14 @@ PHOTO_SUFFIXES = frozenset(".jpg .jpeg .jpe .jfif .mpo .png .tif .tiff .bmp .ppm
 _COLMAP_READS = frozenset(("JPEG", "MPO", "PNG", "TIFF", "BMP", "PPM"))
 _COLMAP_READS_NOT = frozenset((".webp", ".avif", ".jp2"))
 _PNG_MODES = frozenset(("1", "L", "LA", "RGB", "RGBA", "P", "I;16"))
-_MOST_PIXELS = 500_000_000
 _JPEG_QUALITY = 97
 _ORIENTATION = 0x0112
 _MAKE, _MODEL, _EXIF_FOLDER = 0x010F, 0x0110, 0x8769
 _FOCAL_LENGTH, _FOCAL_LENGTH_35_MM = 0x920A, 0xA405
 _HASHED_BYTES = 1 << 16
+_IF_DAMAGED, _IF_HUGE = "copy the photo afresh, or take it out of the folder", "put a smaller copy in its place"
 # Blur from motion still shows at this size, the sensor's noise, which would pass for sharpness, hardly does.
 _SHARPNESS_SIDE_PX = 960
-
-# As in images.py: _MOST_PIXELS guards the memory here, and Pillow's own limit, a global, lies below what phones take.
-Image.MAX_IMAGE_PIXELS = None
 
 
 def list_photos(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -89,15 +85,9 @@ def copy_photos(photos: Sequence[Path], targets: Sequence[Path], progress: Calla
     Raises:
         UserError: a photo cannot be decoded or has more than 500 megapixels; the message names the first such.
     """
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        futures = [pool.submit(_copy_upright, photo, target) for photo, target in zip(photos, targets, strict=True)]
-        try:
-            for done, future in enumerate(futures, start=1):
-                future.result()
-                progress(done)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    copies = for_each(lambda each: _copy_upright(*each), list(zip(photos, targets, strict=True)))
+    for done, _ in enumerate(copies, start=1):
+        progress(done)
 
 
 def camera_groups(folder: Path, names: Sequence[str]) -> list[list[str]]:
@@ -126,19 +116,9 @@ def _copy_upright(photo: Path, target: Path) -> None:
 
 
 def _decoded(photo: Path) -> Image.Image:
-    try:
-        with Image.open(photo) as image:
-            width, height = image.size
-            if width * height > _MOST_PIXELS:
-                told = f"{photo} is {width}x{height} px, and {_MOST_PIXELS // 1_000_000} megapixels is the most that a photo may have"
-                raise UserError(f"{told}: put a smaller copy in its place.")
-            image.load()
-            return image
-    except UserError:
-        raise
-    except Exception as error:  # Pillow's many decoders raise nearly anything on damage
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        raise UserError(f"{photo} cannot be decoded ({reason}): copy the photo afresh, or take it out of the folder.") from error
+    with opened(photo, if_damaged=_IF_DAMAGED, if_huge=_IF_HUGE) as image:
+        image.load()
+        return image
 
 
 def _save(image: Image.Image, path: Path, file_format: str) -> None:
