@@ -267,7 +267,7 @@ _numbers = tyro.constructors.ConstructorRegistry()
 @_numbers.primitive_rule
 def _number_rule(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
     """Numbers, with an error message for people. A number with a decimal point or an exponent is a float."""
-    if info.type is int:
+    if info.type is int or info.type == int | None:
         return _number_spec("INT", int, "a whole number")
     if info.type is float:
         return _number_spec("FLOAT", float, "a number")

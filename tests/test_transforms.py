@@ -143,6 +143,13 @@ def test_lists_of_file_names_are_the_split(tmp_path: Path) -> None:
     assert len(scene.train_views) == 5 and [view.name for view in scene.test_views] == names[3:4]
 
 
+def test_lists_that_name_no_photo_are_told(tmp_path: Path) -> None:
+    """Else one would train on what was to be held out, and never know."""
+    scene = load_scene(write(tmp_path, document(test_filenames=["3.png", "4.png"])).parent, SceneConfig())
+    assert scene.test_views == ()
+    assert "lists 2 file names to train or test on that are none of its photos' (3.png, ...)" in scene.notices[0]
+
+
 def test_colmap_goes_before_transforms_and_a_named_file_before_both(tmp_path: Path) -> None:
     write_blender(tmp_path, {"train": 3, "test": 2})
     assert len(load_scene(tmp_path, ALL).train_views) == 5

@@ -71,6 +71,8 @@ def read_transforms(file: Path, *, allow_outside: bool) -> ColmapModel:
     if not kept:
         raise UserError(f"{file} names none of its own photos in its lists of train and test filenames: mend the lists, or take them out.")
     notices = []
+    if unknown := (train | val | test) - {frame.path for frame in listing.frames}:
+        notices.append(f"{file} lists {len(unknown)} file names to train or test on that are none of its photos' ({min(unknown)}, ...).")
     if len(kept) < len(listing.frames):
         notices.append(f"{file} names {len(listing.frames) - len(kept)} photos neither to train on nor to test on: they are not used.")
     test_names = frozenset(frame.image.name for frame in kept if frame.path in held_out)
