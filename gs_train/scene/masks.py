@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from gs_train.errors import UserError
+from gs_train.errors import UserError, first_few
 from gs_train.scene.images import decode_mask, for_each, image_size
 from gs_train.scene.types import View
 
 _ASPECT_SHARE = 0.01
-_NAMED_AT_MOST = 5
 
 
 def with_masks(views: Sequence[View], folder: Path) -> tuple[tuple[View, ...], list[str]]:
@@ -43,8 +42,7 @@ def with_masks(views: Sequence[View], folder: Path) -> tuple[tuple[View, ...], l
     if resized:
         notices.append(f"{resized} of the masks differ in size from their photos: resized.")
     if hidden:
-        named = ", ".join(sorted(hidden)[:_NAMED_AT_MOST]) + (", ..." if len(hidden) > _NAMED_AT_MOST else "")
-        notices.append(f"{len(hidden)} photos are left out, because their masks hide all of them ({named}).")
+        notices.append(f"{len(hidden)} photos are left out, because their masks hide all of them ({first_few(sorted(hidden))}).")
     return tuple(view for view in found if view.name not in hidden), notices
 
 

@@ -199,7 +199,8 @@ def _map(work: _Work, names: list[str], progress: Progress) -> Prepared:
         progress("registering", counts[-1] if counts else 0, len(names))
 
     chosen = scratch / "chosen"
-    said = _run_worker(work, {"step": "model", "scratch": str(scratch / "all"), "model": str(chosen / "0")}, show)
+    job = {"step": "model", "scratch": str(scratch / "all"), "model": str(chosen / "0"), "fewest": FEWEST_PHOTOS}
+    said = _run_worker(work, job, show)
     figures = said[-1]
     found = set(figures.pop("names"))
     if len(found) >= FEWEST_PHOTOS:
