@@ -126,9 +126,9 @@ def _look_at(source: Path, scene: Path, frames: int | None) -> _Input:
     if not source.exists():
         raise UserError(f"{source} does not exist: give a folder of photos, or a video.")
     video = not source.is_dir()
-    _need("pycolmap", "sfm", video)
+    _need("pycolmap", "")
     if video:
-        _need("imageio_ffmpeg", "video", video)
+        _need("imageio_ffmpeg", " for a video")
         identity = fingerprint([source], source.parent)
         return _Input(source=source, files=(source,), video=True, frames=frames or DEFAULT_FRAMES, identity=identity, notices=())
     if frames is not None:
@@ -149,10 +149,10 @@ def _look_at(source: Path, scene: Path, frames: int | None) -> _Input:
     return _Input(source=source, files=tuple(photos), video=False, frames=None, identity=identity, notices=notices)
 
 
-def _need(module: str, extra: str, video: bool) -> None:
+def _need(module: str, purpose: str) -> None:
     if find_spec(module) is None:
-        told = f"prepare needs {module.replace('_', '-')}{' for a video' if extra == 'video' else ''}, which is not installed"
-        raise UserError(f'{told}: pip install "gs_train[{"sfm,video" if video else "sfm"}]".')
+        package = module.replace("_", "-")
+        raise UserError(f"prepare needs {package}{purpose}, which is not installed: {sys.executable} -m pip install {package}.")
 
 
 def _bring_images(source_input: _Input, work: _Work, progress: Progress) -> None:
