@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gs_train import __version__, flags
-from gs_train.errors import UserError
+from gs_train.errors import UserError, first_few
 
 if TYPE_CHECKING:
     from gs_train.train.checkpoint import Checkpoint
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 _USER_ERROR = 2
 _SIGPIPE = 13
 """Its number on every POSIX system; Windows has no name for it."""
-_NAMED_AT_MOST = 5
 _MANY_REGISTERED = 0.8
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -226,8 +225,7 @@ def run_prepare(command: flags.PrepareCommand) -> int:
     quality = f"mean reprojection error {prepared.reprojection_error_px:.2f} px, mean track length {prepared.track_length:.1f}"
     print(f"{found}: {prepared.points:,} points, {quality}.")
     if prepared.unregistered:
-        named = ", ".join(prepared.unregistered[:_NAMED_AT_MOST]) + (", ..." if len(prepared.unregistered) > _NAMED_AT_MOST else "")
-        print(f"Not registered: {named}")
+        print(f"Not registered: {first_few(prepared.unregistered)}")
     if prepared.registered < _MANY_REGISTERED * prepared.photos:
         parts = (
             "" if prepared.models == 1 else f" (they fall into {prepared.models} parts that do not hang together, and this is the largest)"

@@ -15,6 +15,8 @@ from torch import Tensor
 
 Padding = Literal["same", "valid"]
 WINDOW = 11
+HIGHEST_PSNR = 100.0
+"""dB; what a match without error counts for where PSNRs are averaged, because the mean would be infinite otherwise."""
 _SIGMA = 1.5
 _C1, _C2 = 0.01**2, 0.03**2
 _BLOCK = 32  # Outputs per matrix product; the products' cost grows with it, their number shrinks.

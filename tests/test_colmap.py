@@ -261,6 +261,7 @@ def test_points_that_are_there_and_no_file(tmp_path: Path, suffix: str, kind: st
         ("images.txt", " 7 a.png", " a.png", 5),
         ("points3D.txt", " 2 253 7", " 2 256 7", 5),
         ("points3D.txt", " 2 253 7", " 2 x 7", 5),
+        ("points3D.txt", "\n1 ", f"\n{2**64} ", 3),
         ("points3D.txt", "0.7 0 1 2 3\n", "0.7 0 1 2\n", 5),
     ],
 )

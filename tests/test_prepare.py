@@ -13,6 +13,7 @@ import shutil
 import signal
 import sqlite3
 import subprocess
+import sys
 import time
 from contextlib import redirect_stderr, redirect_stdout
 from importlib.util import find_spec
@@ -284,11 +285,11 @@ def test_flags(prepare: Prepare) -> None:
 
 def test_without_pycolmap_it_says_what_to_install(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gs_train.scene.prepare.find_spec", lambda name: None if name == "pycolmap" else find_spec(name))
-    assert prepare.refused() == 'prepare needs pycolmap, which is not installed: pip install "gs_train[sfm]".'
+    assert prepare.refused() == f"prepare needs pycolmap, which is not installed: {sys.executable} -m pip install pycolmap."
     monkeypatch.setattr("gs_train.scene.prepare.find_spec", lambda name: None if name == "imageio_ffmpeg" else True)
     video = prepare.photos / "IMG_0.png"
-    told = 'prepare needs imageio-ffmpeg for a video, which is not installed: pip install "gs_train[sfm,video]".'
-    assert prepare.refused(video, prepare.scene) == told
+    told = "prepare needs imageio-ffmpeg for a video, which is not installed"
+    assert prepare.refused(video, prepare.scene) == f"{told}: {sys.executable} -m pip install imageio-ffmpeg."
     assert not prepare.scene.exists()
 
 

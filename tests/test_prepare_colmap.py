@@ -19,9 +19,9 @@ from gs_train.scene.prepare_images import extract_frames
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(find_spec("pycolmap") is None, reason="pycolmap is not installed: pip install 'gs_train[sfm]'"),
+    pytest.mark.skipif(find_spec("pycolmap") is None, reason="pycolmap is not installed: pip install pycolmap"),
 ]
-video = pytest.mark.skipif(find_spec("imageio_ffmpeg") is None, reason="imageio-ffmpeg is not installed: pip install 'gs_train[video]'")
+video = pytest.mark.skipif(find_spec("imageio_ffmpeg") is None, reason="imageio-ffmpeg is not installed: pip install imageio-ffmpeg")
 
 
 def prepare(*arguments: object) -> CompletedProcess[str]:

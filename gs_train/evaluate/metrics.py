@@ -12,12 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gs_train.losses import psnr, ssim, where_it_counts
+from gs_train.losses import HIGHEST_PSNR, psnr, ssim, where_it_counts
 
 SSIM_REGION: Literal["valid"] = "valid"
-
-HIGHEST_PSNR = 100.0
-"""dB; what an exact match counts for, because the mean would be infinite otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,12 +67,12 @@ def append_rows(parameters: Parameters, optimizer: Optimizer | None, tensors: Ma
     for name, tensor in tensors.items():
         _check_fit(name, parameters[name], tensor, rows=added)
 
-    def with_zeros(_: str, moment: Tensor) -> Tensor:
+    def with_zeros(moment: Tensor) -> Tensor:
         return torch.cat([moment, moment.new_zeros(added, *moment.shape[1:])])
 
     built: _Built = {}
     for name, old in parameters.items():
-        built[name] = _build(optimizer, name, old, torch.cat([old.detach(), tensors[name].detach()]), with_zeros)
+        built[name] = _build(optimizer, old, torch.cat([old.detach(), tensors[name].detach()]), with_zeros)
     return _swap(parameters, optimizer, built)
 
 
@@ -116,7 +116,7 @@ def replace(parameters: Parameters, optimizer: Optimizer | None, name: str, tens
     old = parameters[name]
     _check_fit(name, old, tensor, rows=len(old))
     values = tensor.detach().clone(memory_format=torch.contiguous_format)
-    built = {name: _build(optimizer, name, old, values, lambda _, moment: torch.zeros_like(moment))}
+    built = {name: _build(optimizer, old, values, torch.zeros_like)}
     return {**parameters, **_swap({name: old}, optimizer, built)}
 
 
@@ -191,22 +191,20 @@ def _check_fit(name: str, old: Tensor, new: Tensor, *, rows: int) -> None:
 def _select(parameters: Parameters, optimizer: Optimizer | None, rows: Tensor) -> dict[str, Parameter]:
     rows = rows.to(next(iter(parameters.values())).device)
     built = {
-        name: _build(optimizer, name, old, old.detach().index_select(0, rows), lambda _, moment: moment.index_select(0, rows))
+        name: _build(optimizer, old, old.detach().index_select(0, rows), lambda moment: moment.index_select(0, rows))
         for name, old in parameters.items()
     }
     return _swap(parameters, optimizer, built)
 
 
 def _build(
-    optimizer: Optimizer | None, name: str, old: Parameter, values: Tensor, on_moment: Callable[[str, Tensor], Tensor]
+    optimizer: Optimizer | None, old: Parameter, values: Tensor, on_moment: Callable[[Tensor], Tensor]
 ) -> tuple[Parameter, dict[str, Any] | None]:
     """The new parameter and its Adam state. Entries with the parameter's rows go with them (moments, ``steps``); the others (``step``) stay
     the same object."""
     state = None if optimizer is None else optimizer.state.get(old)
     if state is not None:
-        state = {
-            key: on_moment(name, value) if isinstance(value, Tensor) and value.dim() == old.dim() else value for key, value in state.items()
-        }
+        state = {key: on_moment(value) if isinstance(value, Tensor) and value.dim() == old.dim() else value for key, value in state.items()}
     return Parameter(values), state
 
 

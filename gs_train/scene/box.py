@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from gs_train.scene.load import camera_centres
 from gs_train.scene.types import View
 
 _SEEN_SHARE = 0.9
@@ -30,9 +31,8 @@ def starting_box(views: Sequence[View], extent: float) -> NDArray[np.float64]:
     """
     if not views:
         raise ValueError("views: random points need at least one camera")
-    poses = np.stack([view.world_to_camera for view in views])
-    centres = -np.einsum("vji,vj->vi", poses[:, :3, :3], poses[:, :3, 3])
-    cube = _looked_at(views, centres, poses[:, 2, :3])
+    centres = camera_centres(views)
+    cube = _looked_at(views, centres, np.stack([view.world_to_camera[2, :3] for view in views]))
     if cube is not None:
         middle, half = cube
         return np.stack([middle - half, middle + half])

@@ -42,13 +42,19 @@ CAMERA_MODELS: dict[int, tuple[str, int]] = {
 }
 """COLMAP's model id -> (name, number of parameters)."""
 
+LARGEST_SIDE_PX = 1_000_000
+"""No reader takes a larger image."""
+
+LARGEST_IN_POSE = 1e18
+"""No reader takes a larger number in a pose: its square still fits float32, and NaN fails the comparison."""
+
+NO_POINTS = PointCloud(xyz=np.empty((0, 3)), rgb=np.empty((0, 3), np.uint8))
+"""What a scene without points has."""
+
 _PARAMETER_COUNTS = dict(CAMERA_MODELS.values())
 _ONE_FOCAL_LENGTH = {"SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE"}
-_LARGEST_SIDE_PX = 1_000_000
-_LARGEST = 1e18  # of a pose's numbers: its square still fits float32, and NaN fails the comparison
 _AGAIN = "export the model again or copy it afresh"
 
-_NO_POINTS = PointCloud(xyz=np.empty((0, 3)), rgb=np.empty((0, 3), np.uint8))
 _CAMERA_HEAD = struct.Struct("<IiQQ")
 _IMAGE_HEAD = struct.Struct("<I7dI")
 _COUNT = struct.Struct("<Q")
@@ -150,7 +156,7 @@ def read_model(folder: Path) -> ColmapModel:
             raise UserError(f"{images_path} lists image {image.name!r} twice: {_AGAIN}.")
         names.add(image.name)
     if not points_path.exists() and not points_path.is_symlink():  # a folder or a dead link is a fault, not "no points"
-        points = _NO_POINTS
+        points = NO_POINTS
     else:
         points = _points_binary(points_path) if binary else _points_text(points_path)
     return ColmapModel(cameras_path=cameras_path, images_path=images_path, cameras=cameras, images=images, points=points)
@@ -163,7 +169,8 @@ def _format_of(folder: Path) -> str | None:
     return None
 
 
-def _read(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """All of a file; UserError where it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -174,7 +181,7 @@ def _read(path: Path) -> bytes:
 
 
 def _camera(where: str, model: str, width: int, height: int, params: tuple[float, ...]) -> ColmapCamera:
-    if not (0 < width <= _LARGEST_SIDE_PX and 0 < height <= _LARGEST_SIDE_PX):
+    if not (0 < width <= LARGEST_SIDE_PX and 0 < height <= LARGEST_SIDE_PX):
         raise UserError(f"{where}: a camera of {width}x{height} px cannot be: {_AGAIN}.")
     camera = ColmapCamera(model=model, width=width, height=height, params=params)
     fx, fy, _, _ = camera.focal_and_centre()
@@ -190,7 +197,7 @@ def _image(
     if not name or ".." in parts or name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:[/\\]", name):
         raise UserError(f"{where}: the image name {name!r} leads out of the images folder: rename it in the model.")
     norm = math.hypot(*quaternion)
-    if not 1 / _LARGEST <= norm <= _LARGEST or not all(abs(component) <= _LARGEST for component in translation):
+    if not 1 / LARGEST_IN_POSE <= norm <= LARGEST_IN_POSE or not all(abs(component) <= LARGEST_IN_POSE for component in translation):
         raise UserError(f"{where}: the pose of image {name!r} is no rotation and position ({quaternion}, {translation}): {_AGAIN}.")
     w, x, y, z = (component / norm for component in quaternion)
     world_to_camera = np.eye(4)
@@ -211,7 +218,7 @@ class _Bytes:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.data = _read(path)
+        self.data = read_bytes(path)
         self.offset = 0
 
     def where(self) -> str:
@@ -302,7 +309,7 @@ def _points_binary(path: Path) -> PointCloud:
     source.offset = offset
     source.end()
     if count == 0:
-        return _NO_POINTS
+        return NO_POINTS
     # A view with one record starting at every byte; indexing it with the offsets gathers the heads in one call.
     at_every_byte = np.ndarray((size - head + 1,), _POINT_HEAD, buffer=data, strides=(1,))
     heads = at_every_byte[np.array(offsets)]
@@ -314,7 +321,7 @@ def _points_binary(path: Path) -> PointCloud:
 
 
 def _lines(path: Path) -> list[str]:
-    data = _read(path).removeprefix(b"\xef\xbb\xbf")  # the mark that some Windows editors put first
+    data = read_bytes(path).removeprefix(b"\xef\xbb\xbf")  # the mark that some Windows editors put first
     try:
         return data.decode().split("\n")
     except UnicodeDecodeError as error:
@@ -407,7 +414,8 @@ def _points_text(path: Path) -> PointCloud:
             rgb.append([int(field) for field in fields[4:7]])
         except ValueError:
             fields = []
-        if len(fields) < shortest or len(fields) % 2 or not (0 <= min(rgb[-1]) and max(rgb[-1]) <= np.iinfo(np.uint8).max):
+        well_formed = len(fields) >= shortest and len(fields) % 2 == 0 and abs(ids[-1]) <= np.iinfo(np.int64).max
+        if not well_formed or not (0 <= min(rgb[-1]) and max(rgb[-1]) <= np.iinfo(np.uint8).max):
             raise _bad_line(path, index, "POINT3D_ID X Y Z R G B ERROR and pairs IMAGE_ID POINT2D_IDX, colours in 0..255")
     _check_count(path, lines, "points", len(xyz))
     return PointCloud(xyz=np.array(xyz, np.float64).reshape(-1, 3), rgb=np.array(rgb, np.uint8).reshape(-1, 3), ids=np.array(ids, np.int64))

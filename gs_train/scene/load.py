@@ -16,7 +16,7 @@ from typing import Literal, ParamSpec, TypeVar, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from gs_train.errors import UserError
+from gs_train.errors import UserError, first_few
 from gs_train.scene.colmap import MODEL_FOLDERS, ColmapCamera, ColmapImage, ColmapModel, find_model, read_model
 from gs_train.scene.distortion import is_pinhole
 from gs_train.scene.images import image_size
@@ -31,7 +31,6 @@ Result = TypeVar("Result")
 _AUTO_WIDTH_PX = 1600
 _ROUNDING_PX = 1.0
 _FEWEST_TRAINING_VIEWS = 2
-_NAMED_AT_MOST = 5
 # The side of SSIM's window: a smaller view could be trained on, but never be evaluated.
 _SMALLEST_SIDE_PX = 11
 # Beyond these no lens is left, only a damaged model: the focal length over the larger side, and image sizes from the image to the centre.
@@ -72,8 +71,8 @@ class SceneConfig:
             raise UserError(f"--resolution is {self.resolution}: give 1, 2, 4, 8 or -1.")
         if self.test_every < 0:
             raise UserError(f"--test-every is {self.test_every}: give 0 (train on all photos) or a positive number.")
-        if self.undistort not in ("crop", "full"):
-            raise UserError(f"--undistort is {self.undistort}: give crop or full.")
+        if self.undistort not in get_args(Undistort):
+            raise UserError(f"--undistort is {self.undistort}: give {' or '.join(get_args(Undistort))}.")
 
 
 def _raise(fault: UserError) -> None:
@@ -222,8 +221,7 @@ def _find_photos(path: Path, config: SceneConfig, model: ColmapModel, on_fault: 
         raise UserError(f"{folder} does not exist: put the photos there, or name their folder with `gs-train train --images`.")
     missing = [image.name for image in images if not _on_disk(folder / image.name)]
     if missing:
-        named = ", ".join(missing[:_NAMED_AT_MOST]) + (", ..." if len(missing) > _NAMED_AT_MOST else "")
-        told = f"{len(missing)} of {len(images)} images that {model.images_path} lists are not in {folder} ({named})"
+        told = f"{len(missing)} of {len(images)} images that {model.images_path} lists are not in {folder} ({first_few(missing)})"
         if not config.skip_missing:
             on_fault(UserError(f"{told}: copy them there, or train without them with `gs-train train --skip-missing`."))
         else:

@@ -12,12 +12,11 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
-from gs_train.errors import UserError
+from gs_train.errors import UserError, first_few
 from gs_train.scene.images import decode_mask, for_each, image_size
 from gs_train.scene.types import View
 
 _ASPECT_SHARE = 0.01
-_NAMED_AT_MOST = 5
 
 
 def with_masks(views: Sequence[View], folder: Path, on_fault: Callable[[UserError], None]) -> tuple[tuple[View, ...], list[str]]:
@@ -54,8 +53,7 @@ def with_masks(views: Sequence[View], folder: Path, on_fault: Callable[[UserErro
     if resized:
         notices.append(f"{resized} of the masks differ in size from their photos: resized.")
     if hidden:
-        named = ", ".join(sorted(hidden)[:_NAMED_AT_MOST]) + (", ..." if len(hidden) > _NAMED_AT_MOST else "")
-        notices.append(f"{len(hidden)} photos are left out, because their masks hide all of them ({named}).")
+        notices.append(f"{len(hidden)} photos are left out, because their masks hide all of them ({first_few(sorted(hidden))}).")
     kept = (replace(view, mask_path=None) if view.name in faulty else view for view in found if view.name not in hidden)
     return tuple(kept), notices
 

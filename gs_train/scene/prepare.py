@@ -126,13 +126,13 @@ def _look_at(source: Path, scene: Path, frames: int | None) -> _Input:
     if not source.exists():
         raise UserError(f"{source} does not exist: give a folder of photos, or a video.")
     video = not source.is_dir()
-    _need("pycolmap", "sfm", video)
+    _need("pycolmap", "")
     try:
         str(scene.resolve()).encode()
     except UnicodeEncodeError:
         raise UserError(f"{scene.resolve()} has a name that is not UTF-8, which COLMAP cannot take: give another place.") from None
     if video:
-        _need("imageio_ffmpeg", "video", video)
+        _need("imageio_ffmpeg", " for a video")
         identity = fingerprint([source], source.parent)
         return _Input(source=source, files=(source,), video=True, frames=frames or DEFAULT_FRAMES, identity=identity, notices=())
     if frames is not None:
@@ -153,10 +153,10 @@ def _look_at(source: Path, scene: Path, frames: int | None) -> _Input:
     return _Input(source=source, files=tuple(photos), video=False, frames=None, identity=identity, notices=notices)
 
 
-def _need(module: str, extra: str, video: bool) -> None:
+def _need(module: str, purpose: str) -> None:
     if find_spec(module) is None:
-        told = f"prepare needs {module.replace('_', '-')}{' for a video' if extra == 'video' else ''}, which is not installed"
-        raise UserError(f'{told}: pip install "gs_train[{"sfm,video" if video else "sfm"}]".')
+        package = module.replace("_", "-")
+        raise UserError(f"prepare needs {package}{purpose}, which is not installed: {sys.executable} -m pip install {package}.")
 
 
 def _bring_images(source_input: _Input, work: _Work, progress: Progress) -> None:
@@ -203,7 +203,8 @@ def _map(work: _Work, names: list[str], progress: Progress) -> Prepared:
         progress("registering", counts[-1] if counts else 0, len(names))
 
     chosen = scratch / "chosen"
-    said = _run_worker(work, {"step": "model", "scratch": str(scratch / "all"), "model": str(chosen / "0")}, show)
+    job = {"step": "model", "scratch": str(scratch / "all"), "model": str(chosen / "0"), "fewest": FEWEST_PHOTOS}
+    said = _run_worker(work, job, show)
     figures = said[-1]
     found = set(figures.pop("names"))
     if len(found) >= FEWEST_PHOTOS:

@@ -27,7 +27,6 @@ _CAMERA_MODEL = "SIMPLE_RADIAL"
 _PAIRS_AT_ONCE = 100
 # What one thread takes for SIFT at the 3200 px that COLMAP reduces photos to, measured.
 _BYTES_PER_THREAD = 2.3e9
-_FEWEST_PHOTOS = 3
 # Median distances from the middle of the cameras; nobody walks so far, but bundle adjustment can push a badly held camera there, and on.
 _FARTHEST = 100
 
@@ -85,7 +84,7 @@ def _matches(pycolmap: Any, job: dict[str, Any]) -> None:
 def _model(pycolmap: Any, job: dict[str, Any]) -> None:
     """Incremental mapping; the model with the most photos goes to ``job["model"]``, what can be said of it to stdout."""
     options = pycolmap.IncrementalPipelineOptions()
-    options.min_model_size = _FEWEST_PHOTOS
+    options.min_model_size = job["fewest"]
     options.random_seed = options.mapper.random_seed = options.triangulation.random_seed = _SEED
     registered = 0
 

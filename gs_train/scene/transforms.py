@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from plyfile import PlyData, PlyParseError
 
 from gs_train.errors import UserError
-from gs_train.scene.colmap import ColmapCamera, ColmapImage, ColmapModel
+from gs_train.scene.colmap import LARGEST_IN_POSE, LARGEST_SIDE_PX, NO_POINTS, ColmapCamera, ColmapImage, ColmapModel, read_bytes
 from gs_train.scene.images import image_size
 from gs_train.scene.types import PointCloud
 
@@ -35,8 +35,6 @@ _ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".PNG", ".JPG", ".JPEG")
 _PERSPECTIVE = ("SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV")
 _FISHEYE = "OPENCV_FISHEYE"
 _DISTORTION = {"OPENCV": ("k1", "k2", "p1", "p2"), "OPENCV_FISHEYE": ("k1", "k2", "k3", "k4")}
-_LARGEST_SIDE_PX = 1_000_000
-_LARGEST = 1e18  # of a pose's numbers: its square still fits float32, and NaN fails the comparison
 _SKEW = 1e-3  # How far the lengths of a pose's axes may lie apart, as a share of them: numbers written with four digits pass.
 _SCALED = 1e-3
 _AGAIN = "write the file again"
@@ -152,9 +150,7 @@ def _listing(file: Path, allow_outside: bool) -> _Listing:
 
 def _document(file: Path) -> dict[str, Any]:
     try:
-        document = json.loads(file.read_bytes().removeprefix(b"\xef\xbb\xbf").decode())
-    except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}): check its permissions and the disk.") from error
+        document = json.loads(read_bytes(file).removeprefix(b"\xef\xbb\xbf").decode())
     except (ValueError, RecursionError) as error:
         # ValueError covers what is not UTF-8, and numbers of more digits than Python reads.
         raise UserError(f"{file} is not JSON ({' '.join(str(error).split())}): {_AGAIN}, or copy it afresh.") from None
@@ -232,7 +228,7 @@ def _pose(where: str, rows: Any) -> tuple[NDArray[np.float64], float]:
     if not shaped or not all(_is_number(value) for row in rows for value in row):
         raise UserError(f"{where}: transform_matrix is not 4 (or 3) rows of 4 numbers: {_AGAIN}.")
     matrix = np.array([[float(value) for value in row] for row in rows])
-    if not (np.abs(matrix) <= _LARGEST).all():
+    if not (np.abs(matrix) <= LARGEST_IN_POSE).all():
         raise UserError(f"{where}: transform_matrix has numbers that are not finite: {_AGAIN}, or take the frame out.")
     if len(matrix) == 4 and not np.allclose(matrix[3], (0, 0, 0, 1), atol=1e-6):
         raise UserError(f"{where}: the last row of transform_matrix is {rows[3]} and not [0, 0, 0, 1]: {_AGAIN}.")
@@ -284,7 +280,7 @@ def _camera(where: str, entry: Mapping[str, Any], document: Mapping[str, Any], p
     focal = _focal(where, width or 1.0, height or 1.0, sources)
     if width is None or height is None:
         return None
-    if not (0 < width <= _LARGEST_SIDE_PX and 0 < height <= _LARGEST_SIDE_PX and width == int(width) and height == int(height)):
+    if not (0 < width <= LARGEST_SIDE_PX and 0 < height <= LARGEST_SIDE_PX and width == int(width) and height == int(height)):
         raise UserError(f"{where}: a camera of {width:g}x{height:g} px cannot be: {_AGAIN}.")
     cx, cy = _number(where, "cx", sources), _number(where, "cy", sources)
     centre = (0.5 * width if cx is None else cx, 0.5 * height if cy is None else cy)
@@ -338,7 +334,7 @@ def _distortion(where: str, sources: Sequence[Mapping[str, Any]]) -> tuple[str, 
 def _points(file: Path, path: Any, allow_outside: bool) -> PointCloud:
     """The points of the PLY that the file names; none where it names none. Grey where they have no colours."""
     if path is None or path == "":
-        return PointCloud(xyz=np.empty((0, 3)), rgb=np.empty((0, 3), np.uint8))
+        return NO_POINTS
     if not isinstance(path, str):
         raise UserError(f"{file}: ply_file_path is {path!r} and no file name: {_AGAIN}.")
     ply = file.parent / _inside(file.parent, path, f"{file}: ply_file_path", allow_outside)

@@ -6,7 +6,6 @@ means the same in every scene.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,8 +20,8 @@ from gs_train.scene.types import Scene, View
 class _Seen:
     """The points that a view sees."""
 
-    grid: Tensor
-    """[1, 1, K, 2] float32, where: -1 to 1 across the image."""
+    places: Tensor
+    """[K, 2] float32, where: px at the training size, pixel centres at +0.5."""
     inverse_depth: Tensor
     """[K] float32, 1 / world units along the camera's axis, divided by their mean."""
     mean: float
@@ -45,37 +44,41 @@ class PointDepths:
                 "on a COLMAP model with its points3D."
             )
 
-    def error(self, depth: Tensor, index: int) -> Tensor:
+    def error(self, depth: Tensor, index: int, downscale: int = 1) -> Tensor:
         """Mean absolute difference of the inverse depths, in means of the view's own; scalar.
 
         Args:
-            depth: [H, W] of training view ``index`` at any size, world units.
+            depth: [H, W] of training view ``index`` at 1/``downscale`` of its size (``Camera.reduced``), world units.
             index: the view.
+            downscale: how many pixels of the view's lie along one of ``depth``.
         """
         seen = self._views[index]
         if len(seen.inverse_depth) == 0:
             return depth.new_zeros(())
         # Inverse depths, in which the errors of triangulated points are even, and the far do not drown the near.
-        at_points = torch.nn.functional.grid_sample(depth[None, None], seen.grid, padding_mode="border", align_corners=False).flatten()
+        size = torch.tensor([depth.shape[1], depth.shape[0]], device=depth.device)
+        grid = (2.0 * seen.places / (downscale * size) - 1.0)[None, None]
+        at_points = torch.nn.functional.grid_sample(depth[None, None], grid, padding_mode="border", align_corners=False).flatten()
         inverse = 1.0 / (seen.mean * at_points).clamp(min=1e-2)
         return (inverse - seen.inverse_depth).abs().mean()
 
 
 def _seen(view: View, scene: Scene, device: torch.device | str) -> _Seen:
     points, camera = scene.points, view.camera
-    chosen: Sequence[int] | np.ndarray = []
-    if view.point_ids is not None and points.ids is not None:
-        chosen = np.isin(points.ids, view.point_ids).nonzero()[0]
-    in_camera = points.xyz[np.asarray(chosen, np.int64)] @ view.world_to_camera[:3, :3].T + view.world_to_camera[:3, 3]
+    if view.point_ids is None or points.ids is None:
+        xyz = points.xyz[:0]
+    else:
+        xyz = points.xyz[np.isin(points.ids, view.point_ids)]
+    in_camera = xyz @ view.world_to_camera[:3, :3].T + view.world_to_camera[:3, 3]
     in_camera = in_camera[in_camera[:, 2] > 0]
     z = in_camera[:, 2]
     x, y = camera.fx * in_camera[:, 0] / z + camera.cx, camera.fy * in_camera[:, 1] / z + camera.cy
     inside = (x > 0) & (x < camera.width) & (y > 0) & (y < camera.height)
-    grid = np.stack([2 * x / camera.width - 1, 2 * y / camera.height - 1], axis=1)[inside]
+    places = np.stack([x, y], axis=1)[inside]
     inverse = 1.0 / z[inside]
     mean = float(inverse.mean()) if len(inverse) else 1.0
     return _Seen(
-        grid=torch.from_numpy(grid).to(device, torch.float32)[None, None],
+        places=torch.from_numpy(places).to(device, torch.float32),
         inverse_depth=torch.from_numpy(inverse / mean).to(device, torch.float32),
         mean=mean,
     )

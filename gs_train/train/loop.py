@@ -33,8 +33,6 @@ from gs_train.train.schedule import batch_size_at, downscale_at
 from gs_train.train.state import TrainState, start_state
 from gs_train.train.views import TrainingViews
 
-_HIGHEST_PSNR = 100.0
-"""dB; a mean squared error below 1e-10 is nothing."""
 _MAKE_THE_STATE = ("sh_degree", "background", "exposure", "refine_poses", "optimizer.visible_only", "density.kind")
 """Settings that decide what a state consists of."""
 
@@ -222,7 +220,7 @@ def _record(log: TrainLog, state: TrainState, loss: float, psnr_db: float, lr_xy
         fault = describe_non_finite(state.model.parameters)
         raise FloatingPointError(f"the loss is {loss} at iteration {state.iteration}{'; ' if fault else ''}{fault}")
     # A view that is matched exactly (all black, say) would make the running mean infinite for good.
-    psnr_db = min(psnr_db, _HIGHEST_PSNR)
+    psnr_db = min(psnr_db, losses.HIGHEST_PSNR)
     state.smooth("loss", loss)
     state.smooth("psnr", psnr_db)
     line = {

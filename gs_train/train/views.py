@@ -77,7 +77,7 @@ class TrainingViews:
         """How far the depth of a render of view ``index`` is from that of the points it sees; None where nothing asks."""
         if self.point_depths is None or render.depth is None:
             return None
-        return self.point_depths.error(render.depth, index)
+        return self.point_depths.error(render.depth, index, self.downscale)
 
     def exposed(self, image: Tensor, index: int) -> Tensor:
         """A render of view ``index``, [H, W, 3], as it is to be compared with the photo."""
