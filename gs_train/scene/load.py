@@ -57,7 +57,7 @@ class SceneConfig:
     allow_outside: bool = False
     """Take photos and points from outside the scene folder, where a transforms.json names them there."""
     undistort: Undistort = "crop"
-    """How to take lens distortion out: crop keeps what fills a rectangle, full the whole photo, without counting what is empty beside it."""
+    """How to take lens distortion out: crop keeps what fills a rectangle, full all of the photo; what is empty beside it does not count."""
 
     def __post_init__(self) -> None:
         """Refuse values that no flag may take."""
