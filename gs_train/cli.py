@@ -8,6 +8,7 @@ sentence and exit code 2; everything else keeps its traceback.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -33,6 +34,8 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``gs-train`` with ``arguments`` (the process's own if not given) and exit with its code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # As stderr does: a file's name may hold what the terminal's encoding does not.
     try:
         try:
             code = _run(list(sys.argv[1:] if arguments is None else arguments))

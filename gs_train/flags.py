@@ -245,14 +245,16 @@ def _parse_with_tyro(arguments: Sequence[str], defaults: dict[str, Any]) -> Comm
 
 
 def _one_sentence(box: str) -> str:
-    """What tyro says in a drawn box, as plain text: the lines between its title and its first rule."""
+    """What tyro says in a drawn box, as plain text: the lines from its title to the next rule. In ASCII, a rule follows the title, too."""
     words: list[str] = []
     for number, line in enumerate(box.splitlines()):
         text = line.strip(" │|")
         if number == 0:
             continue
         if not text.strip("─-╰╯+"):
-            break
+            if words:
+                break
+            continue
         words.append(text)
     sentence = " ".join(words).removeprefix("Error parsing ").rstrip(". ")
     missing = re.match(r"Missing from [^:]*: (\S+)", sentence)
@@ -265,7 +267,7 @@ _numbers = tyro.constructors.ConstructorRegistry()
 @_numbers.primitive_rule
 def _number_rule(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
     """Numbers, with an error message for people. A number with a decimal point or an exponent is a float."""
-    if info.type is int:
+    if info.type is int or info.type == int | None:
         return _number_spec("INT", int, "a whole number")
     if info.type is float:
         return _number_spec("FLOAT", float, "a number")

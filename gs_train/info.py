@@ -76,7 +76,7 @@ def _scene_facts(path: Path, notify: Callable[[str], None]) -> Facts:
     except UserError as fault:
         if not faults:
             raise
-        return [("scene", str(path)), *((FAULT, str(each)) for each in [*faults, fault])]
+        return [("scene", str(path)), *_told([*faults, fault])]
     for notice in scene.notices:
         notify(notice)
     faults += image_faults((*scene.train_views, *scene.test_views))
@@ -90,8 +90,13 @@ def _scene_facts(path: Path, notify: Callable[[str], None]) -> Facts:
         ("lens", ", ".join(f"{lens} ({count})" for lens, count in lenses.most_common())),
         ("points", f"{len(scene.points.xyz):,}"),
         ("extent", f"{scene.extent:.4g} world units"),
-        *((FAULT, str(fault)) for fault in faults),
+        *_told(faults),
     ]
+
+
+def _told(faults: list[UserError]) -> Facts:
+    """Each once: a camera is at fault for every photo that was taken through it."""
+    return [(FAULT, told) for told in dict.fromkeys(map(str, faults))]
 
 
 def _run_facts(folder: RunFolder, notify: Callable[[str], None]) -> Facts:

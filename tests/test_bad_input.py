@@ -154,6 +154,7 @@ def test_distortion_that_no_lens_has(tmp_path: Path) -> None:
     sentence = refused("train", folder)
     assert str(folder / "sparse/0/cameras.txt") in sentence
     assert "camera 1 (OPENCV) cannot be inverted" in sentence
+    assert gs_train("info", folder).stdout.count(sentence) == 1  # and not once for each of its photos
 
 
 # ---- flags, presets, folders
@@ -173,6 +174,12 @@ def test_unknown_toml_key(scene: Path, tmp_path: Path) -> None:
     preset.write_text("[density]\ngrad_treshold = 0.1\n")
     sentence = refused_before_training("train", scene, "--preset", preset)
     assert f"{preset}: unknown key density.grad_treshold (did you mean grad_threshold?)" in sentence
+
+
+def test_value_that_is_no_choice_is_named_in_any_encoding(scene: Path) -> None:
+    for encoding in ("utf-8", "ascii"):
+        sentence = refused("train", scene, "--alpha", "half", env={**environment(), "PYTHONIOENCODING": encoding})
+        assert all(word in sentence for word in ("--alpha", "'half'", "'composite', 'mask', 'ignore'"))
 
 
 def test_value_of_the_wrong_kind(scene: Path) -> None:
@@ -233,6 +240,24 @@ def test_looking_at_out_leaves_nothing_behind(scene: Path, tmp_path: Path) -> No
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_name_that_is_no_text(scene: Path, tmp_path: Path) -> None:
+    """Byte 228 alone is no UTF-8. Looking at such a scene and writing a run of that name are well; only config.toml cannot hold it."""
+    odd = tmp_path / os.fsdecode(b"sc\xe4ne")
+    try:
+        scene.rename(odd)
+    except OSError as error:
+        pytest.skip(f"no such names on this disk ({error.strerror})")
+    told = gs_train("info", odd)
+    assert told.returncode == 0 and "sc\\udce4ne" in told.stdout
+    out = tmp_path / os.fsdecode(b"r\xe4n")
+    sentence = refused("train", odd, "--out", out, *SHORT)
+    assert "sc\\udce4ne has a name that is not UTF-8" in sentence and sentence.endswith(": rename it.")
+    assert not out.exists()
+    odd.rename(scene)
+    done = gs_train("train", scene, "--out", out, *SHORT)
+    assert done.returncode == 0 and "r\\udce4n" in done.stdout, done.stderr
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG])
 def test_full_disk_before_the_first_checkpoint(scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     def full(*_: object, **__: object) -> None:
@@ -269,6 +294,26 @@ def test_resume_of_what_is_no_run(tmp_path: Path) -> None:
 def test_a_flag_that_does_not_go_with_resume(own_run: Path) -> None:
     sentence = refused("train", "--resume", own_run, "--seed", 3)
     assert sentence.startswith("--seed does not go with --resume")
+
+
+@pytest.mark.parametrize(
+    ("line", "other", "name"),
+    [
+        ('kind = "classic"', 'kind = "multiview"', "density.kind"),
+        ("visible_only = false", "visible_only = true", "optimizer.visible_only"),
+        ('exposure = "none"', 'exposure = "affine"', "exposure"),
+        ('background = "black"', 'background = "learned"', "background"),
+        ("sh_degree = 3", "sh_degree = 2", "sh_degree"),
+    ],
+)
+def test_a_config_that_was_edited_so_that_its_checkpoints_do_not_fit(own_run: Path, line: str, other: str, name: str) -> None:
+    config = own_run / "config.toml"
+    text = config.read_text()
+    assert line in text
+    config.write_text(text.replace(line, other))
+    sentence = refused_here("train", "--resume", own_run, "--iterations", 30)
+    assert sentence.startswith(f"{config} says {name} = ")
+    assert "put that back" in sentence
 
 
 def test_export_to_an_ending_that_is_not_written(own_run: Path, tmp_path: Path) -> None:

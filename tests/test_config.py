@@ -190,6 +190,7 @@ def test_unknown_presets(name: str, told: str) -> None:
         ("image_cache_gb", -0.5, "--image-cache-gb"),
         ("image_cache_gb", float("inf"), "--image-cache-gb"),
         ("image_cache_gb", float("nan"), "--image-cache-gb"),
+        ("image_cache_gb", 1e300, "--image-cache-gb"),
         ("sh_degree", 4, "--sh-degree"),
         ("lambda_dssim", 1.5, "--lambda-dssim"),
         ("lambda_dssim", float("nan"), "--lambda-dssim"),

@@ -112,6 +112,7 @@ def test_underscores_do_for_hyphens() -> None:
         ("eval run --device tpu", "tpu"),
         ("export run", "OUT.ply is missing"),
         ("sample dir --views 1", "--views is 1"),
+        ("prepare photos dir --frames x", "--frames: x is not a whole number"),
         ("doctor --verbose", "doctor has no flag --verbose"),
     ],
 )

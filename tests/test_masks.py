@@ -195,8 +195,20 @@ def test_masks_of_another_size(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"masks/b\.png is 80x62 px and its photo .*images/b\.png 40x30"):
         load_scene(tmp_path, ALL)
     (tmp_path / "masks/b.png").write_text("no image")
-    with pytest.raises(UserError, match=r"masks/b\.png cannot be decoded"):
+    with pytest.raises(UserError, match=r"masks/b\.png cannot be decoded .*: make the mask anew, or take it out of its folder"):
         load_scene(tmp_path, ALL)
+    _save(tmp_path / "masks/e.png", _half_mask((80, 62)))
+    faults: list[UserError] = []
+    assert all(view.mask_path is None for view in load_scene(tmp_path, ALL, faults.append).train_views)
+    assert ["masks/b.png" in str(faults[0]), "masks/e.png" in str(faults[1]), len(faults)] == [True, True, 2]
+
+
+def test_notes_beside_a_mask_are_no_masks(tmp_path: Path) -> None:
+    _save(_scene(tmp_path) / "masks/b.png", _half_mask())
+    for name in ("b.json", "b.txt", "e.txt"):
+        (tmp_path / "masks" / name).write_text("a note")
+    scene = load_scene(tmp_path, ALL)
+    assert [view.mask_path for view in scene.train_views if view.mask_path] == [tmp_path / "masks/b.png"]
 
 
 def test_a_mask_that_hides_everything_takes_its_view_out(tmp_path: Path) -> None:
@@ -205,6 +217,10 @@ def test_a_mask_that_hides_everything_takes_its_view_out(tmp_path: Path) -> None
     scene = load_scene(tmp_path, ALL)
     assert [view.name for view in scene.train_views] == ["a.png", "e.png", "sub/c d.png"]
     assert scene.notices[1] == "1 photos are left out, because their masks hide all of them (b.png)."
+    for name in ("a", "e", "sub/c d"):
+        _save(tmp_path / f"masks/{name}.png", np.zeros((30, 20 if name == "a" else 40), np.uint8))
+    with pytest.raises(UserError, match=r"leaves 0 of its 4 views to train on .* and 4 masks that hide all .*: mend the masks, add photos"):
+        load_scene(tmp_path, ALL)
 
 
 # ---- loss, metrics

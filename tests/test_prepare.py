@@ -256,6 +256,7 @@ def test_what_is_there_already_is_left_alone(prepare: Prepare) -> None:
     assert "exists and is not a scene" in prepare.refused(prepare.photos, prepare.scene / "note.txt")
     inside = prepare.photos / "scene"
     assert f"{inside} lies in the folder of the photos" in prepare.refused(prepare.photos, inside)
+    assert "is not UTF-8, which COLMAP cannot take" in prepare.refused(prepare.photos, f"{prepare.scene}\udce4")
     (prepare.scene / "note.txt").unlink()
     assert prepare()[0] == 0
     (prepare.scene / "prepare.json").write_text("{")
@@ -344,7 +345,7 @@ def test_one_camera_for_all_photos_of_one_size_and_lens(tmp_path: Path) -> None:
 
 
 def test_names_have_no_white_space_and_do_not_collide(tmp_path: Path) -> None:
-    names = ["a b.jpg", "a_b.JPG", "a#b.jpg", "sub dir/a b.jpg", "x.webp", "日本 é.png"]
+    names = ["a b.jpg", "a_b.JPG", "a#b.jpg", "sub dir/a b.jpg", "x.webp", "日本 é.png", "latin \udce4.png"]
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -358,6 +359,7 @@ def test_names_have_no_white_space_and_do_not_collide(tmp_path: Path) -> None:
         "sub dir/a b.jpg": "sub_dir/a_b.jpg",
         "x.webp": "x.webp.png",
         "日本 é.png": "日本_é.png",
+        "latin \udce4.png": "latin_.png",
     }
 
 

@@ -143,6 +143,13 @@ def test_lists_of_file_names_are_the_split(tmp_path: Path) -> None:
     assert len(scene.train_views) == 5 and [view.name for view in scene.test_views] == names[3:4]
 
 
+def test_lists_that_name_no_photo_are_told(tmp_path: Path) -> None:
+    """Else one would train on what was to be held out, and never know."""
+    scene = load_scene(write(tmp_path, document(test_filenames=["3.png", "4.png"])).parent, SceneConfig())
+    assert scene.test_views == ()
+    assert "lists 2 file names to train or test on that are none of its photos' (3.png, ...)" in scene.notices[0]
+
+
 def test_colmap_goes_before_transforms_and_a_named_file_before_both(tmp_path: Path) -> None:
     write_blender(tmp_path, {"train": 3, "test": 2})
     assert len(load_scene(tmp_path, ALL).train_views) == 5
@@ -270,6 +277,7 @@ def test_no_pose(tmp_path: Path, matrix: Any, message: str) -> None:
         ({"fl_x": float("nan")}, "fl_x is nan"),
         ({"fl_x": 0}, "is not positive"),
         ({"fl_x": None, "fl_y": None, "camera_angle_x": 3.2}, "camera_angle_x is 3.2 and not between 0 and pi"),
+        ({"fl_x": None, "fl_y": None, "camera_angle_x": 5e-324}, "camera_angle_x is 4.94066e-324 and not between 0 and pi"),
         ({"w": -40}, "a camera of -40x30 px cannot be"),
         ({"w": 40.5}, "a camera of 40.5x30 px cannot be"),
         ({"camera_model": "EQUIRECTANGULAR"}, "camera_model 'EQUIRECTANGULAR' is unknown"),
@@ -296,6 +304,18 @@ def test_a_photo_named_twice_and_no_photo_at_all(tmp_path: Path) -> None:
     _refused(write(tmp_path / "twice", content, photos=True), r"lists photo 'images/1\.png' twice")
     write(tmp_path / "none", document(3, w=None, h=None), photos=False)
     _refused(tmp_path / "none", "none of the 3 photos .* is there")
+
+
+def test_photos_whose_size_cannot_be_asked_are_each_told(tmp_path: Path) -> None:
+    write(tmp_path, document(5, w=None, h=None))
+    (tmp_path / "images/1.png").write_text("no photo")
+    (tmp_path / "images/3.png").unlink()
+    faults: list[UserError] = []
+    load_scene(tmp_path, ALL, faults.append)
+    assert [name for fault in faults for name in ("1.png cannot be decoded", "(images/3.png)") if name in str(fault)] == [
+        "(images/3.png)",
+        "1.png cannot be decoded",
+    ]
 
 
 def test_files_outside_the_scene_only_when_allowed(tmp_path: Path) -> None:

@@ -142,6 +142,17 @@ def test_damaged_parameters_are_told_and_never_crash() -> None:
     assert folded > 30
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("model", DISTORTIONS)
+def test_a_parameter_next_to_nothing_is_nothing(model: str) -> None:
+    values = (0.001,) * len(DISTORTIONS[model][0])
+    for at in range(len(values)):
+        without, with_it = (replace(BARREL, model=model, distortion=(*values[:at], least, *values[at + 1 :])) for least in (0.0, 5e-324))
+        expected, camera = pinhole_for(without, "crop").camera, pinhole_for(with_it, "crop").camera
+        assert (camera.width, camera.height) == (expected.width, expected.height)
+        assert (camera.cx, camera.cy) == pytest.approx((expected.cx, expected.cy))
+
+
 # ---- the picture
 
 

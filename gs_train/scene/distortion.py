@@ -55,6 +55,7 @@ _GRID = 4096
 _NEWTON_STEPS = 60
 _CONVERGED = 1e-14  # of the larger of 1 and the distorted radius
 _ACCEPTED = 1e-12
+_NOTHING = 1e-100  # What is smaller moves no point, and divided by it other numbers overflow.
 
 
 def is_fisheye(lens: Lens) -> bool:
@@ -79,7 +80,7 @@ def project(lens: Lens, plane: Points) -> Points:
     """
     with np.errstate(all="ignore"):  # a denominator may be 0 past the fold
         distorted = _distort(lens, _bent(plane) if is_fisheye(lens) else plane)
-    return np.asarray(distorted * (lens.fx, lens.fy) + (lens.cx, lens.cy))
+        return np.asarray(distorted * (lens.fx, lens.fy) + (lens.cx, lens.cy))
 
 
 def unproject(lens: Lens, pixels: Points) -> Points:
@@ -110,7 +111,8 @@ def fold_radius(lens: Lens) -> float:
 
 
 def _terms(lens: Lens) -> dict[str, float]:
-    return dict(zip(_TERMS[lens.model].split(), lens.distortion, strict=True))
+    named = zip(_TERMS[lens.model].split(), lens.distortion, strict=True)
+    return {name: 0.0 if abs(value) < _NOTHING else value for name, value in named}
 
 
 def _bent(plane: Points) -> Points:
@@ -122,14 +124,17 @@ def _bent(plane: Points) -> Points:
 def _fold(lens: Lens) -> float:
     """The radius before step 2 at which the radial part's slope or its denominator first becomes 0."""
     if lens.model == "FOV":
-        return math.inf if abs(lens.distortion[0]) < math.pi else 0.0
+        return math.inf if abs(_terms(lens)["omega"]) < math.pi else 0.0
     above, below = _rational(lens)
     with np.errstate(all="ignore"):
         # The slope of r a(q) / b(q) is (a b + 2 q (a' b - a b')) / b^2, with q = r^2.
         slope = above * below + Polynomial((0.0, 2.0)) * (above.deriv() * below - above * below.deriv())
-    if not np.isfinite(slope.coef).all():  # coefficients that overflow, which no lens has
-        return 0.0
-    roots = np.concatenate([part.trim().roots() for part in (slope, below)])
+        if not np.isfinite(slope.coef).all():  # coefficients that overflow, which no lens has
+            return 0.0
+        try:
+            roots = np.concatenate([part.trim().roots() for part in (slope, below)])
+        except np.linalg.LinAlgError:  # their ratios overflow
+            return 0.0
     positive = roots.real[(abs(roots.imag) <= 1e-9 * abs(roots)) & (roots.real > 0)]
     return math.sqrt(positive.min()) if len(positive) else math.inf
 
@@ -232,7 +237,7 @@ def _solved(matrices: Points, right: Points) -> Points:
 
 
 def _distort_fov(lens: Lens, points: Points) -> Points:
-    omega = abs(lens.distortion[0])
+    omega = abs(_terms(lens)["omega"])
     r = np.linalg.norm(points, axis=-1, keepdims=True)
     if omega == 0.0:
         return points
@@ -241,7 +246,7 @@ def _distort_fov(lens: Lens, points: Points) -> Points:
 
 
 def _undistort_fov(lens: Lens, distorted: Points) -> Points:
-    omega = abs(lens.distortion[0])
+    omega = abs(_terms(lens)["omega"])
     if omega == 0.0:
         return distorted
     r = np.linalg.norm(distorted, axis=1, keepdims=True)

@@ -34,6 +34,7 @@ _BYTES_PER_PIXEL, _BYTES_PER_UNDISTORTED = 14, 28
 _DECODING_BYTES = 10**9
 _IF_DAMAGED = "copy the photo afresh, or take it out of the scene and train anew with --skip-missing"
 _IF_HUGE = "make the scene anew from smaller copies of the photos"
+_IF_MASK_DAMAGED = "make the mask anew, or take it out of its folder"
 
 # Pillow warns from 89 megapixels on and refuses from 179 on, which are photos that phones take. What guards the memory here is _MOST_PIXELS
 # and the camera's size, which a photo must have. Pillow has this limit as a global alone, and decoding runs in threads, so it is set once.
@@ -130,7 +131,7 @@ def decode_mask(path: Path) -> NDArray[np.uint8]:
     Raises:
         UserError: as ``decode_image`` does.
     """
-    with opened(path) as stored:
+    with opened(path, if_damaged=_IF_MASK_DAMAGED) as stored:
         values = np.asarray(stored if stored.mode.startswith(("I", "F")) else stored.convert("L"))
         return np.where((values > 0) & (values >= 0.5 * float(values.max())), np.uint8(255), np.uint8(0))
 

@@ -99,10 +99,11 @@ def load_scene(path: Path, config: SceneConfig, on_fault: Callable[[UserError], 
     photos = _find_photos(folder, config, model, on_fault)
     found = [_attempt(on_fault, _view, photos, image, model, config) for image in photos.images]
     views = tuple(view for view in found if view is not None)
-    views, mask_notices = _attempt(on_fault, _masked, views, folder, config) or (views, [])
+    count = len(views)
+    views, mask_notices = _attempt(on_fault, _masked, views, folder, config, on_fault) or (views, [])
     for view in views:
         _attempt(on_fault, _refuse_tiny, view, config.resolution)
-    train, test = _split(views, config.test_every, model.test_names, path)
+    train, test = _split(views, config.test_every, model.test_names, path, hidden=count - len(views))
     points, point_notices = _finite_points(model.points)
     return Scene(
         path=path,
@@ -257,10 +258,12 @@ def _fits(size: tuple[int, int], camera: ColmapCamera, factor: int) -> bool:
     return abs(size[0] - camera.width / factor) <= _ROUNDING_PX and abs(size[1] - camera.height / factor) <= _ROUNDING_PX
 
 
-def _masked(views: tuple[View, ...], path: Path, config: SceneConfig) -> tuple[tuple[View, ...], list[str]]:
+def _masked(
+    views: tuple[View, ...], path: Path, config: SceneConfig, on_fault: Callable[[UserError], None]
+) -> tuple[tuple[View, ...], list[str]]:
     folder = path / config.masks
     if folder.is_dir():
-        return with_masks(views, folder)
+        return with_masks(views, folder, on_fault)
     if config.masks != SceneConfig.masks:
         raise UserError(f"{folder} does not exist: put the masks there, or name their folder with `gs-train train --masks`.")
     return views, []
@@ -329,9 +332,12 @@ def _narrowed(views: Sequence[View], undistort: Undistort) -> list[str]:
 
 
 def _split(
-    views: tuple[View, ...], test_every: int, test_names: frozenset[str] | None, path: Path
+    views: tuple[View, ...], test_every: int, test_names: frozenset[str] | None, path: Path, *, hidden: int
 ) -> tuple[tuple[View, ...], tuple[View, ...]]:
-    """Training and test views; the test views are those that the scene names, else those at 0, N, 2N ... of the sorted names."""
+    """Training and test views; the test views are those that the scene names, else those at 0, N, 2N ... of the sorted names.
+
+    ``hidden`` views are not among them, because of their masks.
+    """
     if test_names is None or test_every == 0:
         test_names = frozenset(view.name for view in views[::test_every]) if test_every else frozenset()
         split = f"--test-every {test_every}"
@@ -340,8 +346,10 @@ def _split(
     test = tuple(view for view in views if view.name in test_names)
     train = tuple(view for view in views if view.name not in test_names)
     if len(train) < _FEWEST_TRAINING_VIEWS:
-        told = f"{path} leaves {len(train)} of its {len(views)} views to train on with {split}"
-        raise UserError(f"{told}, and training takes at least {_FEWEST_TRAINING_VIEWS}: add photos, or train with --test-every 0.")
+        told = f"{path} leaves {len(train)} of its {len(views) + hidden} views to train on with {split}"
+        masks = f" and {hidden} masks that hide all of their photos (what is black does not count)" if hidden else ""
+        remedy = f"{'mend the masks, ' if hidden else ''}add photos, or train with --test-every 0"
+        raise UserError(f"{told}{masks}, and training takes at least {_FEWEST_TRAINING_VIEWS}: {remedy}.")
     return train, test
 
 

@@ -127,6 +127,10 @@ def _look_at(source: Path, scene: Path, frames: int | None) -> _Input:
         raise UserError(f"{source} does not exist: give a folder of photos, or a video.")
     video = not source.is_dir()
     _need("pycolmap", "")
+    try:
+        str(scene.resolve()).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{scene.resolve()} has a name that is not UTF-8, which COLMAP cannot take: give another place.") from None
     if video:
         _need("imageio_ffmpeg", " for a video")
         identity = fingerprint([source], source.parent)

@@ -61,11 +61,12 @@ def fingerprint(files: Sequence[Path], folder: Path) -> str:
 
 
 def stored_names(photos: Sequence[Path], folder: Path) -> list[str]:
-    """The name of each photo inside the scene: its own, without white space and ``#``, which COLMAP's list of pairs cannot hold."""
+    """The name of each photo inside the scene: its own, without white space and ``#``, which COLMAP's list of pairs cannot hold, and
+    without bytes that are not UTF-8, which Python reads as lone surrogates."""
     names: list[str] = []
     taken: set[str] = set()
     for photo in photos:
-        name = re.sub(r"[\s#]+", "_", photo.relative_to(folder).as_posix())
+        name = re.sub(r"[\s#\ud800-\udfff]+", "_", photo.relative_to(folder).as_posix())
         if photo.suffix.lower() in _COLMAP_READS_NOT:
             name += ".png"
         stem, dot, suffix = name.rpartition(".")

@@ -13,6 +13,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,8 @@ def read_transforms(file: Path, *, allow_outside: bool) -> ColmapModel:
     if not kept:
         raise UserError(f"{file} names none of its own photos in its lists of train and test filenames: mend the lists, or take them out.")
     notices = []
+    if unknown := (train | val | test) - {frame.path for frame in listing.frames}:
+        notices.append(f"{file} lists {len(unknown)} file names to train or test on that are none of its photos' ({min(unknown)}, ...).")
     if len(kept) < len(listing.frames):
         notices.append(f"{file} names {len(listing.frames) - len(kept)} photos neither to train on nor to test on: they are not used.")
     test_names = frozenset(frame.image.name for frame in kept if frame.path in held_out)
@@ -100,7 +103,7 @@ class _Frame:
     image: ColmapImage
     """Its camera id is yet to be given."""
     camera: ColmapCamera | None
-    """None where the file does not say the image's size, and the image is not there to be asked."""
+    """None where the file does not say the image's size, and the image is not there or not fit to be asked."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -160,14 +163,14 @@ def _model(listing: _Listing, told: Path, test_names: frozenset[str] | None = No
     """What ``load.py`` takes: equal cameras shared, and each image once."""
     sized = [frame.camera for frame in listing.frames if frame.camera is not None]
     if not sized:
-        raise UserError(f"none of the {len(listing.frames)} photos that {told} lists is there: copy them beside it.")
+        raise UserError(f"none of the {len(listing.frames)} photos that {told} lists is there and can be read: copy them beside it.")
     ids: dict[ColmapCamera, int] = {}
     images: dict[str, ColmapImage] = {}
     for frame in listing.frames:
         name = frame.image.name
         if name in images:
             raise UserError(f"{told} lists photo {name!r} twice: take one of the two frames out.")
-        # A photo that is not there has no size; any camera does, because it cannot be trained on.
+        # A photo that is not there or damaged has no size; any camera does, because it cannot be trained on.
         camera_id = ids.setdefault(frame.camera or sized[0], len(ids))
         images[name] = replace(frame.image, camera_id=camera_id)
     return ColmapModel(
@@ -270,11 +273,9 @@ def _camera(where: str, entry: Mapping[str, Any], document: Mapping[str, Any], p
     sources = (entry, document)
     width, height = _number(where, "w", sources), _number(where, "h", sources)
     if width is None or height is None:
-        try:
-            there = photo.is_file()
-        except OSError:
-            there = False
-        width, height = image_size(photo) if there else (None, None)
+        # What is missing or damaged has no size, and is told when the photos are looked for, each by itself.
+        with suppress(UserError):
+            width, height = image_size(photo)
     model, distortion = _distortion(where, sources)
     focal = _focal(where, width or 1.0, height or 1.0, sources)
     if width is None or height is None:
@@ -293,7 +294,7 @@ def _focal(where: str, width: float, height: float, sources: Sequence[Mapping[st
         for axis, side in (("x", width), ("y", height)):
             length, angle = _number(where, f"fl_{axis}", [source]), _number(where, f"camera_angle_{axis}", [source])
             if length is None and angle is not None:
-                if not 0 < angle < math.pi:
+                if not 0 < 0.5 * angle < 0.5 * math.pi:  # Half of the least float is 0.
                     raise UserError(f"{where}: camera_angle_{axis} is {angle:g} and not between 0 and pi: {_AGAIN}.")
                 length = 0.5 * side / math.tan(0.5 * angle)
             lengths.append(length)

@@ -103,7 +103,7 @@ class TrainConfig:
                 raise UserError(
                     f"{_flag(name)} is {value}; give an iteration, or with a decimal point a fraction of --iterations from 0.0 to 1.0."
                 )
-        if not 0 <= self.image_cache_gb < math.inf:
+        if not 0 <= self.image_cache_gb * 1e9 < math.inf:
             raise UserError(f"--image-cache-gb is {self.image_cache_gb}; give a number of gigabytes, or 0 for half of the free memory.")
         interval = self.sh_degree_interval
         if not 0 < interval < math.inf or (isinstance(interval, float) and interval > 1):

@@ -113,6 +113,14 @@ class RunFolder:
         for name in _FILES:
             (self.path / name).unlink(missing_ok=True)
 
+    def check_config(self, config: TrainConfig, scene: Scene) -> None:
+        """Raise UserError where ``write_config`` would fail: some file systems allow names that are no text."""
+        try:
+            config.to_toml(scene.path.resolve()).encode()
+        except UnicodeEncodeError:
+            named = f"{scene.path.resolve()}{f' or --init-from {config.init_from}' if config.init_from else ''}"
+            raise UserError(f"{named} has a name that is not UTF-8, which {self.config} cannot hold: rename it.") from None
+
     def write_config(self, config: TrainConfig, scene: Scene) -> None:
         """Write the resolved config, so that a resume needs nothing but this folder."""
         write_text_whole(self.config, config.to_toml(scene.path.resolve()))

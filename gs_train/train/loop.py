@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -31,6 +32,9 @@ from gs_train.train.log import TrainLog
 from gs_train.train.schedule import batch_size_at, downscale_at
 from gs_train.train.state import TrainState, start_state
 from gs_train.train.views import TrainingViews
+
+_MAKE_THE_STATE = ("sh_degree", "background", "exposure", "refine_poses", "optimizer.visible_only", "density.kind")
+"""Settings that decide what a state consists of."""
 
 AfterStep = Callable[[TrainState], None]
 """Called after every step with the state as the step left it; must not change it."""
@@ -73,6 +77,7 @@ def train(
     config, folder = config.resolved(), RunFolder(Path(out))
     if not resume:
         folder.check_free(overwrite=overwrite)
+    folder.check_config(config, scene)
     checkpoint = checkpoint_to_resume(scene, config, folder, notify) if resume else None
     absgrad, depth = config.density.kind == "absgrad", config.depth_weight > 0
     selection = select_rasterizer(
@@ -118,10 +123,19 @@ def checkpoint_to_resume(scene: Scene, config: TrainConfig, folder: RunFolder, n
     """The newest sound checkpoint of a run, which is of this scene and not past the end.
 
     Raises:
-        UserError: there is none, it is of another scene or a newer version, or it lies past ``config.iterations``.
+        UserError: there is none, it is of another scene or a newer version, it lies past ``config.iterations``, or config.toml has been
+            given settings that its state does not fit.
     """
     checkpoint = newest_sound(folder.checkpoints, notify)
     check_scene(checkpoint, scene)
+    for name in _MAKE_THE_STATE:
+        *table, key = name.split(".")
+        then, now = checkpoint.config, asdict(config)
+        for part in table:
+            then, now = then[part], now[part]
+        if then.get(key, now[key]) != now[key]:  # An older gs-train may not know it.
+            told = f"{folder.config} says {name} = {now[key]!r} and {checkpoint.path} was trained with {then[key]!r}"
+            raise UserError(f"{told}: put that back, or train afresh in another --out.")
     if checkpoint.iteration > config.iterations:
         raise UserError(
             f"--iterations {config.iterations} is less than the {checkpoint.iteration} iterations that {checkpoint.path} has: "
