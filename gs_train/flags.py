@@ -74,11 +74,11 @@ class PrepareCommand:
     """Make a scene from photos or a video: find out where each was taken from, with pycolmap. Stopped, the same command goes on."""
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PHOTOS_OR_VIDEO")]
-    """Folder of photos of one thing or place that overlap a good deal, or a video. It is left as it is."""
+    """Folder of photos of one thing or place that overlap a good deal, or a video file; left as it is."""
     scene: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SCENE")]
     """Folder to write the scene to: new, empty, or begun by the same command. The photos are copied, upright."""
     frames: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """About so many frames are taken from a video, the sharpest of each part of it; 150 if not given."""
+    """Take about so many frames from a video, each the sharpest of its part; 150 if not given. Not for photos."""
 
     def __post_init__(self) -> None:
         if self.frames is not None and self.frames < FEWEST_PHOTOS:

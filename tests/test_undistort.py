@@ -242,6 +242,7 @@ def test_views_of_one_camera_share_the_map(tmp_path: Path) -> None:
         Image.fromarray(pixels).save(tmp_path / name)
     cache = ImageCache([_view(tmp_path / name, replace(BARREL), replace(camera)) for name in ("a.png", "b.png")])
     np.testing.assert_array_equal(cache.get(0), cache.get(1))
+    assert sampling_map.cache_info().currsize == 0, "no map outlives the decoding"
     assert cache.get(0, 2).shape == (-(-camera.height // 2), -(-camera.width // 2), 3)
     shared, again = sampling_map(replace(BARREL), camera), sampling_map(BARREL, replace(camera))
     assert shared[0] is again[0] and not shared[0].flags.writeable

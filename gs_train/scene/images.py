@@ -21,7 +21,7 @@ from PIL import Image
 
 from gs_train.errors import UserError
 from gs_train.scene.types import View
-from gs_train.scene.undistort import resample
+from gs_train.scene.undistort import resample, sampling_map
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -51,7 +51,11 @@ def decode_images(views: Sequence[View], memory: int = _DECODING_BYTES) -> Itera
     Raises:
         UserError: an image is truncated, cannot be decoded or is no longer there; the message names it.
     """
-    return for_each(decode_image, views, _workers(views, memory))
+    try:
+        yield from for_each(decode_image, views, _workers(views, memory))
+    finally:
+        # The maps of large photos take hundreds of megabytes, and whoever has all photos needs none of them any more.
+        sampling_map.cache_clear()
 
 
 def check_images(views: Sequence[View]) -> None:

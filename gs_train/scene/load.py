@@ -45,19 +45,19 @@ class SceneConfig:
     images: str = "images"
     """Folder of the photos, inside the scene folder."""
     masks: str = "masks"
-    """Folder of masks, inside the scene folder, used when it is there: each is named like its photo, and its black pixels do not count."""
+    """Folder of masks, inside the scene folder, used when it is there: each is named like its photo; its black pixels do not count."""
     alpha: AlphaUse = "composite"
-    """What the photos' alpha is for: composite lays them over the background, mask makes pixels count by it, ignore drops it."""
+    """What to do with photos that have alpha: composite lays them over --background, mask lets each pixel count by it, ignore drops it."""
     resolution: Literal[-1, 1, 2, 4, 8] = -1
     """Train at 1/N of the photos' size; -1 keeps the size up to a width of 1600 px and resizes wider photos to 1600 px."""
     test_every: int = 8
     """Hold out every Nth photo by sorted name, from the first on, as a test view, where the scene itself has no split; 0 trains on all."""
     skip_missing: bool = False
-    """Go on without the photos that the model lists and that are not on disk."""
+    """Go on without the photos that the scene lists and that are not on disk."""
     allow_outside: bool = False
     """Take photos and points from outside the scene folder, where a transforms.json names them there."""
     undistort: Undistort = "crop"
-    """What is left of photos when their lens distortion is taken out: crop keeps what fills a picture, full every pixel of the photo."""
+    """How to take lens distortion out: crop keeps what fills a rectangle, full all of the photo; what is empty beside it does not count."""
 
     def __post_init__(self) -> None:
         """Refuse values that no flag may take."""

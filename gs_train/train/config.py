@@ -44,7 +44,7 @@ class TrainConfig:
     max_gaussians: int = 1_000_000
     """Never hold more Gaussians than this."""
     start_downscale: Literal[1, 2, 4, 8] = 1
-    """Start at 1/N of the photos' size and double it step by step; 1 trains at full size throughout."""
+    """Start at 1/N of the photos' size and double that until --full-size-from; 1 trains at full size throughout."""
     full_size_from: int | float = 0.3
     """Train at full size from this iteration on, or with a decimal point from this fraction of --iterations on."""
     batch_size: int = 1
@@ -62,17 +62,17 @@ class TrainConfig:
     refine_poses: bool = False
     """Correct the poses of the training cameras while training; the corrected ones are written to cameras_refined.json."""
     depth_weight: float = 0.0
-    """Weight in the loss of the difference between the rendered depth and that of the sparse points; 0 for none, 0.1 is strong."""
+    """Weight in the loss of the difference between rendered depth and that of a COLMAP scene's points; 0 for none, 0.1 is strong."""
     seed: int = 0
     """Seed of every random draw."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
-    """Where to train; auto takes CUDA when it works, else the CPU."""
+    """Where to train; auto takes an NVIDIA GPU when CUDA works, else the CPU."""
     image_cache_gb: float = 0.0
-    """Hold so many GB of decoded photos in memory, and what is more on the disk of the run; 0 takes half of the free memory."""
+    """Memory for decoded photos, GB; where they need more, they lie in a file on the run's disk. 0 takes half of the free memory."""
     save_every: int = 1000
     """Save a checkpoint every so many iterations, and at the end."""
     keep: int = 2
-    """Checkpoints to keep, newest first."""
+    """So many checkpoints are kept, the newest ones."""
     log_every: int = 10
     """Write a line to metrics.jsonl every so many iterations."""
     scene: Annotated[SceneConfig, tyro.conf.arg(name="")] = field(default_factory=SceneConfig)
