@@ -166,6 +166,8 @@ def run_eval(command: flags.EvalCommand) -> int:
     views, split = (scene.test_views, "test") if scene.test_views else (scene.train_views, "train")
     if split == "train":
         _note("There are no test views: evaluating on the training views, which says little about new ones.")
+        if config.refine_poses or config.exposure != "none":
+            _note("They are rendered from the scene's own poses and as the splat is exposed, not as they were corrected in training.")
     model = GaussianModel.from_state_dict(checkpoint.state["model"], selection.device)
     with tqdm(total=len(views), desc="eval", unit="view") as bar:
         evaluation = evaluate(

@@ -15,10 +15,10 @@ from gs_train.flags import COMMANDS, TrainCommand, flags_of, parse
 FLAGS = {
     "train": """
         --out --preset --resume --overwrite
-        --iterations --sh-degree --sh-degree-interval --lambda-dssim --max-gaussians
-        --start-downscale --full-size-from --batch-size --batch-from --antialiased --no-antialiased --background
+        --iterations --max-gaussians --device --background --sh-degree --sh-degree-interval --lambda-dssim
+        --start-downscale --full-size-from --batch-size --batch-from --antialiased --no-antialiased
         --init-from --exposure --refine-poses --no-refine-poses --depth-weight --seed
-        --device --image-cache-gb --save-every --keep --log-every
+        --image-cache-gb --save-every --keep --log-every
         --images --masks --alpha --resolution --test-every --skip-missing --no-skip-missing --allow-outside --no-allow-outside
         --undistort
         --optimizer.xyz-lr-init --optimizer.xyz-lr-final --optimizer.xyz-lr-delay-steps --optimizer.xyz-lr-delay-mult

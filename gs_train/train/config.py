@@ -35,14 +35,18 @@ class TrainConfig:
 
     iterations: int = 30_000
     """Optimizer steps to take, one view each but for --batch-size."""
+    max_gaussians: int = 1_000_000
+    """Never hold more Gaussians than this."""
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """Where to train; auto takes an NVIDIA GPU when CUDA works, else the CPU."""
+    background: BackgroundKind = "black"
+    """Train and render over this colour; random takes another one each step (and is evaluated over black), learned finds one."""
     sh_degree: int = 3
     """Highest spherical-harmonics degree of the colours, 0 to 3."""
     sh_degree_interval: int | float = 0.0333
     """Raise the active spherical-harmonics degree by one every so often; 1000 is iterations, 0.05 a fraction of --iterations."""
     lambda_dssim: float = 0.2
     """Weight of the structural term in the loss: (1 - w) * L1 + w * (1 - SSIM)."""
-    max_gaussians: int = 1_000_000
-    """Never hold more Gaussians than this."""
     start_downscale: Literal[1, 2, 4, 8] = 1
     """Start at 1/N of the photos' size and double that until --full-size-from; 1 trains at full size throughout."""
     full_size_from: int | float = 0.3
@@ -53,8 +57,6 @@ class TrainConfig:
     """Take --batch-size views a step from this iteration on, or with a decimal point from this fraction of --iterations on."""
     antialiased: bool = False
     """Make Gaussians smaller than a pixel fainter, so that the splat looks right at other sizes than it was trained at."""
-    background: BackgroundKind = "black"
-    """Train and render over this colour; random takes another one each step (and is evaluated over black), learned finds one."""
     init_from: str = ""
     """Start from this splat (a .ply file) instead of the scene's points, to refine it."""
     exposure: ExposureKind = "none"
@@ -65,8 +67,6 @@ class TrainConfig:
     """Weight in the loss of the difference between rendered depth and that of a COLMAP scene's points; 0 for none, 0.1 is strong."""
     seed: int = 0
     """Seed of every random draw."""
-    device: Literal["auto", "cuda", "cpu"] = "auto"
-    """Where to train; auto takes an NVIDIA GPU when CUDA works, else the CPU."""
     image_cache_gb: float = 0.0
     """Memory for decoded photos, GB; where they need more, they lie in a file on the run's disk. 0 takes half of the free memory."""
     save_every: int = 1000
