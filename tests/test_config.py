@@ -25,7 +25,7 @@ def test_default_preset_is_the_default_config() -> None:
 
 
 def test_presets_that_come_with_the_package() -> None:
-    assert preset_names() == ["default", "fast", "paper", "tiny"]
+    assert preset_names() == ["default", "fast", "paper", "quality", "tiny"]
     for name in preset_names():
         assert (ROOT / "configs" / f"{name}.toml").read_text().startswith("# "), "a preset says what it is for"
         load_preset(name).resolved()
