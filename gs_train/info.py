@@ -79,8 +79,8 @@ def _scene_facts(path: Path, notify: Callable[[str], None]) -> Facts:
         return [("scene", str(path)), *_told([*faults, fault])]
     for notice in scene.notices:
         notify(notice)
-    faults += image_faults((*scene.train_views, *scene.test_views))
     views = (*scene.train_views, *scene.test_views)
+    faults += image_faults(views)
     sizes = Counter(f"{view.camera.width}x{view.camera.height}" for view in views)
     lenses = Counter(f"{view.lens.model}, undistorted when read" if view.lens else "no distortion" for view in views)
     return [

@@ -21,24 +21,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gs_train.errors import UserError
+from gs_train.scene.distortion import DISTORTION_TERMS
 from gs_train.scene.types import PointCloud
 
 MODEL_FOLDERS = ("sparse/0", "sparse", "colmap/sparse/0")
 """Where a scene may keep its model, first match wins."""
 
+_ONE_FOCAL_LENGTH = {"SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE"}
+
 CAMERA_MODELS: dict[int, tuple[str, int]] = {
-    0: ("SIMPLE_PINHOLE", 3),
-    1: ("PINHOLE", 4),
-    2: ("SIMPLE_RADIAL", 4),
-    3: ("RADIAL", 5),
-    4: ("OPENCV", 8),
-    5: ("OPENCV_FISHEYE", 8),
-    6: ("FULL_OPENCV", 12),
-    7: ("FOV", 5),
-    8: ("SIMPLE_RADIAL_FISHEYE", 4),
-    9: ("RADIAL_FISHEYE", 5),
-    10: ("THIN_PRISM_FISHEYE", 12),
-    11: ("RAD_TAN_THIN_PRISM_FISHEYE", 16),
+    number: (name, (3 if name in _ONE_FOCAL_LENGTH else 4) + len(terms.split()))
+    for number, (name, terms) in enumerate(DISTORTION_TERMS.items())
 }
 """COLMAP's model id -> (name, number of parameters)."""
 
@@ -52,7 +45,6 @@ NO_POINTS = PointCloud(xyz=np.empty((0, 3)), rgb=np.empty((0, 3), np.uint8))
 """What a scene without points has."""
 
 _PARAMETER_COUNTS = dict(CAMERA_MODELS.values())
-_ONE_FOCAL_LENGTH = {"SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE"}
 _AGAIN = "export the model again or copy it afresh"
 
 _CAMERA_HEAD = struct.Struct("<IiQQ")

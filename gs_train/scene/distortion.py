@@ -15,8 +15,8 @@ from the (x, y) that the radial terms have moved already. (3) Focal lengths and 
 Where it can be inverted: up to the radius at which the radial part stops growing (``fold_radius``), and, where the tangential and prism
 terms are not small, as long as the whole still keeps its orientation. Fisheye models end at 90 degrees, where the plane does.
 
-Source: COLMAP, src/colmap/sensor/models (before: sensor/models.h), whose parameter orders are those of ``_TERMS``. For |omega| < 0.01
-COLMAP takes a series for FOV whose sign is that of the inverse; the closed form stands here for every omega.
+Source: COLMAP, src/colmap/sensor/models (before: sensor/models.h), whose parameter orders are those of ``DISTORTION_TERMS``. For
+|omega| < 0.01 COLMAP takes a series for FOV whose sign is that of the inverse; the closed form stands here for every omega.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from gs_train.scene.types import Lens
 
 Points = NDArray[np.float64]
 
-_TERMS: dict[str, str] = {
+DISTORTION_TERMS: dict[str, str] = {
     "SIMPLE_PINHOLE": "",
     "PINHOLE": "",
     "SIMPLE_RADIAL": "k1",
@@ -45,7 +45,8 @@ _TERMS: dict[str, str] = {
     "THIN_PRISM_FISHEYE": "k1 k2 p1 p2 k3 k4 sx1 sy1",
     "RAD_TAN_THIN_PRISM_FISHEYE": "k1 k2 k3 k4 k5 k6 p2 p1 sx1 sx2 sy1 sy2",
 }
-"""What each of a model's distortion parameters is, in COLMAP's order, by the names of the formula above."""
+"""COLMAP's camera models in the order of their ids, from 0: what each of a model's distortion parameters is, in COLMAP's order, by the
+names of the formula above."""
 
 _RADIAL = ("k1", "k2", "k3", "k4", "k5", "k6")
 _DENOMINATOR = ("d1", "d2", "d3")
@@ -111,7 +112,7 @@ def fold_radius(lens: Lens) -> float:
 
 
 def _terms(lens: Lens) -> dict[str, float]:
-    named = zip(_TERMS[lens.model].split(), lens.distortion, strict=True)
+    named = zip(DISTORTION_TERMS[lens.model].split(), lens.distortion, strict=True)
     return {name: 0.0 if abs(value) < _NOTHING else value for name, value in named}
 
 

@@ -68,6 +68,10 @@ class RunFolder:
         """The splat after ``iteration`` steps."""
         return self.path / "point_cloud" / f"iteration_{iteration}" / "point_cloud.ply"
 
+    def nearest_existing(self) -> Path:
+        """The folder, or where it is not there yet the nearest one above it that is: on the disk that the run is written to."""
+        return next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
+
     def is_run(self) -> bool:
         """Whether a run lives here."""
         return self.config.is_file()
@@ -86,8 +90,7 @@ class RunFolder:
         try:
             self._refuse_taken(overwrite=overwrite)
             # Tried out rather than asked for: permissions do not tell of read-only disks. Nothing of it stays.
-            existing = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
-            with tempfile.TemporaryDirectory(dir=existing):
+            with tempfile.TemporaryDirectory(dir=self.nearest_existing()):
                 pass
         except OSError as error:
             raise UserError(f"--out {self.path} cannot be written ({error.strerror or error}): choose another folder.") from error

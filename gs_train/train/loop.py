@@ -111,7 +111,7 @@ def cache_images(scene: Scene, config: TrainConfig, folder: RunFolder, notify: C
         UserError: a photo cannot be decoded, or the disk has no room.
     """
     # Not in the system's folder for temporary files, which on many systems lies in memory.
-    disk = next(path for path in (folder.path.absolute(), *folder.path.absolute().parents) if path.is_dir())
+    disk = folder.nearest_existing().absolute()
     budget = round(config.image_cache_gb * 1e9) if config.image_cache_gb > 0 else None
     images = ImageCache(scene.train_views, budget, disk)
     if stored := images.stored_byte_count():

@@ -7,10 +7,11 @@ next step depends on may live elsewhere. Every random draw of a run comes from t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from gs_train.density.classic import ClassicDensity
@@ -19,7 +20,7 @@ from gs_train.density.multiview import MultiviewDensity
 from gs_train.density.types import DensityController, Views
 from gs_train.errors import UserError
 from gs_train.formats.ply import read_ply
-from gs_train.model.gaussians import PARAMETER_NAMES, GaussianModel, describe_non_finite
+from gs_train.model.gaussians import GaussianModel, describe_non_finite
 from gs_train.model.initialise import initialise_model
 from gs_train.model.spherical_harmonics import rest_count
 from gs_train.scene.box import starting_box
@@ -173,13 +174,13 @@ def _model_of(path: Path, config: TrainConfig, extent: float, device: torch.devi
         raise UserError(f"--init-from {path} has SH degree {data.sh_degree}: train it with --sh-degree {data.sh_degree}, not less.")
     if data.antialiased != config.antialiased:
         raise UserError(f"--init-from {path} was trained {'with' if data.antialiased else 'without'} --antialiased: go on in the same way.")
-    tensors = {name: torch.from_numpy(getattr(data, name).copy()).to(device) for name in PARAMETER_NAMES}
-    fault = describe_non_finite(tensors)
+    wanting = rest_count(config.sh_degree) - data.f_rest.shape[1]
+    roomy = replace(data, f_rest=np.pad(data.f_rest, ((0, 0), (0, wanting), (0, 0))))
+    model = GaussianModel.from_splat_data(roomy, device=device, spatial_lr_scale=extent, active_sh_degree=data.sh_degree)
+    fault = describe_non_finite(model.parameters)
     if fault:
         raise UserError(f"--init-from {path} is damaged ({fault}): choose another splat.")
-    wanting = rest_count(config.sh_degree) - tensors["f_rest"].shape[1]
-    tensors["f_rest"] = torch.nn.functional.pad(tensors["f_rest"], (0, 0, 0, wanting))
-    return GaussianModel(tensors, spatial_lr_scale=extent, active_sh_degree=data.sh_degree)
+    return model
 
 
 def _density(scene: Scene, config: TrainConfig, model: GaussianModel, views: Views, generator: torch.Generator) -> DensityController:
