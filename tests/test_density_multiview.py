@@ -143,3 +143,11 @@ def test_errors_that_do_not_count_make_nothing_grow() -> None:
     scores = score_views(model, StagedViews([wrong], weight), [0], high_error=0.05)
     assert scores.error[0].item() == 0.0
     assert scores.error[1].item() == pytest.approx(0.3 * scores.share[1].item(), rel=1e-3)
+
+
+def test_the_number_at_the_start_goes_with_the_state_and_older_states_have_none() -> None:
+    density = make_density(StagedViews([]), start=30)
+    density.load_state_dict({})
+    assert density.state_dict() == {"start": 30}
+    density.load_state_dict({"start": 7})
+    assert density.state_dict() == {"start": 7}

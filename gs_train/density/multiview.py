@@ -99,8 +99,8 @@ class MultiviewDensity:
         return {"start": self._start}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what ``state_dict`` gave."""
-        self._start = int(state["start"])
+        """Take over what ``state_dict`` gave. Older checkpoints hold nothing: their runs started from the points, as this one does."""
+        self._start = int(state.get("start", self._start))
 
 
 def budget(iteration: int, start: int, most: int, config: DensityConfig) -> int:
