@@ -20,6 +20,7 @@ from gs_train import losses
 from gs_train.density.carry_out import carry_out
 from gs_train.errors import UserError
 from gs_train.model.gaussians import describe_non_finite
+from gs_train.model.morton import morton_order
 from gs_train.render.select import select_rasterizer
 from gs_train.scene.cache import ImageCache
 from gs_train.scene.images import check_images
@@ -199,6 +200,8 @@ def _run(
             plan = density.plan(model, iteration)
             if plan is not None:
                 carry_out(plan, model, state.density_generator, reset_opacity_to=config.density.reset_opacity_to)
+                if plan.changes_rows():
+                    model.reorder_optimizer(morton_order(model.xyz))
             state.iteration = iteration
             state.elapsed_s = time.perf_counter() - began_s
 
