@@ -15,7 +15,12 @@ def test_the_order_brings_neighbours_together() -> None:
 
 
 def test_it_is_a_permutation_whatever_the_positions() -> None:
-    for xyz in (torch.zeros(0, 3), torch.ones(1, 3), torch.ones(7, 3), torch.tensor([[0.0, 1e30, -1e30], [float("nan"), 0.0, 1.0], [1.0, 1.0, 1.0]])):
+    for xyz in (
+        torch.zeros(0, 3),
+        torch.ones(1, 3),
+        torch.ones(7, 3),
+        torch.tensor([[0.0, 1e30, -1e30], [float("nan"), 0.0, 1.0], [1.0, 1.0, 1.0]]),
+    ):
         assert morton_order(xyz).sort().values.tolist() == list(range(len(xyz)))
 
 
