@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from staged_views import StagedViews, grey_model
 
 from gs_train.density.carry_out import carry_out, divided
 from gs_train.density.config import DensityConfig
@@ -40,11 +41,12 @@ def make_model(opacities: list[float], *, stepped: bool = True) -> GaussianModel
     return model
 
 
-def make_density(*, max_gaussians: int = 1000, seed: int = 0, **changes: Any) -> McmcDensity:
+def make_density(*, max_gaussians: int = 1000, seed: int = 0, views: StagedViews | None = None, **changes: Any) -> McmcDensity:
     config = DensityConfig(
         kind="mcmc", from_iteration=500, until_iteration=900, refine_until_iteration=1000, opacity_reset_interval=0, **changes
     )
-    return McmcDensity(config, max_gaussians=max_gaussians, generator=torch.Generator().manual_seed(seed))
+    views = StagedViews([torch.zeros(30, 40, 3)] * 2) if views is None else views
+    return McmcDensity(config, max_gaussians=max_gaussians, views=views, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("opacity", [0.02, 0.5, 0.95])
@@ -99,6 +101,25 @@ def test_transparent_ones_go_to_opaque_ones() -> None:
     assert plan.row_count(5) == 5
     carry_out(plan, model, torch.Generator(), reset_opacity_to=0.01)
     assert len(model) == 5
+
+
+def test_the_one_that_errs_is_divided() -> None:
+    """Two as opaque; one is as in the photo, the other is not; a third is transparent."""
+    model = grey_model([(-0.5, 0.0, 2.0, 0.9), (0.5, 0.0, 2.0, 0.9), (0.0, 0.0, 2.0, 0.001)])
+    model.training_setup(OptimizerConfig(xyz_lr_max_steps=100))
+    photo = StagedViews([torch.zeros(30, 40, 3)]).render(model, 0).image.detach()
+    photo[:, 20:] = 0.0
+    plan = make_density(views=StagedViews([photo]), growth=0.0).plan(model, 600)
+    assert plan is not None
+    assert plan.divide.tolist() == [1] and plan.divide_into.tolist() == [2] and plan.drop.tolist() == [2]
+
+
+def test_where_nothing_errs_opacity_decides() -> None:
+    model = grey_model([(-0.5, 0.0, 2.0, 0.9), (0.5, 0.0, 2.0, 0.9), (0.0, 0.0, 2.0, 0.001)])
+    model.training_setup(OptimizerConfig(xyz_lr_max_steps=100))
+    right = StagedViews([torch.zeros(30, 40, 3)]).render(model, 0).image.detach()
+    plan = make_density(views=StagedViews([right]), growth=0.0).plan(model, 600)
+    assert plan is not None and plan.drop.tolist() == [2] and set(plan.divide.tolist()) <= {0, 1}
 
 
 def test_the_cap_holds_and_growth_is_by_a_fraction() -> None:

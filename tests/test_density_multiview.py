@@ -6,53 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from staged_views import StagedViews, grey_model
 from torch import Tensor
 
 from gs_train.density.carry_out import carry_out
 from gs_train.density.config import DensityConfig
-from gs_train.density.multiview import MultiviewDensity, budget, score_views
+from gs_train.density.multiview import MultiviewDensity, budget
+from gs_train.density.view_scores import score_views
 from gs_train.model.gaussians import GaussianModel
-from gs_train.render.cpu.rasterizer import CpuRasterizer
-from gs_train.render.types import RenderOutput
-from gs_train.scene.types import Camera
-
-CAMERA = Camera(width=40, height=30, fx=40.0, fy=40.0, cx=20.0, cy=15.0)
-
-
-class StagedViews:
-    """Two cameras side by side, and photos that may be anything."""
-
-    def __init__(self, photos: list[Tensor], weight: Tensor | None = None) -> None:
-        self.photos, self.weight = photos, weight
-
-    def __len__(self) -> int:
-        return len(self.photos)
-
-    def photo(self, index: int) -> tuple[Tensor, Tensor | None]:
-        return self.photos[index], self.weight
-
-    def render(self, model: GaussianModel, index: int) -> RenderOutput:
-        pose = torch.eye(4)
-        pose[0, 3] = -0.1 * index
-        return CpuRasterizer().render(model, CAMERA, pose, torch.zeros(3))
-
-    def exposed(self, image: Tensor, index: int) -> Tensor:
-        return image
-
-
-def make_model(rows: list[tuple[float, float, float, float]], *, scale: float = 0.05) -> GaussianModel:
-    """Grey Gaussians at (x, y, z) with an opacity each."""
-    count = len(rows)
-    return GaussianModel(
-        {
-            "xyz": torch.tensor([row[:3] for row in rows]),
-            "f_dc": torch.zeros(count, 1, 3),
-            "f_rest": torch.zeros(count, 3, 3),
-            "opacity": torch.tensor([row[3] for row in rows]).logit()[:, None],
-            "scaling": torch.full((count, 3), scale).log(),
-            "rotation": torch.tensor([[1.0, 0.0, 0.0, 0.0]]).repeat(count, 1),
-        }
-    )
 
 
 def make_density(views: StagedViews, *, start: int, max_gaussians: int = 100, **changes: Any) -> MultiviewDensity:
@@ -71,10 +32,10 @@ def photos_of(model: GaussianModel, count: int = 2) -> list[Tensor]:
 
 def test_a_share_is_what_the_gaussian_adds_to_the_pixels() -> None:
     """One in front of another: the shares are alpha, and alpha times what the first lets through; together the image's alpha."""
-    model = make_model([(0.0, 0.0, 2.0, 0.6), (0.0, 0.0, 3.0, 0.9), (50.0, 0.0, 2.0, 0.9)])
+    model = grey_model([(0.0, 0.0, 2.0, 0.6), (0.0, 0.0, 3.0, 0.9), (50.0, 0.0, 2.0, 0.9)])
     views = StagedViews(photos_of(model))
     scores = score_views(model, views, [0], high_error=0.1)
-    alone = [views.render(make_model([row]), 0).alpha for row in ((0.0, 0.0, 2.0, 0.6), (0.0, 0.0, 3.0, 0.9))]
+    alone = [views.render(grey_model([row]), 0).alpha for row in ((0.0, 0.0, 2.0, 0.6), (0.0, 0.0, 3.0, 0.9))]
     assert scores.share[0].item() == pytest.approx(alone[0].sum().item(), rel=1e-4)
     assert scores.share[1].item() == pytest.approx(((1.0 - alone[0]) * alone[1]).sum().item(), rel=1e-4)
     assert scores.share[:2].sum().item() == pytest.approx(views.render(model, 0).alpha.sum().item(), rel=1e-4)
@@ -85,7 +46,7 @@ def test_a_share_is_what_the_gaussian_adds_to_the_pixels() -> None:
 
 
 def test_errors_go_to_those_who_are_blended_into_the_pixel() -> None:
-    model = make_model([(-0.5, 0.0, 2.0, 0.9), (0.5, 0.0, 2.0, 0.9)])
+    model = grey_model([(-0.5, 0.0, 2.0, 0.9), (0.5, 0.0, 2.0, 0.9)])
     photos = photos_of(model)
     wrong = photos[0].clone()
     wrong[:, :20] += 0.3
@@ -102,7 +63,7 @@ def test_the_budget_is_a_straight_line() -> None:
 
 
 def test_those_with_the_largest_errors_grow_up_to_the_budget() -> None:
-    model = make_model([(x, 0.0, 2.0, 0.9) for x in (-0.6, -0.2, 0.2, 0.6)])
+    model = grey_model([(x, 0.0, 2.0, 0.9) for x in (-0.6, -0.2, 0.2, 0.6)])
     photos = photos_of(model)
     for photo in photos:
         photo[:, :12] += 0.2
@@ -118,7 +79,7 @@ def test_those_with_the_largest_errors_grow_up_to_the_budget() -> None:
 
 
 def test_those_that_no_view_needs_go() -> None:
-    model = make_model([(0.0, 0.0, 2.0, 0.99), (0.0, 0.0, 2.5, 0.006), (0.5, 0.3, 2.0, 0.9), (0.5, 0.0, 2.0, 0.001)])
+    model = grey_model([(0.0, 0.0, 2.0, 0.99), (0.0, 0.0, 2.5, 0.006), (0.5, 0.3, 2.0, 0.9), (0.5, 0.0, 2.0, 0.001)])
     views = StagedViews(photos_of(model))
     for iteration in (600, 1200):
         plan = make_density(views, start=4).plan(model, iteration)
@@ -129,14 +90,14 @@ def test_those_that_no_view_needs_go() -> None:
 
 
 def test_one_is_spared() -> None:
-    model = make_model([(0.0, 0.0, 2.0, 0.001), (0.0, 0.0, 3.0, 0.002)])
+    model = grey_model([(0.0, 0.0, 2.0, 0.001), (0.0, 0.0, 3.0, 0.002)])
     plan = make_density(StagedViews(photos_of(model)), start=2).plan(model, 600)
     assert plan is not None
     assert plan.drop.tolist() == [0]
 
 
 def test_errors_that_do_not_count_make_nothing_grow() -> None:
-    model = make_model([(-0.5, 0.0, 2.0, 0.9), (0.5, 0.0, 2.0, 0.9)])
+    model = grey_model([(-0.5, 0.0, 2.0, 0.9), (0.5, 0.0, 2.0, 0.9)])
     wrong = photos_of(model)[0] + 0.3
     weight = torch.ones(30, 40, 1)
     weight[:, :20] = 0.0

@@ -32,7 +32,7 @@ class DensityConfig:
 
     kind: Literal["classic", "absgrad", "mcmc", "multiview"] = "classic"
     """classic clones and splits by the mean screen-space gradient, absgrad by absolute gradients; mcmc moves transparent Gaussians to where
-    opaque ones are; multiview grows where several training views still have errors, and drops what none of them needs."""
+    errors remain; multiview grows where several training views still have errors, and drops what none of them needs."""
     from_iteration: int | float = 0.01667
     """Change Gaussians only after this iteration, or with a decimal point after this fraction of --iterations."""
     until_iteration: int | float = 0.5
@@ -66,9 +66,9 @@ class DensityConfig:
     scale_reg: float = 0.01
     """(mcmc) Weight of the mean scale in the loss."""
     score_views: int = 10
-    """(multiview) Training views that a round looks at."""
+    """(mcmc, multiview) Training views that a round looks at."""
     high_error: float = 0.05
-    """(multiview) Mean absolute error of a pixel, of 1, from which on it asks for more Gaussians."""
+    """(mcmc, multiview) Mean absolute error of a pixel, of 1, from which on it asks for more Gaussians."""
     min_share: float = 0.5
     """(multiview) A Gaussian whose share in the pixels is less than this, in px a view, is dropped."""
 

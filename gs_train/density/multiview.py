@@ -9,7 +9,6 @@ The invariant: the statistics are made in the round itself, so nothing but the g
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,23 +17,10 @@ from torch import Tensor
 from gs_train.density.classic import rows_of, spare_one
 from gs_train.density.config import DensityConfig, check_resolved
 from gs_train.density.types import DensityPlan, Views
-from gs_train.losses import where_it_counts
+from gs_train.density.view_scores import score_views
 from gs_train.model.gaussians import GaussianModel
-from gs_train.model.spherical_harmonics import SH_C0
 from gs_train.render.types import RenderOutput
 from gs_train.scene.types import Camera
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ViewScores:
-    """What some views say of each Gaussian, summed over them; [N] float32 each, px."""
-
-    error: Tensor
-    """Its share in the pixels whose error is high, summed."""
-    share: Tensor
-    """Its share in all pixels, summed: alpha times what is left of the light in front of it."""
-    seen: Tensor
-    """In how many of the views it is."""
 
 
 class MultiviewDensity:
@@ -109,37 +95,3 @@ def budget(iteration: int, start: int, most: int, config: DensityConfig) -> int:
     first, last = int(config.from_iteration), int(config.until_iteration)
     progress = min(max((iteration - first) / max(last - first, 1), 0.0), 1.0)
     return min(most, math.ceil(start + (most - start) * progress))
-
-
-def score_views(model: GaussianModel, views: Views, indices: list[int], high_error: float) -> ViewScores:
-    """Render the views and distribute their errors to the Gaussians.
-
-    A Gaussian's share in a pixel is the derivative of the pixel's colour by the Gaussian's. So a copy of the model in one grey is
-    rendered, and its backward pass, with the errors as the image's gradient, sums them by share: on any rasterizer, at the price of a
-    training step.
-
-    Args:
-        model: not changed.
-        views: where to look.
-        indices: which of them.
-        high_error: mean absolute error of a pixel, 0..1, from which on it counts.
-    """
-    count, device = len(model), model.device
-    sums = torch.zeros(3, count, device=device)
-    grey = {name: tensor.detach() for name, tensor in model.parameters.items()}
-    grey["f_dc"], grey["f_rest"] = torch.zeros_like(grey["f_dc"]), grey["f_rest"][:, :0]
-    for index in indices:
-        with torch.no_grad():
-            photo, weight = views.photo(index)
-            image = views.exposed(views.render(model, index).image, index)
-            error = (where_it_counts(image, photo, weight) - photo).abs().mean(dim=2)
-        probe = GaussianModel(grey)
-        render = views.render(probe, index)
-        high = torch.where(error > high_error, error, 0.0)
-        render.image.backward(torch.stack([high, torch.ones_like(error), torch.zeros_like(error)], dim=2))
-        assert probe.f_dc.grad is not None
-        visible = render.visible()
-        # Rows that the view does not see may hold anything.
-        sums[:2] += torch.where(visible, probe.f_dc.grad[:, 0, :2].T / SH_C0, 0.0)
-        sums[2] += visible
-    return ViewScores(error=sums[0], share=sums[1], seen=sums[2])

@@ -185,7 +185,7 @@ def _model_of(path: Path, config: TrainConfig, extent: float, device: torch.devi
 
 def _density(scene: Scene, config: TrainConfig, model: GaussianModel, views: Views, generator: torch.Generator) -> DensityController:
     if config.density.kind == "mcmc":
-        return McmcDensity(config.density, max_gaussians=config.max_gaussians, generator=generator)
+        return McmcDensity(config.density, max_gaussians=config.max_gaussians, views=views, generator=generator)
     if config.density.kind == "multiview":
         return MultiviewDensity(
             config.density,
