@@ -23,7 +23,7 @@ _Config = TypeVar("_Config")
 
 
 def load_preset(name: str) -> TrainConfig:
-    """A preset by name (``paper``) or by the path of a .toml file, over the defaults.
+    """A preset by name (``paper``) or by the path of a .toml file, over the defaults of ``TrainConfig``, which are the preset classic.
 
     A run's config.toml serves as a preset too; its ``scene_path`` is passed over.
 

@@ -38,7 +38,8 @@ class TrainCommand:
     out: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     """Folder to write the run to; runs/ and the scene's name if not given."""
     preset: str = DEFAULT_PRESET
-    """Settings to start from: a name (default, fast, paper, quality, tiny) or a .toml file. Flags override it."""
+    """Settings to start from: a name (default, fast, quality, classic, paper, tiny) or a .toml file, which adds to classic. Flags override
+    it."""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     """Go on with this run from its newest sound checkpoint, also past its end with a larger --iterations."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False

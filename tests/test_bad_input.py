@@ -162,7 +162,7 @@ def test_distortion_that_no_lens_has(tmp_path: Path) -> None:
 
 def test_unknown_preset(scene: Path) -> None:
     sentence = refused_before_training("train", scene, "--preset", "papr")
-    assert sentence == "--preset papr: there is no such preset (did you mean paper?); presets are default, fast, paper, quality, tiny."
+    assert sentence == "--preset papr: there is no such preset (did you mean paper?); presets are classic, default, fast, paper, quality, tiny."
 
 
 def test_unknown_flag(scene: Path) -> None:
@@ -299,10 +299,10 @@ def test_a_flag_that_does_not_go_with_resume(own_run: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "other", "name"),
     [
-        ('kind = "classic"', 'kind = "multiview"', "density.kind"),
+        ('kind = "multiview"', 'kind = "classic"', "density.kind"),
         ("visible_only = false", "visible_only = true", "optimizer.visible_only"),
         ('exposure = "none"', 'exposure = "affine"', "exposure"),
-        ('background = "black"', 'background = "learned"', "background"),
+        ('background = "random"', 'background = "learned"', "background"),
         ("sh_degree = 3", "sh_degree = 2", "sh_degree"),
     ],
 )

@@ -20,12 +20,12 @@ from gs_train.train.config import TrainConfig
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_default_preset_is_the_default_config() -> None:
-    assert load_preset("default") == TrainConfig()
+def test_what_a_file_leaves_out_is_as_in_the_preset_classic() -> None:
+    assert load_preset("classic") == TrainConfig()
 
 
 def test_presets_that_come_with_the_package() -> None:
-    assert preset_names() == ["default", "fast", "paper", "quality", "tiny"]
+    assert preset_names() == ["classic", "default", "fast", "paper", "quality", "tiny"]
     for name in preset_names():
         assert (ROOT / "configs" / f"{name}.toml").read_text().startswith("# "), "a preset says what it is for"
         load_preset(name).resolved()
