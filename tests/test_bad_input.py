@@ -162,7 +162,10 @@ def test_distortion_that_no_lens_has(tmp_path: Path) -> None:
 
 def test_unknown_preset(scene: Path) -> None:
     sentence = refused_before_training("train", scene, "--preset", "papr")
-    assert sentence == "--preset papr: there is no such preset (did you mean paper?); presets are classic, default, fast, paper, quality, tiny."
+    assert (
+        sentence
+        == "--preset papr: there is no such preset (did you mean paper?); presets are classic, default, fast, paper, quality, tiny."
+    )
 
 
 def test_unknown_flag(scene: Path) -> None:

@@ -36,10 +36,10 @@ class DensityConfig:
     from_iteration: int | float = 0.01667
     """Change Gaussians only after this iteration, or with a decimal point after this fraction of --iterations."""
     until_iteration: int | float = 0.5
-    """(classic, absgrad, multiview) Clone, split and reset only before this iteration, or with a decimal point before this fraction of
-    --iterations."""
+    """(classic, absgrad, multiview) Clone, split, drop and reset only before this iteration, or with a decimal point before this
+    fraction of --iterations."""
     refine_until_iteration: int | float = 0.8333
-    """(mcmc, multiview) Move or drop Gaussians only before this iteration, or with a decimal point before this fraction of --iterations."""
+    """(mcmc) Move Gaussians only before this iteration, or with a decimal point before this fraction of --iterations."""
     interval: int | float = 100
     """Iterations, or with a decimal point the fraction of --iterations, from one round to the next; 0 for never."""
     opacity_reset_interval: int | float = 3000

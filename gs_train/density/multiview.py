@@ -3,7 +3,8 @@
 The idea is that of FastGS (arXiv 2511.04283): a single view's gradient asks for many Gaussians that other views have no use for. Here a
 round renders some training views, takes each pixel's error, and gives every Gaussian the error of the pixels it is blended into, by its
 share in them. Those with most of it grow, as many as the budget of that iteration allows; those whose share is nothing anywhere go.
-The invariant: the statistics are made in the round itself, so nothing but the generator is carried from one round to the next.
+Both end together: every round asks other views, so after enough of them nothing would be left but what all of them need. The invariant:
+the statistics are made in the round itself, so nothing but the generator is carried from one round to the next.
 """
 
 from __future__ import annotations
@@ -57,11 +58,7 @@ class MultiviewDensity:
     def plan(self, model: GaussianModel, iteration: int) -> DensityPlan | None:
         """In a round, look at some views, and say what grows and what goes."""
         config = self.config
-        if (
-            config.interval == 0
-            or iteration % config.interval != 0
-            or not config.from_iteration < iteration < config.refine_until_iteration
-        ):
+        if config.interval == 0 or iteration % config.interval != 0 or not config.from_iteration < iteration < config.until_iteration:
             return None
         order = torch.randperm(len(self._views), generator=self._generator)
         scores = score_views(model, self._views, order[: config.score_views].tolist(), config.high_error)
@@ -69,8 +66,6 @@ class MultiviewDensity:
             opacities, largest_scale = model.opacities(), model.scales().amax(dim=1)
             idle = (scores.seen >= 2) & (scores.share < config.min_share * scores.seen)
             drop = spare_one((opacities < config.min_opacity) | idle, opacities)
-            if iteration >= config.until_iteration:
-                return DensityPlan(drop=rows_of(drop))
             left = len(model) - int(drop.sum())
             room = budget(iteration, self._start, self._max_gaussians, config) - left
             score = torch.where(drop, 0.0, scores.error)
