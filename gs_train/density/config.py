@@ -36,7 +36,7 @@ class DensityConfig:
     from_iteration: int | float = 0.01667
     """Change Gaussians only after this iteration, or with a decimal point after this fraction of --iterations."""
     until_iteration: int | float = 0.5
-    """(classic, absgrad, multiview) Clone, split, drop and reset only before this iteration, or with a decimal point before this
+    """(classic, absgrad, multiview) Clone, split, drop and reset only until this iteration, or with a decimal point until this
     fraction of --iterations."""
     refine_until_iteration: int | float = 0.8333
     """(mcmc) Move Gaussians only before this iteration, or with a decimal point before this fraction of --iterations."""
@@ -66,11 +66,11 @@ class DensityConfig:
     scale_reg: float = 0.01
     """(mcmc) Weight of the mean scale in the loss."""
     score_views: int = 10
-    """(mcmc, multiview) Training views that a round looks at."""
+    """(mcmc, multiview) Training views that a round looks at; the last one of multiview looks at ten times as many."""
     high_error: float = 0.05
     """(mcmc, multiview) Mean absolute error of a pixel, of 1, from which on it asks for more Gaussians."""
     min_share: float = 0.5
-    """(multiview) A Gaussian whose share in the pixels is less than this, in px a view, is dropped."""
+    """(multiview) When growth ends, a Gaussian that has less than this share in the pixels of every view, in px, is dropped."""
 
     def __post_init__(self) -> None:
         for name in SCHEDULE_POINTS:

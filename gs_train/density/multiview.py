@@ -3,8 +3,8 @@
 The idea is that of FastGS (arXiv 2511.04283): a single view's gradient asks for many Gaussians that other views have no use for. Here a
 round renders some training views, takes each pixel's error, and gives every Gaussian the error of the pixels it is blended into, by its
 share in them. Those with most of it grow, as many as the budget of that iteration allows; those whose share is nothing anywhere go.
-Both end together: every round asks other views, so after enough of them nothing would be left but what all of them need. The invariant:
-the statistics are made in the round itself, so nothing but the generator is carried from one round to the next.
+They go once, when growth ends, and by many views: rounds that ask a few views each would in the end leave only what all of them need. The
+invariant: the statistics are made in the round itself, so nothing but the generator is carried from one round to the next.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from gs_train.density.view_scores import score_views
 from gs_train.model.gaussians import GaussianModel
 from gs_train.render.types import RenderOutput
 from gs_train.scene.types import Camera
+
+_LAST_LOOK = 10
+"""The last round looks at so many times the views that the others look at."""
 
 
 class MultiviewDensity:
@@ -56,18 +59,23 @@ class MultiviewDensity:
         """Nothing: a round looks for itself."""
 
     def plan(self, model: GaussianModel, iteration: int) -> DensityPlan | None:
-        """In a round, look at some views, and say what grows and what goes."""
+        """In a round, look at some views, and say what grows; in the last one look at more of them, and say what goes."""
         config = self.config
-        if config.interval == 0 or iteration % config.interval != 0 or not config.from_iteration < iteration < config.until_iteration:
+        if config.interval == 0 or iteration % config.interval != 0:
             return None
+        if not config.from_iteration < iteration < config.until_iteration + config.interval:
+            return None
+        last = iteration >= config.until_iteration
         order = torch.randperm(len(self._views), generator=self._generator)
-        scores = score_views(model, self._views, order[: config.score_views].tolist(), config.high_error)
+        views = order[: config.score_views * (_LAST_LOOK if last else 1)].tolist()
+        scores = score_views(model, self._views, views, config.high_error)
         with torch.no_grad():
             opacities, largest_scale = model.opacities(), model.scales().amax(dim=1)
-            idle = (scores.seen >= 2) & (scores.share < config.min_share * scores.seen)
-            drop = spare_one((opacities < config.min_opacity) | idle, opacities)
-            left = len(model) - int(drop.sum())
-            room = budget(iteration, self._start, self._max_gaussians, config) - left
+            weak = opacities < config.min_opacity
+            if last:
+                return DensityPlan(drop=rows_of(spare_one(weak | (scores.seen & (scores.share < config.min_share)), opacities)))
+            drop = spare_one(weak, opacities)
+            room = budget(iteration, self._start, self._max_gaussians, config) - len(model) + int(drop.sum())
             score = torch.where(drop, 0.0, scores.error)
             # Each round at most doubles what is hot; ties go to the lower row.
             candidates = rows_of(score > 0)

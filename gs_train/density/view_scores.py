@@ -19,14 +19,14 @@ from gs_train.model.spherical_harmonics import SH_C0
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ViewScores:
-    """What some views say of each Gaussian, summed over them; [N] float32 each, px."""
+    """What some views say of each Gaussian; [N] each."""
 
     error: Tensor
-    """Its share in the pixels whose error is high, summed."""
+    """Its share in the pixels whose error is high, times that error, summed over pixels and views; float32, px."""
     share: Tensor
-    """Its share in all pixels, summed: alpha times what is left of the light in front of it."""
+    """Its share in the pixels of the view that it has most of: alpha times the light that is left in front of it, summed; float32, px."""
     seen: Tensor
-    """In how many of the views it is."""
+    """Whether it is in one of the views; bool."""
 
 
 def score_views(model: GaussianModel, views: Views, indices: list[int], high_error: float) -> ViewScores:
@@ -43,7 +43,8 @@ def score_views(model: GaussianModel, views: Views, indices: list[int], high_err
         high_error: mean absolute error of a pixel, 0..1, from which on it counts.
     """
     count, device = len(model), model.device
-    sums = torch.zeros(3, count, device=device)
+    error_sum, most = torch.zeros(count, device=device), torch.zeros(count, device=device)
+    seen = torch.zeros(count, dtype=torch.bool, device=device)
     grey = {name: tensor.detach() for name, tensor in model.parameters.items()}
     grey["f_dc"], grey["f_rest"] = torch.zeros_like(grey["f_dc"]), grey["f_rest"][:, :0]
     for index in indices:
@@ -58,6 +59,8 @@ def score_views(model: GaussianModel, views: Views, indices: list[int], high_err
         assert probe.f_dc.grad is not None
         visible = render.visible()
         # Rows that the view does not see may hold anything.
-        sums[:2] += torch.where(visible, probe.f_dc.grad[:, 0, :2].T / SH_C0, 0.0)
-        sums[2] += visible
-    return ViewScores(error=sums[0], share=sums[1], seen=sums[2])
+        of_high, of_all, _ = torch.where(visible, probe.f_dc.grad[:, 0].T / SH_C0, 0.0)
+        error_sum += of_high
+        most = torch.maximum(most, of_all)
+        seen |= visible
+    return ViewScores(error=error_sum, share=most, seen=seen)
