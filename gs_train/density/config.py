@@ -69,7 +69,7 @@ class DensityConfig:
     """(mcmc, multiview) Training views that a round looks at; the last one of multiview looks at ten times as many."""
     high_error: float = 0.05
     """(mcmc, multiview) Mean absolute error of a pixel, of 1, from which on it asks for more Gaussians."""
-    min_share: float = 0.5
+    min_share: float = 1.0
     """(multiview) When growth ends, a Gaussian that has less than this share in the pixels of every view, in px, is dropped."""
 
     def __post_init__(self) -> None:
