@@ -62,7 +62,8 @@ class TrainConfig:
     exposure: ExposureKind = "none"
     """affine gives every training photo a colour transform of its own, for photos that differ in exposure or white balance."""
     refine_poses: bool = False
-    """Correct the poses of the training cameras while training; the corrected ones are written to cameras_refined.json."""
+    """Correct the poses of the training cameras while training; the corrected ones are written to cameras_refined.json. Best with --preset
+    classic, whose positions move slowly."""
     depth_weight: float = 0.0
     """Weight in the loss of the difference between rendered depth and that of a COLMAP scene's points; 0 for none, 0.1 is strong."""
     seed: int = 0
