@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gs_train.density.config import DensityConfig, check_resolved
-from gs_train.density.types import SPLIT_SHRINK, DensityPlan
+from gs_train.density.types import SPLIT_SHRINK, DensityPlan, rows_of, spare_one
 from gs_train.model.gaussians import GaussianModel
 from gs_train.render.types import RenderOutput
 from gs_train.scene.types import Camera
@@ -86,7 +86,7 @@ class ClassicDensity:
         if len(model) != len(self._grad_sum):
             raise ValueError(f"model: expected {len(self._grad_sum)} rows, got {len(model)}")
         reset = self._resets_at(iteration)
-        if not self._densifies_at(iteration):
+        if not self.config.is_round(iteration, self.config.until_iteration):
             return DensityPlan(reset_opacity=True) if reset else None
         with torch.no_grad():
             plan = self._plan_round(model, iteration, reset)
@@ -112,10 +112,6 @@ class ClassicDensity:
     def _clear(self, count: int) -> None:
         self._grad_sum = torch.zeros(count, dtype=torch.float32, device=self._device)
         self._grad_count = torch.zeros(count, dtype=torch.int64, device=self._device)
-
-    def _densifies_at(self, iteration: int) -> bool:
-        config = self.config
-        return config.from_iteration < iteration < config.until_iteration and config.interval > 0 and iteration % config.interval == 0
 
     def _resets_at(self, iteration: int) -> bool:
         config = self.config
@@ -157,17 +153,3 @@ class ClassicDensity:
         trimmed = torch.zeros_like(grow)
         trimmed[rows[order[: max(room, 0)]]] = True
         return trimmed
-
-
-def rows_of(mask: Tensor) -> Tensor:
-    """[M] int64 rows where the [N] mask is true."""
-    return mask.nonzero().squeeze(1)
-
-
-def spare_one(drop: Tensor, opacities: Tensor) -> Tensor:
-    """``drop``, less the most opaque row (ties to the lower) where every row would go: an empty model cannot learn any more."""
-    if len(drop) == 0 or not bool(drop.all()):
-        return drop
-    spared = drop.clone()
-    spared[opacities.sort(descending=True, stable=True).indices[0]] = False
-    return spared

@@ -91,6 +91,10 @@ class DensityConfig:
         if self.score_views < 1:
             raise UserError(f"--density.score-views is {self.score_views}; give at least 1.")
 
+    def is_round(self, iteration: int, until: float) -> bool:
+        """Whether ``iteration`` is one of the rounds after ``from_iteration`` and before ``until``."""
+        return self.from_iteration < iteration < until and self.interval > 0 and iteration % self.interval == 0
+
 
 def check_resolved(config: DensityConfig, max_gaussians: int) -> None:
     """What every controller refuses: ValueError where a schedule field is still a fraction, or ``max_gaussians`` is below 1."""

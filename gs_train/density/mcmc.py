@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gs_train.density.classic import rows_of
 from gs_train.density.config import DensityConfig, check_resolved
-from gs_train.density.types import DensityPlan, Views
-from gs_train.density.view_scores import score_views
+from gs_train.density.types import DensityPlan, Views, rows_of
+from gs_train.density.view_scores import draw_views, score_views
 from gs_train.model.gaussians import GaussianModel
 from gs_train.model.optimizer import get_lr
 from gs_train.model.quaternions import rotate, rotate_back
@@ -64,9 +63,7 @@ class McmcDensity:
             opacities = model.opacities()
             shift = self._noise(model, opacities)
         config = self.config
-        if not (
-            config.from_iteration < iteration < config.refine_until_iteration and config.interval > 0 and iteration % config.interval == 0
-        ):
+        if not config.is_round(iteration, config.refine_until_iteration):
             return DensityPlan(shift=shift)
         dead = opacities <= config.min_opacity
         living = rows_of(~dead)
@@ -97,8 +94,8 @@ class McmcDensity:
 
     def _weights(self, model: GaussianModel, opacities: Tensor) -> Tensor:
         """[N] how likely each one is divided: its share in the errors that some views still have, or its opacity where they have none."""
-        order = torch.randperm(len(self._views), generator=self._generator)
-        error = score_views(model, self._views, order[: self.config.score_views].tolist(), self.config.high_error).error.clamp(min=0.0)
+        views = draw_views(self._views, self.config.score_views, self._generator)
+        error = score_views(model, self._views, views, self.config.high_error).error.clamp(min=0.0)
         # A trace of opacity, so that there are always enough to draw from.
         return error + 1e-6 * opacities * error.mean().clamp(min=1e-6)
 
@@ -106,7 +103,7 @@ class McmcDensity:
         """[N, 3] shifts of the positions: larger for the transparent, along each one's own shape, and falling with the rate of ``xyz``."""
         assert model.optimizer is not None
         config, shift = self.config, torch.zeros_like(model.xyz)
-        rows = (opacities < _STILL).nonzero().squeeze(1)
+        rows = rows_of(opacities < _STILL)
         draws = torch.randn(len(rows), 3, generator=self._generator).to(shift.device)
         strength = torch.sigmoid(_STEEPNESS * (config.min_opacity - opacities[rows])) * (get_lr(model.optimizer, "xyz") * config.noise_lr)
         quaternions, scales = model.quaternions()[rows], model.scales()[rows]

@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gs_train.density.classic import rows_of, spare_one
 from gs_train.density.config import DensityConfig, check_resolved
-from gs_train.density.types import DensityPlan, Views
-from gs_train.density.view_scores import score_views
+from gs_train.density.types import DensityPlan, Views, rows_of, spare_one
+from gs_train.density.view_scores import draw_views, score_views
 from gs_train.model.gaussians import GaussianModel
 from gs_train.render.types import RenderOutput
 from gs_train.scene.types import Camera
@@ -61,13 +60,10 @@ class MultiviewDensity:
     def plan(self, model: GaussianModel, iteration: int) -> DensityPlan | None:
         """In a round, look at some views, and say what grows; in the last one look at more of them, and say what goes."""
         config = self.config
-        if config.interval == 0 or iteration % config.interval != 0:
-            return None
-        if not config.from_iteration < iteration < config.until_iteration + config.interval:
+        if not config.is_round(iteration, config.until_iteration + config.interval):
             return None
         last = iteration >= config.until_iteration
-        order = torch.randperm(len(self._views), generator=self._generator)
-        views = order[: config.score_views * (_LAST_LOOK if last else 1)].tolist()
+        views = draw_views(self._views, config.score_views * (_LAST_LOOK if last else 1), self._generator)
         scores = score_views(model, self._views, views, config.high_error)
         with torch.no_grad():
             opacities, largest_scale = model.opacities(), model.scales().amax(dim=1)

@@ -1,4 +1,4 @@
-"""What density controllers share: the plan they return, what they may look at, and what a split means.
+"""What density controllers share: the plan they return, what they may look at, what a split means, and how rows are chosen.
 
 A controller never touches the model. It watches renders (``observe``), and at its iterations says what to change (``plan``). The
 invariant: a plan's row numbers refer to the model as it was when ``plan`` was called.
@@ -92,3 +92,17 @@ class DensityController(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def rows_of(mask: Tensor) -> Tensor:
+    """[M] int64 rows where the [N] mask is true."""
+    return mask.nonzero().squeeze(1)
+
+
+def spare_one(drop: Tensor, opacities: Tensor) -> Tensor:
+    """``drop``, less the most opaque row (ties to the lower) where every row would go: an empty model cannot learn any more."""
+    if len(drop) == 0 or not bool(drop.all()):
+        return drop
+    spared = drop.clone()
+    spared[opacities.sort(descending=True, stable=True).indices[0]] = False
+    return spared

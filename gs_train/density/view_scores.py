@@ -29,6 +29,11 @@ class ViewScores:
     """Whether it is in one of the views; bool."""
 
 
+def draw_views(views: Views, count: int, generator: torch.Generator) -> list[int]:
+    """Numbers of at most ``count`` different views."""
+    return torch.randperm(len(views), generator=generator)[:count].tolist()
+
+
 def score_views(model: GaussianModel, views: Views, indices: list[int], high_error: float) -> ViewScores:
     """Render the views and distribute their errors to the Gaussians.
 
