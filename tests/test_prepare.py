@@ -150,9 +150,14 @@ def test_after_a_crash_it_goes_on_with_the_step_it_was_in(
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_stop_ends_the_process_beside_too(prepare: Prepare, how: signal.Signals) -> None:
     prepare.behave(hang="match_image_pairs")
-    inherited = {**environment(), "PYTHONPATH": prepare.path}
     process = subprocess.Popen(
-        command("prepare", prepare.photos, prepare.scene), env=inherited, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command("prepare", prepare.photos, prepare.scene),
+        env={**environment(), "PYTHONPATH": prepare.path},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background job, which the tests may be, ignores SIGINT, and so would what it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
     _until(lambda: prepare.log.exists() and "hanging" in prepare.log.read_text())
     worker = int(prepare.log.read_text().split()[-1])
