@@ -11,18 +11,17 @@ from torch import Tensor
 
 from gs_train.density.carry_out import carry_out
 from gs_train.density.config import DensityConfig
-from gs_train.density.multiview import MultiviewDensity, budget
+from gs_train.density.multiview import PIXELS_PER_GAUSSIAN, MultiviewDensity, budget
 from gs_train.density.view_scores import score_views
 from gs_train.model.gaussians import GaussianModel
 
 
-def make_density(views: StagedViews, *, start: int, max_gaussians: int = 100, **changes: Any) -> MultiviewDensity:
+def make_density(views: StagedViews, *, start: int, max_gaussians: int = 100, pixels: int = 10_000, **changes: Any) -> MultiviewDensity:
     config = DensityConfig(
         kind="multiview", from_iteration=100, until_iteration=1100, refine_until_iteration=1100, opacity_reset_interval=0, **changes
     )
-    return MultiviewDensity(
-        config, extent=10.0, max_gaussians=max_gaussians, start=start, views=views, generator=torch.Generator().manual_seed(0)
-    )
+    generator = torch.Generator().manual_seed(0)
+    return MultiviewDensity(config, extent=10.0, max_gaussians=max_gaussians, pixels=pixels, start=start, views=views, generator=generator)
 
 
 def photos_of(model: GaussianModel, count: int = 2) -> list[Tensor]:
@@ -63,16 +62,17 @@ def test_the_budget_is_a_straight_line() -> None:
     assert budget(600, 500, 100, config) == 100
 
 
-def test_those_with_the_largest_errors_grow_up_to_the_budget() -> None:
+@pytest.mark.parametrize("limit", [{"max_gaussians": 6}, {"pixels": 7 * PIXELS_PER_GAUSSIAN - 1}])
+def test_those_with_the_largest_errors_grow_up_to_the_budget(limit: dict[str, int]) -> None:
     model = grey_model([(x, 0.0, 2.0, 0.9) for x in (-0.6, -0.2, 0.2, 0.6)])
     photos = photos_of(model)
     for photo in photos:
         photo[:, :12] += 0.2
         photo[:, 12:20] += 0.1
-    plan = make_density(StagedViews(photos), start=4, max_gaussians=6).plan(model, 600)
+    plan = make_density(StagedViews(photos), start=4, **limit).plan(model, 600)
     assert plan is not None
     assert plan.clone.tolist() == [0] and len(plan.split) == 0 and len(plan.drop) == 0
-    plan = make_density(StagedViews(photos), start=4, max_gaussians=6, percent_dense=0.001).plan(model, 1000)
+    plan = make_density(StagedViews(photos), start=4, percent_dense=0.001, **limit).plan(model, 1000)
     assert plan is not None
     assert plan.split.tolist() == [0, 1] and len(plan.clone) == 0
     carry_out(plan, model, torch.Generator().manual_seed(0), reset_opacity_to=0.01)

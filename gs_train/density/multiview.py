@@ -24,20 +24,32 @@ from gs_train.scene.types import Camera
 
 _LAST_LOOK = 10
 """The last round looks at so many times the views that the others look at."""
+PIXELS_PER_GAUSSIAN = 40
+"""Of the training photos, for each Gaussian that the budget grows to: two measured numbers for each of its 59 parameters. With fewer, the
+photos are learnt by heart."""
 
 
 class MultiviewDensity:
     """Grow where error remains, drop what no view needs; both by some training views at a time."""
 
     def __init__(
-        self, config: DensityConfig, *, extent: float, max_gaussians: int, start: int, views: Views, generator: torch.Generator
+        self,
+        config: DensityConfig,
+        *,
+        extent: float,
+        max_gaussians: int,
+        pixels: int,
+        start: int,
+        views: Views,
+        generator: torch.Generator,
     ) -> None:
         """Keep the settings.
 
         Args:
             config: with whole iterations in every schedule field.
             extent: the scene's extent, world units.
-            max_gaussians: the number that the budget grows to.
+            max_gaussians: the number that the budget grows to, where there are pixels enough.
+            pixels: of all training photos, at the size that is trained at in the end.
             start: the number of Gaussians that training starts from.
             views: the training views.
             generator: on the CPU; draws the views of a round, saved by its owner.
@@ -47,7 +59,8 @@ class MultiviewDensity:
         """
         check_resolved(config, max_gaussians)
         self.config = config
-        self._extent, self._max_gaussians, self._start = extent, max_gaussians, start
+        self._extent, self._start = extent, start
+        self._most = min(max_gaussians, pixels // PIXELS_PER_GAUSSIAN)
         self._views, self._generator = views, generator
 
     def regulariser(self, model: GaussianModel) -> Tensor | None:
@@ -71,7 +84,7 @@ class MultiviewDensity:
             if last:
                 return DensityPlan(drop=rows_of(spare_one(weak | (scores.seen & (scores.share < config.min_share)), opacities)))
             drop = spare_one(weak, opacities)
-            room = budget(iteration, self._start, self._max_gaussians, config) - len(model) + int(drop.sum())
+            room = budget(iteration, self._start, self._most, config) - len(model) + int(drop.sum())
             score = torch.where(drop, 0.0, scores.error)
             # Each round at most doubles what is hot; ties go to the lower row.
             candidates = rows_of(score > 0)

@@ -191,6 +191,7 @@ def _density(scene: Scene, config: TrainConfig, model: GaussianModel, views: Vie
             config.density,
             extent=scene.extent,
             max_gaussians=config.max_gaussians,
+            pixels=sum(view.camera.width * view.camera.height for view in scene.train_views),
             start=len(model),
             views=views,
             generator=generator,
