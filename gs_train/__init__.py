@@ -11,10 +11,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gs_train.config.settings import TrainConfig
     from gs_train.model.gaussians import GaussianModel
     from gs_train.scene.load import SceneConfig, load_scene
-    from gs_train.train.config import TrainConfig
-    from gs_train.train.loop import train
+    from gs_train.training.loop import train
 
 # torch's idle threads spin for milliseconds after each of its parallel loops, on the very cores that the rasterizer's threads are given
 # next: a CPU iteration takes a quarter longer. OpenMP reads this when torch is imported; whoever has set it, or has imported torch, keeps
@@ -28,9 +28,9 @@ __all__ = ["GaussianModel", "SceneConfig", "TrainConfig", "__version__", "load_s
 _HOMES = {
     "GaussianModel": "gs_train.model.gaussians",
     "SceneConfig": "gs_train.scene.load",
-    "TrainConfig": "gs_train.train.config",
+    "TrainConfig": "gs_train.config.settings",
     "load_scene": "gs_train.scene.load",
-    "train": "gs_train.train.loop",
+    "train": "gs_train.training.loop",
 }
 
 

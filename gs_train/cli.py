@@ -22,8 +22,8 @@ from gs_train import __version__, flags
 from gs_train.errors import UserError, first_few
 
 if TYPE_CHECKING:
-    from gs_train.train.checkpoint import Checkpoint
-    from gs_train.train.state import TrainState
+    from gs_train.run.checkpoint import Checkpoint
+    from gs_train.training.state import TrainState
 
 _USER_ERROR = 2
 _SIGPIPE = 13
@@ -35,7 +35,9 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``gs-train`` with ``arguments`` (the process's own if not given) and exit with its code."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # As stderr does: a file's name may hold what the terminal's encoding does not.
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # As stderr does: a file's name may hold what the terminal's encoding does not.
     try:
         try:
             code = _run(list(sys.argv[1:] if arguments is None else arguments))
@@ -50,8 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if error.errno in _DISK_FULL:
             _complain(f"{_full(error)} and run the command again; earlier files are intact.")
         elif error.filename is not None:
-            told = error.strerror or error
-            _complain(f"{os.fsdecode(error.filename)} cannot be read or written ({told}): mend that and run the command again.")
+            message = error.strerror or error
+            _complain(
+                f"{os.fsdecode(error.filename)} cannot be read or written ({message}): mend that and run the command again."
+            )
         else:
             raise
         code = _USER_ERROR
@@ -73,24 +77,28 @@ def _run(arguments: Sequence[str]) -> int:
 
 def run_train(command: flags.TrainCommand) -> int:
     """``gs-train train``: returns 0, or 128 and the signal's number when it was stopped."""
-    from gs_train.train.folder import RunFolder
+    from gs_train.run.folder import RunFolder
 
     began_s = time.perf_counter()
     if command.scene is None:
         if command.resume is not None:
-            told = f"{command.resume / 'config.toml'} does not say which scene the run was trained on"
-            raise UserError(f"{told}: name it with gs-train train SCENE --resume {command.resume}.")
-        raise UserError("train needs a SCENE: name its folder, or a run with --resume; gs-train sample DIR writes a scene to try.")
+            message = f"{command.resume / 'config.toml'} does not say which scene the run was trained on"
+            raise UserError(f"{message}: name it with gs-train train SCENE --resume {command.resume}.")
+        raise UserError(
+            "train needs a SCENE: name its folder, or a run with --resume; gs-train sample DIR writes a scene to try."
+        )
     out = command.resume or command.out or Path("runs") / _scene_name(command.scene.resolve())
     folder = RunFolder(out)
     if command.resume is None:
         folder.check_free(overwrite=command.overwrite)
     elif not command.scene.exists():
-        raise UserError(f"{command.scene} does not exist: name where the scene is now with gs-train train SCENE --resume {out}.")
+        raise UserError(
+            f"{command.scene} does not exist: name where the scene is now with gs-train train SCENE --resume {out}."
+        )
     scene = _load_scene(command.scene, command.config)
 
-    from gs_train.train.checkpoint import list_checkpoints
-    from gs_train.train.loop import train
+    from gs_train.run.checkpoint import list_checkpoints
+    from gs_train.training.loop import train
 
     steps: list[int] = []
     with _stop_signals() as caught:
@@ -113,9 +121,13 @@ def run_train(command: flags.TrainCommand) -> int:
                 remedy = "give the same command again with --overwrite (there is no checkpoint yet to go on from)"
             raise UserError(f"{_full(error, out)} and {remedy}.") from error
         except FloatingPointError as error:
-            raise UserError(f"training has diverged ({error}): give lower rates by the --optimizer flags, with --overwrite.") from error
+            raise UserError(
+                f"training has diverged ({error}): give lower rates by the --optimizer flags, with --overwrite."
+            ) from error
     if state.iteration < command.config.iterations:
-        print(f"Stopped after iteration {state.iteration} of {command.config.iterations}. Go on with: gs-train train --resume {out}")
+        print(
+            f"Stopped after iteration {state.iteration} of {command.config.iterations}. Go on with: gs-train train --resume {out}"
+        )
         return 128 + caught[0]
     if steps:
         _print_summary(state, time.perf_counter() - began_s, resumed=command.resume is not None)
@@ -143,12 +155,12 @@ def run_eval(command: flags.EvalCommand) -> int:
     """``gs-train eval``."""
     from tqdm import tqdm
 
-    from gs_train.config import read_config
+    from gs_train.config.toml import read_config
     from gs_train.evaluate.evaluate import evaluate, write_figures
     from gs_train.model.gaussians import GaussianModel
     from gs_train.render.select import select_rasterizer
-    from gs_train.train.checkpoint import check_scene, newest_sound
-    from gs_train.train.folder import RunFolder
+    from gs_train.run.checkpoint import check_scene, newest_intact
+    from gs_train.run.folder import RunFolder
 
     folder = RunFolder(command.run)
     folder.check_run()
@@ -159,7 +171,7 @@ def run_eval(command: flags.EvalCommand) -> int:
     if not scene_path.exists():
         raise UserError(f"{scene_path} does not exist: name where the scene of {command.run} is now with --scene DIR.")
     scene = _load_scene(scene_path, config)
-    checkpoint = newest_sound(folder.checkpoints, _note)
+    checkpoint = newest_intact(folder.checkpoints, _note)
     check_scene(checkpoint, scene)
     selection = select_rasterizer(command.device or config.device, _note, antialiased=config.antialiased)
     _note(f"Device {selection.reason}.")
@@ -167,14 +179,16 @@ def run_eval(command: flags.EvalCommand) -> int:
     if split == "train":
         _note("There are no test views: evaluating on the training views, which says little about new ones.")
         if config.refine_poses or config.exposure != "none":
-            _note("They are rendered from the scene's own poses and as the splat is exposed, not as they were corrected in training.")
+            _note(
+                "They are rendered from the scene's own poses and as the splat is exposed, not as they were corrected in training."
+            )
     model = GaussianModel.from_state_dict(checkpoint.state["model"], selection.device)
     with tqdm(total=len(views), desc="eval", unit="view") as bar:
         evaluation = evaluate(
             model,
             views,
             selection.rasterizer,
-            background=checkpoint.state["background"]["settled"].to(selection.device),
+            background=checkpoint.state["background"]["eval_color"].to(selection.device),
             renders=folder.path / "renders" / f"iteration_{checkpoint.iteration}",
             after_view=bar.update,
         )
@@ -192,20 +206,20 @@ def run_eval(command: flags.EvalCommand) -> int:
 
 def run_export(command: flags.ExportCommand) -> int:
     """``gs-train export``."""
+    from gs_train.commands.info import intact_checkpoint
     from gs_train.formats.ply import read_ply, write_ply
-    from gs_train.info import sound_checkpoint
-    from gs_train.train.folder import RunFolder
+    from gs_train.run.folder import RunFolder
 
     source, target = command.source, command.target
     if target.suffix != ".ply" or target.name.endswith(".compressed.ply"):
         raise UserError(f"{target} has an ending that export does not write: name a file that ends in .ply.")
     if source.is_dir():
-        from gs_train.train.checkpoint import newest_sound
+        from gs_train.run.checkpoint import newest_intact
 
         RunFolder(source).check_run()
-        data = _splat_of(newest_sound(RunFolder(source).checkpoints, _note))
+        data = _splat_of(newest_intact(RunFolder(source).checkpoints, _note))
     elif source.suffix == ".pt":
-        data = _splat_of(sound_checkpoint(source))
+        data = _splat_of(intact_checkpoint(source))
     else:
         data = read_ply(source)
     write_ply(target, data)
@@ -215,7 +229,7 @@ def run_export(command: flags.ExportCommand) -> int:
 
 def run_prepare(command: flags.PrepareCommand) -> int:
     """``gs-train prepare``."""
-    from gs_train.scene.prepare import prepare_scene
+    from gs_train.prepare.pipeline import prepare_scene
 
     try:
         with _step_bars() as show:
@@ -230,28 +244,37 @@ def run_prepare(command: flags.PrepareCommand) -> int:
         print(f"Not registered: {first_few(prepared.unregistered)}")
     if prepared.registered < _MANY_REGISTERED * prepared.photos:
         parts = (
-            "" if prepared.models == 1 else f" (they fall into {prepared.models} parts that do not hang together, and this is the largest)"
+            ""
+            if prepared.models == 1
+            else f" (they fall into {prepared.models} parts that do not hang together, and this is the largest)"
         )
-        told = f"Few photos were registered{parts}: take more between those that were and the others, so that neighbours share most of what"
-        _note(f"{told} they show; blurred photos, bare walls, mirrors and things that move do not help.")
+        message = f"Few photos were registered{parts}: take more between those that were and the others, so that neighbours share most of what"
+        _note(f"{message} they show; blurred photos, bare walls, mirrors and things that move do not help.")
     print(f"Scene: {command.scene}\nNext:  gs-train train {command.scene}")
     return 0
 
 
 def run_sample(command: flags.SampleCommand) -> int:
     """``gs-train sample``."""
-    from gs_train.scene.sample import write_sample_scene
+    from gs_train.sample.scene import write_sample_scene
 
     write_sample_scene(
-        command.folder, seed=command.seed, views=command.views, width=command.width, height=command.height, points=command.points
+        command.folder,
+        seed=command.seed,
+        views=command.views,
+        width=command.width,
+        height=command.height,
+        points=command.points,
     )
-    print(f"Wrote {command.views} photos, cameras and points to {command.folder}.\nNext: gs-train train {command.folder}")
+    print(
+        f"Wrote {command.views} photos, cameras and points to {command.folder}.\nNext: gs-train train {command.folder}"
+    )
     return 0
 
 
 def run_info(command: flags.InfoCommand) -> int:
     """``gs-train info``: returns 2 for a scene with faults, which are all told."""
-    from gs_train.info import FAULT, describe
+    from gs_train.commands.info import FAULT, describe
 
     facts = describe(command.path, _note)
     _print_facts(facts)
@@ -260,13 +283,17 @@ def run_info(command: flags.InfoCommand) -> int:
 
 def run_doctor(_command: flags.DoctorCommand) -> int:
     """``gs-train doctor``: returns 1 when something is wrong."""
-    from gs_train.doctor import examine
+    from gs_train.commands.doctor import examine
 
     findings = list(examine())
-    _print_facts([(finding.name, finding.told) for finding in findings])
+    _print_facts([(finding.name, finding.message) for finding in findings])
     remedies = [finding.remedy for finding in findings if finding.remedy is not None]
     # The first one, because what follows often fails only because of it.
-    print(f"To mend it: {remedies[0]}" if remedies else "All is well: try gs-train sample scene, then gs-train train scene.")
+    print(
+        f"To mend it: {remedies[0]}"
+        if remedies
+        else "All is well: try gs-train sample scene, then gs-train train scene."
+    )
     return 1 if remedies else 0
 
 

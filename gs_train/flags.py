@@ -19,11 +19,13 @@ from typing import Annotated, Any, Literal, Union, get_type_hints
 
 import tyro
 
-from gs_train.config import DEFAULT_PRESET, TrainConfig, load_preset, nearest, read_config
+from gs_train.config.toml import DEFAULT_PRESET, TrainConfig, load_preset, nearest, read_config
 from gs_train.errors import UserError
-from gs_train.scene.prepare import FEWEST_PHOTOS
+from gs_train.prepare.pipeline import FEWEST_PHOTOS
 
-RESUME_FLAGS = frozenset({"--resume", "--iterations", "--device", "--image-cache-gb", "--save-every", "--keep", "--log-every"})
+RESUME_FLAGS = frozenset(
+    {"--resume", "--iterations", "--device", "--image-cache-gb", "--save-every", "--keep", "--log-every"}
+)
 """What may be given beside --resume: nothing that would make it another run."""
 
 _RunOrSplat = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_SPLAT")]
@@ -147,7 +149,9 @@ def parse(arguments: Sequence[str]) -> Command:
     if name in ("-h", "--help") or name.startswith("--tyro-"):
         return _parse_with_tyro(arguments, {})
     if name not in COMMANDS:
-        raise UserError(f"there is no subcommand {name}{nearest(name, list(COMMANDS))}: the subcommands are {', '.join(COMMANDS)}.")
+        raise UserError(
+            f"there is no subcommand {name}{nearest(name, list(COMMANDS))}: the subcommands are {', '.join(COMMANDS)}."
+        )
     given = _given_flags(arguments[1:])
     _refuse_unknown(name, given)
     defaults: dict[str, Any] = {}
@@ -194,12 +198,14 @@ def _refuse_with_resume(given: Sequence[str]) -> None:
     for flag in given:
         if flag not in RESUME_FLAGS and flag != "--help":
             allowed = ", ".join(sorted(RESUME_FLAGS - {"--resume"}))
-            raise UserError(f"{flag} does not go with --resume, which keeps the run's own settings: leave it out ({allowed} may change).")
+            raise UserError(
+                f"{flag} does not go with --resume, which keeps the run's own settings: leave it out ({allowed} may change)."
+            )
 
 
 def _resumed(run: Path) -> TrainCommand:
     """The command that a run was started with, in effect: its own config and scene are the defaults."""
-    from gs_train.train.folder import RunFolder
+    from gs_train.run.folder import RunFolder
 
     folder = RunFolder(run)
     folder.check_run()
@@ -224,9 +230,9 @@ def _parse_with_tyro(arguments: Sequence[str], defaults: dict[str, Any]) -> Comm
         marker = tyro.conf.subcommand(name, default=defaults[name]) if name in defaults else tyro.conf.subcommand(name)
         choices.append(Annotated[kind, marker])
     any_of_them: Any = reduce(operator.or_, choices)
-    told = io.StringIO()
+    message = io.StringIO()
     try:
-        with redirect_stderr(told):
+        with redirect_stderr(message):
             command, left_over = tyro.cli(
                 any_of_them,
                 prog="gs-train",
@@ -238,9 +244,13 @@ def _parse_with_tyro(arguments: Sequence[str], defaults: dict[str, Any]) -> Comm
     except SystemExit as exit_:
         if exit_.code in (0, None):
             raise
-        raise UserError(f"{arguments[0]}: {_one_sentence(told.getvalue())}; see gs-train {arguments[0]} --help.") from None
+        raise UserError(
+            f"{arguments[0]}: {_one_sentence(message.getvalue())}; see gs-train {arguments[0]} --help."
+        ) from None
     if left_over:
-        raise UserError(f"{arguments[0]} does not know what to do with {left_over[0]}: see gs-train {arguments[0]} --help.")
+        raise UserError(
+            f"{arguments[0]} does not know what to do with {left_over[0]}: see gs-train {arguments[0]} --help."
+        )
     assert isinstance(command, tuple(COMMANDS.values()))
     return command  # type: ignore[return-value]
 

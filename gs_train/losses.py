@@ -68,15 +68,15 @@ class _PhotometricLoss(torch.autograd.Function):
     def forward(ctx: Any, image: Tensor, target: Tensor, lambda_dssim: float, padding: Padding) -> Tensor:
         kinds = [(tuple(t.shape), t.dtype, t.device) for t in (image, target)]
         if image.dim() != 3 or image.shape[2] != 3 or kinds[0] != kinds[1]:
-            told = " and ".join(f"{shape} {dtype} on {device}" for shape, dtype, device in kinds)
-            raise ValueError(f"image and target must both be [H, W, 3], of one dtype and on one device, not {told}")
+            message = " and ".join(f"{shape} {dtype} on {device}" for shape, dtype, device in kinds)
+            raise ValueError(f"image and target must both be [H, W, 3], of one dtype and on one device, not {message}")
         border = _border(image, padding)
         if image.device.type == "cpu" and image.dtype == torch.float32:
             # Imported here, so that a CUDA machine does not wait for the compiler of CPU kernels.
-            from gs_train import losses_cpu
+            from gs_train.kernels.ssim import photometric_loss_and_gradient
 
             pixels = image.detach().contiguous().numpy(), target.contiguous().numpy()
-            value, gradient_pixels = losses_cpu.photometric_loss_and_gradient(*pixels, lambda_dssim, border)
+            value, gradient_pixels = photometric_loss_and_gradient(*pixels, lambda_dssim, border)
             ctx.save_for_backward(torch.from_numpy(gradient_pixels))
             return torch.tensor(value, dtype=torch.float32)
         x, y = image.permute(2, 0, 1).contiguous(), target.permute(2, 0, 1).contiguous()
@@ -116,7 +116,7 @@ def photometric_loss(image: Tensor, target: Tensor, lambda_dssim: float, padding
     return _PhotometricLoss.apply(image, target, lambda_dssim, padding)  # type: ignore[no-any-return]
 
 
-def where_it_counts(image: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+def apply_mask(image: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
     """The image with the target in its place where the weight is 0, and between the two where it is between 0 and 1.
 
     Whatever is then compared with the target, pixel by pixel or over windows, sees no error where nothing counts; and the gradient that
@@ -150,7 +150,9 @@ def _border(image: Tensor, padding: Padding) -> int:
     if padding == "same":
         return 0
     if min(image.shape[:2]) < WINDOW:
-        raise ValueError(f"SSIM on the valid region needs at least {WINDOW} pixels each way, not {tuple(image.shape[:2])}")
+        raise ValueError(
+            f"SSIM on the valid region needs at least {WINDOW} pixels each way, not {tuple(image.shape[:2])}"
+        )
     return WINDOW // 2
 
 

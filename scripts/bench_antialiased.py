@@ -17,7 +17,7 @@ from gs_train.evaluate.evaluate import evaluate
 from gs_train.flags import TrainCommand, parse
 from gs_train.render.select import select_rasterizer
 from gs_train.scene.load import load_scene
-from gs_train.train.loop import train
+from gs_train.training.loop import train
 
 
 def measure(scene_path: str, flags: list[str]) -> list[float]:
@@ -31,7 +31,11 @@ def measure(scene_path: str, flags: list[str]) -> list[float]:
         state = train(load_scene(Path(scene_path), config.scene), config, Path(folder) / "run")
         for resolution in (4, 2, 1):
             views = load_scene(Path(scene_path), replace(config.scene, resolution=resolution)).test_views
-            psnr.append(evaluate(state.model, views, rasterizer, background=state.background.settled(), renders=Path(folder)).mean.psnr)
+            psnr.append(
+                evaluate(
+                    state.model, views, rasterizer, background=state.background.eval_color(), renders=Path(folder)
+                ).mean.psnr
+            )
     return psnr
 
 

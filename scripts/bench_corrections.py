@@ -19,15 +19,15 @@ import numpy as np
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from gs_train.config import load_preset
+from gs_train.config.settings import TrainConfig
+from gs_train.config.toml import load_preset
 from gs_train.evaluate.evaluate import evaluate
 from gs_train.evaluate.metrics import ViewMetrics
 from gs_train.render.select import select_rasterizer
+from gs_train.sample.scene import write_sample_scene
 from gs_train.scene.load import SceneConfig, load_scene
-from gs_train.scene.sample import write_sample_scene
 from gs_train.scene.types import Scene, View
-from gs_train.train.config import TrainConfig
-from gs_train.train.loop import train
+from gs_train.training.loop import train
 
 GAIN, ANGLE_DEG, SHIFT = 0.3, 0.5, 0.01
 
@@ -43,7 +43,9 @@ def with_gains(scene: Scene, folder: Path, seed: int) -> Scene:
         return replace(view, image_path=path)
 
     folder.mkdir()
-    return replace(scene, train_views=tuple(map(spoil, scene.train_views)), test_views=tuple(map(spoil, scene.test_views)))
+    return replace(
+        scene, train_views=tuple(map(spoil, scene.train_views)), test_views=tuple(map(spoil, scene.test_views))
+    )
 
 
 def with_wrong_poses(scene: Scene, seed: int) -> Scene:
@@ -70,7 +72,11 @@ def measure(scene: Scene, config: TrainConfig) -> ViewMetrics:
         state = train(scene, config, Path(folder) / "run")
         rasterizer = select_rasterizer(config.device, lambda _: None, antialiased=config.antialiased).rasterizer
         return evaluate(
-            state.model, scene.test_views, rasterizer, background=state.background.settled(), renders=Path(folder) / "renders"
+            state.model,
+            scene.test_views,
+            rasterizer,
+            background=state.background.eval_color(),
+            renders=Path(folder) / "renders",
         ).mean
 
 
@@ -99,10 +105,14 @@ def main() -> None:
                 ("wrong poses, --refine-poses", poses, refined),
             ):
                 rows.setdefault(name, []).append(measure(scene, config))
-    told = f"{arguments.preset}, {arguments.iterations} iterations, seeds {', '.join(map(str, arguments.seeds))}"
-    print(f"\nSample scene, {told}, test views:\n\n| scene | PSNR, dB | colour matched, dB | SSIM |\n|---|---|---|---|")
+    message = f"{arguments.preset}, {arguments.iterations} iterations, seeds {', '.join(map(str, arguments.seeds))}"
+    print(
+        f"\nSample scene, {message}, test views:\n\n| scene | PSNR, dB | colour matched, dB | SSIM |\n|---|---|---|---|"
+    )
     for name, each in rows.items():
-        psnr, matched, ssim = (float(np.mean([getattr(one, key) for one in each])) for key in ("psnr", "psnr_colour_matched", "ssim"))
+        psnr, matched, ssim = (
+            float(np.mean([getattr(one, key) for one in each])) for key in ("psnr", "psnr_colour_matched", "ssim")
+        )
         print(f"| {name} | {psnr:.2f} | {matched:.2f} | {ssim:.4f} |")
 
 

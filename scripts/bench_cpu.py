@@ -100,7 +100,7 @@ def part(name: str) -> Iterator[None]:
 
 def watch_all() -> None:
     """Replace the steps of rasterizer and loss by ones that are timed."""
-    from gs_train import losses_cpu
+    from gs_train.kernels import ssim
     from gs_train.render.cpu import autograd
 
     def watch(module: Any, function: str, name: str) -> None:
@@ -115,7 +115,7 @@ def watch_all() -> None:
     watch(autograd, "project_forward", "projection")
     watch(autograd, "bin_gaussians", "binning")
     watch(autograd, "blend_forward", "blending")
-    watch(losses_cpu, "photometric_loss_and_gradient", "loss")
+    watch(ssim, "photometric_loss_and_gradient", "loss")
     watch(autograd, "blend_backward", "blending backward")
     watch(autograd, "project_backward", "projection backward")
 
@@ -134,8 +134,8 @@ def fma_peak_gflops(threads: int) -> float:
     import numba
     import numpy as np
 
-    from gs_train.jit import parallel_kernel
-    from gs_train.vectors import LANES, store, zero_floats
+    from gs_train.kernels.jit import parallel_kernel
+    from gs_train.kernels.simd import LANES, store, zero_floats
 
     rounds, vectors = 2_000_000, 12
 
@@ -199,7 +199,9 @@ def pair_counter() -> Any:
     from gs_train.render.cpu import projection as p
     from gs_train.render.cpu.tiles import TILE_HEIGHT, TILE_WIDTH, gaussian_of
 
-    def count(records: Any, tile_start: Any, tile_stop: Any, pairs: Any, spans: Any, height: int, width: int) -> tuple[int, int]:
+    def count(
+        records: Any, tile_start: Any, tile_stop: Any, pairs: Any, spans: Any, height: int, width: int
+    ) -> tuple[int, int]:
         evaluated, blended = 0, 0
         tiles_x = (width + TILE_WIDTH - 1) // TILE_WIDTH
         for tile in range(tile_stop.shape[0]):
@@ -265,11 +267,18 @@ def tables(sizes: list[int], images: list[str], threads: list[int], repetitions:
             least = least_megabytes(size, load["visible"], pixels)
             for count in threads:
                 ms = measure(case, count, repetitions)
-                done = {"blending": FLOP_FORWARD * load["evaluated"], "blending backward": FLOP_BACKWARD * load["evaluated"]}
+                done = {
+                    "blending": FLOP_FORWARD * load["evaluated"],
+                    "blending backward": FLOP_BACKWARD * load["evaluated"],
+                }
                 cells = [image, count, f"{ms['iteration']:.0f}", *(f"{ms[name]:.1f}" for name in PARTS)]
                 cells += [f"{flop / (1e6 * ms[name] * peak[count]):.0%}" for name, flop in done.items()]
-                cells.append(f"{1 - sum(ms[name] for name in ('binning', 'blending', 'blending backward')) / ms['iteration']:.0%}")
-                cells += [f"{least[name] / ms[name]:.1f}" for name in ("projection", "projection backward", "loss", "Adam")]
+                cells.append(
+                    f"{1 - sum(ms[name] for name in ('binning', 'blending', 'blending backward')) / ms['iteration']:.0%}"
+                )
+                cells += [
+                    f"{least[name] / ms[name]:.1f}" for name in ("projection", "projection backward", "loss", "Adam")
+                ]
                 cells += [f"{load['evaluated'] / pixels:.0f} / {load['blended'] / pixels:.0f}", f"{load['pairs']:,}"]
                 print_row(cells)
 
@@ -327,7 +336,12 @@ def plot(path: Path, image: str, repetitions: int) -> None:
     axes.plot(sizes, [ms["iteration"] for _, ms, _ in rows], "o-", label="iteration")
     for name in PARTS:
         axes.plot(sizes, [ms[name] for _, ms, _ in rows], ".-", linewidth=1, label=name)
-    axes.set(xlabel="Gaussians", ylabel="ms", title=f"One training iteration at {image}, 2 threads, {processor()}", ylim=(0, None))
+    axes.set(
+        xlabel="Gaussians",
+        ylabel="ms",
+        title=f"One training iteration at {image}, 2 threads, {processor()}",
+        ylim=(0, None),
+    )
     axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:.0f}k")
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=110)
@@ -355,7 +369,10 @@ def compare(revisions: list[str], arguments: list[str], rounds: int) -> None:
             for _ in range(rounds):
                 pair = [one_iteration(tree, arguments) for tree in trees]
                 ratios.append(pair[0] / pair[1])
-                print(f"{revisions[0]}: {pair[0]:.0f} ms, {revisions[1]}: {pair[1]:.0f} ms, ratio {ratios[-1]:.2f}", flush=True)
+                print(
+                    f"{revisions[0]}: {pair[0]:.0f} ms, {revisions[1]}: {pair[1]:.0f} ms, ratio {ratios[-1]:.2f}",
+                    flush=True,
+                )
             print(f"median ratio {statistics.median(ratios):.2f}")
         finally:
             for tree in trees:
@@ -365,10 +382,12 @@ def compare(revisions: list[str], arguments: list[str], rounds: int) -> None:
 def one_iteration(tree: Path, arguments: list[str]) -> float:
     environment = {**os.environ, "PYTHONPATH": str(tree), "NUMBA_CACHE_DIR": str(tree / ".numba_cache")}
     command = [sys.executable, str(Path(__file__).resolve()), "--whole", *arguments]
-    told = subprocess.run(command, env=environment, check=True, capture_output=True, text=True, cwd=tree).stdout.split()
-    if not Path(told[0]).is_relative_to(tree.resolve()):
-        raise SystemExit(f"{told[0]} was measured instead of {tree}")
-    return float(told[1])
+    message = subprocess.run(
+        command, env=environment, check=True, capture_output=True, text=True, cwd=tree
+    ).stdout.split()
+    if not Path(message[0]).is_relative_to(tree.resolve()):
+        raise SystemExit(f"{message[0]} was measured instead of {tree}")
+    return float(message[1])
 
 
 def package() -> Path:
@@ -384,10 +403,16 @@ def main() -> None:
     parser.add_argument("--image", nargs="+", default=list(IMAGES), help="image sizes, WIDTHxHEIGHT")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads")
     parser.add_argument("--repetitions", type=int, default=15, help="iterations to take the median of")
-    parser.add_argument("--plot", type=Path, help="draw the growth with the number of Gaussians at 640x480 into this file instead")
-    parser.add_argument("--compare", nargs=2, metavar="REVISION", help="two git revisions, in alternation, at the first of each size")
+    parser.add_argument(
+        "--plot", type=Path, help="draw the growth with the number of Gaussians at 640x480 into this file instead"
+    )
+    parser.add_argument(
+        "--compare", nargs=2, metavar="REVISION", help="two git revisions, in alternation, at the first of each size"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="alternations of --compare")
-    parser.add_argument("--whole", action="store_true", help="print the milliseconds of a whole iteration, nothing else")
+    parser.add_argument(
+        "--whole", action="store_true", help="print the milliseconds of a whole iteration, nothing else"
+    )
     parser.add_argument("--memory", action="store_true", help="print the rasterizer's peak memory in MB, nothing else")
     given = parser.parse_args()
     first = ["--gaussians", str(given.gaussians[0]), "--image", given.image[0], "--threads", str(given.threads[-1])]
@@ -411,7 +436,9 @@ def main() -> None:
         for size in given.gaussians:
             command = [sys.executable, __file__, "--memory", "--gaussians", str(size), "--image", given.image[-1]]
             memory = subprocess.check_output(command, text=True).strip()
-            print(f"Rasterizer at {size:,} Gaussians, {given.image[-1]}: {memory} MB beyond parameters, gradients and moments.  ")
+            print(
+                f"Rasterizer at {size:,} Gaussians, {given.image[-1]}: {memory} MB beyond parameters, gradients and moments.  "
+            )
         print("\nAll kernels: {:.0f} s to compile, {:.1f} s to load in another process.".format(*start_up()))
 
 

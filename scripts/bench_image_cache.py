@@ -32,7 +32,7 @@ from bench_quality import peak_mib
 from PIL import Image
 
 if TYPE_CHECKING:
-    from gs_train.train.state import TrainState
+    from gs_train.training.state import TrainState
 
 FEW = 6
 """Photos of the small scene."""
@@ -54,13 +54,15 @@ COLUMNS = (
 
 def write_scene(folder: Path, photos: int, width: int, height: int) -> None:
     """The sample scene as JPEGs of ``width`` x ``height``: the camera scaled, the photos enlarged, with grain."""
-    from gs_train.scene.sample import write_sample_scene
+    from gs_train.sample.scene import write_sample_scene
 
     write_sample_scene(folder, views=photos, width=width // ENLARGED, height=height // ENLARGED, points=1000)
     cameras = folder / "sparse" / "0" / "cameras.bin"
     layout = "<QIiQQ4d"
     count, number, model, _, _, *pinhole = struct.unpack(layout, cameras.read_bytes())
-    cameras.write_bytes(struct.pack(layout, count, number, model, width, height, *(ENLARGED * value for value in pinhole)))
+    cameras.write_bytes(
+        struct.pack(layout, count, number, model, width, height, *(ENLARGED * value for value in pinhole))
+    )
     images = folder / "sparse" / "0" / "images.bin"
     images.write_bytes(images.read_bytes().replace(b".png\0", b".jpg\0"))
     # The same for all, because random numbers take longer than JPEG does.
@@ -78,11 +80,11 @@ def write_scene(folder: Path, photos: int, width: int, height: int) -> None:
 
 def train_one(scene_path: Path, budget_gb: float, steps: int, cold: bool) -> dict[str, Any]:
     """Look at all photos once, train a little, then time ``steps`` more steps."""
-    from gs_train.config import TrainConfig
+    from gs_train.config.toml import TrainConfig
     from gs_train.density.config import DensityConfig
-    from gs_train.scene import cache
     from gs_train.scene.load import SceneConfig, load_scene
-    from gs_train.train import loop
+    from gs_train.scene.photos import cache
+    from gs_train.training import loop
 
     waited_s = looked_up_s = 0.0
     cache_images, get = loop.cache_images, cache.ImageCache.get
@@ -128,7 +130,15 @@ def train_one(scene_path: Path, budget_gb: float, steps: int, cold: bool) -> dic
     view, photos = scene.train_views[0].camera, len(scene.train_views)
     pixels_gb = 3 * view.width * view.height * photos / 1e9
     assert any("nameless file" in line for line in said) == (pixels_gb > budget_gb)
-    figures = (photos, pixels_gb, budget_gb, 1e3 * looked_up_s / photos, statistics.median(step_ms), statistics.mean(step_ms), waited_ms)
+    figures = (
+        photos,
+        pixels_gb,
+        budget_gb,
+        1e3 * looked_up_s / photos,
+        statistics.median(step_ms),
+        statistics.mean(step_ms),
+        waited_ms,
+    )
     return dict(zip(COLUMNS, (*figures, peak_mib()), strict=True))
 
 
@@ -148,13 +158,27 @@ def forget_after_reading(store: Any) -> None:
 
 def measure(scene: Path, budget_gb: float, steps: int, cold: bool = False) -> dict[str, Any]:
     """One training in a process of its own."""
-    child = [sys.executable, __file__, "--one", str(scene), "--budget", str(budget_gb), "--steps", str(steps), *["--cold"] * cold]
+    child = [
+        sys.executable,
+        __file__,
+        "--one",
+        str(scene),
+        "--budget",
+        str(budget_gb),
+        "--steps",
+        str(steps),
+        *["--cold"] * cold,
+    ]
     done = subprocess.run(child, check=False, stdout=subprocess.PIPE, text=True)
     if done.returncode != 0:
         raise SystemExit("training failed; see above")
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     print(
-        "| " + " | ".join(f"{figures[column]:,.4g}" if figures[column] < 1000 else f"{figures[column]:,.0f}" for column in COLUMNS) + " |"
+        "| "
+        + " | ".join(
+            f"{figures[column]:,.4g}" if figures[column] < 1000 else f"{figures[column]:,.0f}" for column in COLUMNS
+        )
+        + " |"
     )
     return figures
 
@@ -187,9 +211,11 @@ def main() -> None:
             part.append(measure(many, arguments.budget, arguments.steps))
             cold.append(measure(many, arguments.budget, arguments.steps, cold=True))
     peak = "peak memory, MiB"
-    for told, runs in (("", part), (" and the file not in the system's memory", cold)):
+    for message, runs in (("", part), (" and the file not in the system's memory", cold)):
         beyond = max(run[peak] for run in runs) - (tiny[peak] - tiny["GB of pixels"] * 1e9 / 2**20)
-        print(f"\nWith a budget of {arguments.budget} GB{told}: {beyond:,.0f} MiB beyond what {FEW} photos take without their pixels.")
+        print(
+            f"\nWith a budget of {arguments.budget} GB{message}: {beyond:,.0f} MiB beyond what {FEW} photos take without their pixels."
+        )
         for column in ("step, median ms", "step, mean ms"):
             slower = statistics.mean(run[column] for run in runs) / statistics.mean(run[column] for run in whole) - 1
             print(f"Against all in memory, {column}: {100 * slower:+.1f} %.")

@@ -19,9 +19,9 @@ from PIL import Image
 from gs_train.evaluate.evaluate import Evaluation, evaluate
 from gs_train.flags import TrainCommand, parse
 from gs_train.render.select import select_rasterizer
+from gs_train.sample.scene import write_sample_scene
 from gs_train.scene.load import SceneConfig, load_scene
-from gs_train.scene.sample import write_sample_scene
-from gs_train.train.loop import train
+from gs_train.training.loop import train
 
 COLOUR = (235, 30, 190)
 
@@ -50,7 +50,9 @@ def measure(scene: Path, out: Path, flags: list[str]) -> Evaluation:
     loaded = load_scene(scene, config.scene)
     state = train(loaded, config, out)
     rasterizer = select_rasterizer(config.device, lambda _: None, antialiased=config.antialiased).rasterizer
-    return evaluate(state.model, loaded.test_views, rasterizer, background=state.background.settled(), renders=out / "renders")
+    return evaluate(
+        state.model, loaded.test_views, rasterizer, background=state.background.eval_color(), renders=out / "renders"
+    )
 
 
 def main() -> None:

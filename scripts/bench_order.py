@@ -23,7 +23,7 @@ from gs_train.flags import TrainCommand, parse
 from gs_train.model.morton import morton_order
 from gs_train.render.select import select_rasterizer
 from gs_train.scene.load import load_scene
-from gs_train.train import loop
+from gs_train.training import loop
 
 
 def as_they_come(xyz: Tensor) -> Tensor:
@@ -51,16 +51,22 @@ def main() -> None:
             loop.morton_order = order
             with tempfile.TemporaryDirectory() as folder:
                 state = loop.train(scene, command.config, Path(folder) / "run")
-                selection = select_rasterizer(command.config.device, lambda _: None, antialiased=command.config.antialiased)
+                selection = select_rasterizer(
+                    command.config.device, lambda _: None, antialiased=command.config.antialiased
+                )
                 views = scene.test_views or scene.train_views
-                settled = state.background.settled()
-                quality = evaluate(state.model, views, selection.rasterizer, background=settled, renders=Path(folder)).mean
+                eval_color = state.background.eval_color()
+                quality = evaluate(
+                    state.model, views, selection.rasterizer, background=eval_color, renders=Path(folder)
+                ).mean
             results[name].append((state.elapsed_s, quality.psnr, len(state.model)))
     print(f"\n{Path(arguments.scene).name}, {selection.reason}, {arguments.turns} seeds\n")
     print("| rows | training, median s | PSNR, mean dB (lowest to highest) | Gaussians, mean |\n|---|---|---|---|")
     for name, runs in results.items():
         seconds, psnr, counts = zip(*runs, strict=True)
-        print(f"| {name} | {median(seconds):.1f} | {mean(psnr):.2f} ({min(psnr):.2f} to {max(psnr):.2f}) | {mean(counts):,.0f} |")
+        print(
+            f"| {name} | {median(seconds):.1f} | {mean(psnr):.2f} ({min(psnr):.2f} to {max(psnr):.2f}) | {mean(counts):,.0f} |"
+        )
 
 
 if __name__ == "__main__":

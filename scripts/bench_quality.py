@@ -24,11 +24,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gs_train.train.state import TrainState
+    from gs_train.training.state import TrainState
 
 MARKS = 10
 """How often a training is measured, the end included."""
-COLUMNS = ("PSNR, dB", "colour matched, dB", "SSIM", "Gaussians", "file, MiB", "iterations", "seconds", "peak memory, MiB")
+COLUMNS = (
+    "PSNR, dB",
+    "colour matched, dB",
+    "SSIM",
+    "Gaussians",
+    "file, MiB",
+    "iterations",
+    "seconds",
+    "peak memory, MiB",
+)
 
 
 def train_one(scene_path: str, flags: list[str], minutes: float | None, result: Path) -> None:
@@ -38,7 +47,7 @@ def train_one(scene_path: str, flags: list[str], minutes: float | None, result: 
     from gs_train.formats.ply import write_ply
     from gs_train.render.select import select_rasterizer
     from gs_train.scene.load import load_scene
-    from gs_train.train.loop import train
+    from gs_train.training.loop import train
 
     command = parse(["train", scene_path, *flags])
     assert isinstance(command, TrainCommand)
@@ -64,10 +73,21 @@ def train_one(scene_path: str, flags: list[str], minutes: float | None, result: 
         ended = progress(state) >= 1.0
         with tempfile.TemporaryDirectory() as folder:
             views = scene.test_views or scene.train_views
-            quality = evaluate(state.model, views, rasterizer, background=state.background.settled(), renders=Path(folder)).mean
+            quality = evaluate(
+                state.model, views, rasterizer, background=state.background.eval_color(), renders=Path(folder)
+            ).mean
             write_ply(Path(folder) / "splat.ply", state.model.to_splat_data())
             size_mib = (Path(folder) / "splat.ply").stat().st_size / 2**20
-        row = (quality.psnr, quality.psnr_colour_matched, quality.ssim, len(state.model), size_mib, state.iteration, at_s, peak_mib())
+        row = (
+            quality.psnr,
+            quality.psnr_colour_matched,
+            quality.ssim,
+            len(state.model),
+            size_mib,
+            state.iteration,
+            at_s,
+            peak_mib(),
+        )
         measured.append(dict(zip(COLUMNS, row, strict=True)))
         result.write_text(json.dumps(measured))
         looking_s += time.perf_counter() - began_s
@@ -95,7 +115,10 @@ def measure(scene: str, entry: str, shared: list[str], seed: int, minutes: float
             raise SystemExit(f"training {scene} with {' '.join(flags)} failed; see above")
         measured: list[dict[str, Any]] = json.loads(result.read_text())
     last = measured[-1]
-    print(f"{entry}, seed {seed}: {last['PSNR, dB']:.2f} dB, {last['Gaussians']:,} Gaussians, {last['seconds']:.0f} s", file=sys.stderr)
+    print(
+        f"{entry}, seed {seed}: {last['PSNR, dB']:.2f} dB, {last['Gaussians']:,} Gaussians, {last['seconds']:.0f} s",
+        file=sys.stderr,
+    )
     return measured
 
 
@@ -106,7 +129,9 @@ def table(results: dict[str, list[list[dict[str, Any]]]]) -> str:
         cells = []
         for column in COLUMNS:
             values = [run[-1][column] for run in runs]
-            digits = {"PSNR, dB": ".2f", "colour matched, dB": ".2f", "SSIM": ".4f", "file, MiB": ".1f"}.get(column, ",.0f")
+            digits = {"PSNR, dB": ".2f", "colour matched, dB": ".2f", "SSIM": ".4f", "file, MiB": ".1f"}.get(
+                column, ",.0f"
+            )
             mean, low, high = (format(value, digits) for value in (sum(values) / len(values), min(values), max(values)))
             cells.append(mean if low == high else f"{mean} ({low} to {high})")
         lines.append(f"| {entry} | {' | '.join(cells)} |")
@@ -115,7 +140,10 @@ def table(results: dict[str, list[list[dict[str, Any]]]]) -> str:
 
 def curves(results: dict[str, list[list[dict[str, Any]]]]) -> str:
     """PSNR at every mark, mean over the seeds."""
-    lines = ["| preset | " + " | ".join(f"{number}/{MARKS}" for number in range(1, MARKS + 1)) + " |", "|---" * (MARKS + 1) + "|"]
+    lines = [
+        "| preset | " + " | ".join(f"{number}/{MARKS}" for number in range(1, MARKS + 1)) + " |",
+        "|---" * (MARKS + 1) + "|",
+    ]
     for entry, runs in results.items():
         cells = []
         for marks in zip(*runs, strict=False):
@@ -149,7 +177,9 @@ def main() -> None:
         return train_one(scene, json.loads(flags), json.loads(minutes), Path(result))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scene", metavar="SCENE", help="scene folder")
-    parser.add_argument("--presets", required=True, help="presets, with commas between them; flags of gs-train train may follow each")
+    parser.add_argument(
+        "--presets", required=True, help="presets, with commas between them; flags of gs-train train may follow each"
+    )
     parser.add_argument("--minutes", type=float, help="end each training after so many minutes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds to train with")
     parser.add_argument("--plot", type=Path, help="draw test PSNR against seconds into this file; needs matplotlib")
@@ -160,8 +190,8 @@ def main() -> None:
     for seed in arguments.seeds:
         for entry in entries:
             results[entry].append(measure(arguments.scene, entry, shared, seed, arguments.minutes))
-    told = f"{Path(arguments.scene).name}, seeds {', '.join(map(str, arguments.seeds))}; flags for all: {' '.join(shared) or 'none'}"
-    print(f"{told}. {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}.\n")
+    message = f"{Path(arguments.scene).name}, seeds {', '.join(map(str, arguments.seeds))}; flags for all: {' '.join(shared) or 'none'}"
+    print(f"{message}. {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}.\n")
     print(f"{table(results)}\n\nTest PSNR on the way, dB:\n\n{curves(results)}")
     if arguments.plot is not None:
         draw(results, arguments.scene, arguments.plot)

@@ -17,12 +17,28 @@ import time
 from pathlib import Path
 
 RUNS = Path("runs/figures")
-HEAD = "| scene | photos | iterations | seconds | test PSNR, dB | test SSIM | Gaussians | peak memory, MiB |\n" + "|---" * 8 + "|"
+HEAD = (
+    "| scene | photos | iterations | seconds | test PSNR, dB | test SSIM | Gaussians | peak memory, MiB |\n"
+    + "|---" * 8
+    + "|"
+)
 
 
 def train(scene: Path, run: Path, flags: list[str]) -> tuple[float, float]:
     """Seconds and MiB that the training process took."""
-    command = [sys.executable, "-m", "gs_train", "train", str(scene), "--out", str(run), "--overwrite", "--iterations", "2000", *flags]
+    command = [
+        sys.executable,
+        "-m",
+        "gs_train",
+        "train",
+        str(scene),
+        "--out",
+        str(run),
+        "--overwrite",
+        "--iterations",
+        "2000",
+        *flags,
+    ]
     began_s = time.perf_counter()
     process = subprocess.Popen(command)
     _, status, usage = os.wait4(process.pid, 0)

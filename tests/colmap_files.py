@@ -52,18 +52,27 @@ class Model:
         (folder / "images.bin").write_bytes(out)
         out = struct.pack("<Q", len(self.points))
         for point_id, (xyz, rgb, track) in enumerate(self.points, 1):
-            out += struct.pack("<Q3d3BdQ", point_id, *xyz, *rgb, 0.7, track) + struct.pack(f"<{2 * track}i", *range(2 * track))
+            out += struct.pack("<Q3d3BdQ", point_id, *xyz, *rgb, 0.7, track) + struct.pack(
+                f"<{2 * track}i", *range(2 * track)
+            )
         (folder / "points3D.bin").write_bytes(out)
 
     def write_text(self, folder: Path) -> None:
         """cameras.txt, images.txt, points3D.txt, with COLMAP's header comments."""
         folder.mkdir(parents=True, exist_ok=True)
-        lines = ["# Camera list", "#   CAMERA_ID, MODEL, WIDTH, HEIGHT, PARAMS[]", f"# Number of cameras: {len(self.cameras)}"]
+        lines = [
+            "# Camera list",
+            "#   CAMERA_ID, MODEL, WIDTH, HEIGHT, PARAMS[]",
+            f"# Number of cameras: {len(self.cameras)}",
+        ]
         lines += [f"{i} {MODEL_NAMES[m]} {w} {h} {' '.join(map(repr, params))}" for i, m, w, h, params in self.cameras]
         (folder / "cameras.txt").write_text("\n".join(lines) + "\n")
         lines = ["# Image list", f"# Number of images: {len(self.images)}, mean observations per image: 1"]
         for row, (i, wxyz, translation, camera_id, name) in enumerate(self.images):
-            lines += [f"{i} {' '.join(map(repr, (*wxyz, *translation)))} {camera_id} {name}", "1.5 2.5 -1 3.5 4.5 1" if row % 2 else ""]
+            lines += [
+                f"{i} {' '.join(map(repr, (*wxyz, *translation)))} {camera_id} {name}",
+                "1.5 2.5 -1 3.5 4.5 1" if row % 2 else "",
+            ]
         (folder / "images.txt").write_text("\n".join(lines) + "\n")
         lines = ["# 3D point list", f"# Number of points: {len(self.points)}, mean track length: 2"]
         for i, (xyz, rgb, track) in enumerate(self.points, 1):
@@ -72,7 +81,9 @@ class Model:
 
     def write_photos(self, folder: Path, divided_by: int = 1) -> None:
         """One grey PNG per image, of its camera's size over ``divided_by``."""
-        sizes = {camera_id: (width // divided_by, height // divided_by) for camera_id, _, width, height, _ in self.cameras}
+        sizes = {
+            camera_id: (width // divided_by, height // divided_by) for camera_id, _, width, height, _ in self.cameras
+        }
         for _, _, _, camera_id, name in self.images:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", sizes[camera_id], (90, 120, 150)).save(folder / name)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from command_line import gs_train
 
-from gs_train.scene.sample import write_sample_scene
+from gs_train.sample.scene import write_sample_scene
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 

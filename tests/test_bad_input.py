@@ -22,10 +22,10 @@ from command_line import environment, gs_train
 from PIL import Image
 
 from gs_train import cli
-from gs_train.scene.colmap import CAMERA_MODELS
+from gs_train.run.checkpoint import list_checkpoints, read_checkpoint
 from gs_train.scene.load import SceneConfig, load_scene
-from gs_train.train import loop
-from gs_train.train.checkpoint import list_checkpoints, read_checkpoint
+from gs_train.scene.readers.colmap import CAMERA_MODELS
+from gs_train.training import loop
 
 SHORT = ("--iterations", 2, "--device", "cpu", "--max-gaussians", 300)
 
@@ -51,11 +51,11 @@ def refused_before_training(*arguments: object, **options: Any) -> str:
 
 def refused_here(*arguments: object) -> str:
     """As ``refused``, in this process, which is faster; a traceback would come out of it as the exception itself."""
-    told = io.StringIO()
-    with redirect_stderr(told), pytest.raises(SystemExit) as done:
+    message = io.StringIO()
+    with redirect_stderr(message), pytest.raises(SystemExit) as done:
         cli.main([str(argument) for argument in arguments])
-    assert done.value.code == 2, told.getvalue()
-    last = told.getvalue().splitlines()[-1]
+    assert done.value.code == 2, message.getvalue()
+    last = message.getvalue().splitlines()[-1]
     assert last.startswith("gs-train: ")
     return last.removeprefix("gs-train: ")
 
@@ -169,7 +169,9 @@ def test_unknown_preset(scene: Path) -> None:
 
 
 def test_unknown_flag(scene: Path) -> None:
-    assert "no flag --itertions (did you mean --iterations?)" in refused_before_training("train", scene, "--itertions", 5)
+    assert "no flag --itertions (did you mean --iterations?)" in refused_before_training(
+        "train", scene, "--itertions", 5
+    )
 
 
 def test_unknown_toml_key(scene: Path, tmp_path: Path) -> None:
@@ -250,8 +252,8 @@ def test_a_name_that_is_no_text(scene: Path, tmp_path: Path) -> None:
         scene.rename(odd)
     except OSError as error:
         pytest.skip(f"no such names on this disk ({error.strerror})")
-    told = gs_train("info", odd)
-    assert told.returncode == 0 and "sc\\udce4ne" in told.stdout
+    message = gs_train("info", odd)
+    assert message.returncode == 0 and "sc\\udce4ne" in message.stdout
     out = tmp_path / os.fsdecode(b"r\xe4n")
     sentence = refused("train", odd, "--out", out, *SHORT)
     assert "sc\\udce4ne has a name that is not UTF-8" in sentence and sentence.endswith(": rename it.")
@@ -262,7 +264,9 @@ def test_a_name_that_is_no_text(scene: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG])
-def test_full_disk_before_the_first_checkpoint(scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+def test_full_disk_before_the_first_checkpoint(
+    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
 
@@ -309,7 +313,9 @@ def test_a_flag_that_does_not_go_with_resume(own_run: Path) -> None:
         ("sh_degree = 3", "sh_degree = 2", "sh_degree"),
     ],
 )
-def test_a_config_that_was_edited_so_that_its_checkpoints_do_not_fit(own_run: Path, line: str, other: str, name: str) -> None:
+def test_a_config_that_was_edited_so_that_its_checkpoints_do_not_fit(
+    own_run: Path, line: str, other: str, name: str
+) -> None:
     config = own_run / "config.toml"
     text = config.read_text()
     assert line in text
@@ -449,7 +455,7 @@ def test_full_disk_during_export_leaves_the_old_file(own_run: Path, tmp_path: Pa
 
 
 def test_rates_that_make_training_diverge(scene: Path, tmp_path: Path) -> None:
-    told = refused_here("train", scene, "--out", tmp_path / "run", *SHORT, "--optimizer.scaling-lr", 1e5)
-    assert told.startswith("training has diverged (")
-    assert "values of scales are not finite" in told
-    assert told.endswith("give lower rates by the --optimizer flags, with --overwrite.")
+    message = refused_here("train", scene, "--out", tmp_path / "run", *SHORT, "--optimizer.scaling-lr", 1e5)
+    assert message.startswith("training has diverged (")
+    assert "values of scales are not finite" in message
+    assert message.endswith("give lower rates by the --optimizer flags, with --overwrite.")

@@ -18,18 +18,18 @@ import torch
 from PIL import Image
 from test_resume import Trace, differences
 
+from gs_train.config.settings import TrainConfig
 from gs_train.density.config import DensityConfig
 from gs_train.errors import UserError
-from gs_train.scene import cache as module
-from gs_train.scene import images
-from gs_train.scene.cache import READ_AHEAD, ImageCache, free_memory
-from gs_train.scene.images import decode_image, decode_images
+from gs_train.run.checkpoint import list_checkpoints, read_checkpoint
 from gs_train.scene.load import SceneConfig, load_scene
+from gs_train.scene.photos import cache as module
+from gs_train.scene.photos import decode as decode_module
+from gs_train.scene.photos.cache import READ_AHEAD, ImageCache, free_memory
+from gs_train.scene.photos.decode import decode_image, decode_images
 from gs_train.scene.types import Camera, View
-from gs_train.train.checkpoint import list_checkpoints, read_checkpoint
-from gs_train.train.config import TrainConfig
-from gs_train.train.loop import train
-from gs_train.train.state import TrainState
+from gs_train.training.loop import train
+from gs_train.training.state import TrainState
 
 COUNT = 12
 
@@ -116,7 +116,7 @@ class Reads:
         return self._read(index, shape)
 
 
-def settled(cache: ImageCache) -> None:
+def eval_color(cache: ImageCache) -> None:
     for future in cache._coming.values():
         future.result(20)
 
@@ -127,12 +127,12 @@ def test_what_was_announced_is_there_and_is_read_once(views: list[View], tmp_pat
     missing = [index for index in range(COUNT) if (index, 1) not in cache._held]
     wanted = missing[: 1 + READ_AHEAD]
     cache.expect(wanted)
-    settled(cache)
+    eval_color(cache)
     assert reads.indices == wanted
     for index in wanted:
         assert np.array_equal(cache.get(index), decode_image(views[index]))
     cache.expect(wanted[1:])
-    settled(cache)
+    eval_color(cache)
     assert reads.indices == wanted
     assert all(name.startswith("read ahead") for name in reads.threads.values())
     # Nobody announced this one.
@@ -145,13 +145,13 @@ def test_a_step_does_not_wait_for_what_comes_after_it(views: list[View], tmp_pat
     reads = Reads(cache)
     missing = [index for index in range(COUNT) if (index, 1) not in cache._held]
     cache.expect(missing[:1])
-    settled(cache)
+    eval_color(cache)
     reads.wait_for = threading.Event()
     cache.expect(missing[:5])
     assert np.array_equal(cache.get(missing[0]), decode_image(views[missing[0]]))
     assert reads.indices == missing[:1]
     reads.wait_for.set()
-    settled(cache)
+    eval_color(cache)
     assert reads.indices == missing[:5]
 
 
@@ -174,7 +174,9 @@ def test_where_all_fits_no_thread_is_started(views: list[View], tmp_path: Path) 
 # ---- the disk
 
 
-def test_a_disk_that_fills_up_is_told_in_one_sentence(views: list[View], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_up_is_told_in_one_sentence(
+    views: list[View], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     files: list[Any] = []
 
     class Filling:
@@ -197,7 +199,11 @@ def test_a_disk_that_fills_up_is_told_in_one_sentence(views: list[View], tmp_pat
     monkeypatch.setattr(module.tempfile, "TemporaryFile", Filling)
     with pytest.raises(UserError, match="--image-cache-gb") as caught:
         ImageCache(views, 0, tmp_path)
-    assert str(tmp_path) in str(caught.value) and os.strerror(errno.ENOSPC) in str(caught.value) and "\n" not in str(caught.value)
+    assert (
+        str(tmp_path) in str(caught.value)
+        and os.strerror(errno.ENOSPC) in str(caught.value)
+        and "\n" not in str(caught.value)
+    )
     assert files[0].room == 0 and files[0].closed
 
 
@@ -207,7 +213,9 @@ def test_a_disk_without_the_room_is_told_before_anything_is_written(
     usage = module.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage._replace(free=5000))
     monkeypatch.setattr(module.tempfile, "TemporaryFile", lambda **_: pytest.fail("a file was made"))
-    with pytest.raises(UserError, match=re.escape(f"{tmp_path} cannot take the decoded photos (0.0 GB are free): free 0.0 GB")):
+    with pytest.raises(
+        UserError, match=re.escape(f"{tmp_path} cannot take the decoded photos (0.0 GB are free): free 0.0 GB")
+    ):
         ImageCache(views, 0, tmp_path)
 
 
@@ -250,9 +258,9 @@ def test_only_so_many_photos_are_decoded_at_once(views: list[View], monkeypatch:
             at_once -= 1
         return pixels
 
-    monkeypatch.setattr(images, "decode_image", decode)
-    monkeypatch.setattr(images.os, "cpu_count", lambda: 6)
-    one = images._BYTES_PER_PIXEL * max(view.camera.width * view.camera.height for view in views)
+    monkeypatch.setattr(decode_module, "decode_image", decode)
+    monkeypatch.setattr(decode_module.os, "cpu_count", lambda: 6)
+    one = decode_module._BYTES_PER_PIXEL * max(view.camera.width * view.camera.height for view in views)
     for memory, expected in ((0, 1), (3 * one, 3), (10**9, 6)):
         most, together = 0, threading.Barrier(expected)
         assert sum(pixels.nbytes for pixels in decode_images(views, memory)) == all_bytes(views)
@@ -282,10 +290,17 @@ def test_the_views_to_come_are_known_across_permutations(count: int) -> None:
 
 
 @pytest.mark.parametrize("downscale", [1, 4])
-def test_training_gives_the_same_bits_and_goes_on_exactly_with_a_small_budget(tiny_scene: Path, tmp_path: Path, downscale: int) -> None:
+def test_training_gives_the_same_bits_and_goes_on_exactly_with_a_small_budget(
+    tiny_scene: Path, tmp_path: Path, downscale: int
+) -> None:
     scene = load_scene(tiny_scene, SceneConfig())
     density = DensityConfig(
-        kind="multiview", from_iteration=10, until_iteration=60, interval=20, opacity_reset_interval=0, grad_threshold=1e-5
+        kind="multiview",
+        from_iteration=10,
+        until_iteration=60,
+        interval=20,
+        opacity_reset_interval=0,
+        grad_threshold=1e-5,
     )
     plain = TrainConfig(
         iterations=60, device="cpu", max_gaussians=450, save_every=30, log_every=20, density=density,
@@ -297,7 +312,14 @@ def test_training_gives_the_same_bits_and_goes_on_exactly_with_a_small_budget(ti
     train(scene, plain, tmp_path / "plain", notify=said.append)
     assert not any("--image-cache-gb" in line for line in said)
     parts = Trace()
-    train(scene, small, tmp_path / "parts", after_step=[parts], should_stop=lambda: len(parts.counts) == 33, notify=said.append)
+    train(
+        scene,
+        small,
+        tmp_path / "parts",
+        after_step=[parts],
+        should_stop=lambda: len(parts.counts) == 33,
+        notify=said.append,
+    )
     assert any("--image-cache-gb" in line and str(tmp_path) in line for line in said)
     train(scene, none, tmp_path / "parts", resume=True)
     left, right = (read_checkpoint(list_checkpoints(tmp_path / run / "checkpoints")[0]) for run in ("plain", "parts"))

@@ -16,24 +16,24 @@ import numpy as np
 import pytest
 import torch
 
+from gs_train.atomic_write import atomic_write, atomic_write_text
+from gs_train.config.settings import TrainConfig
 from gs_train.errors import UserError
-from gs_train.formats.whole_file import write_text_whole, write_whole
-from gs_train.scene.load import SceneConfig, load_scene
-from gs_train.scene.types import Scene
-from gs_train.train import checkpoint as module
-from gs_train.train.checkpoint import (
+from gs_train.run.checkpoint import (
     FORMAT,
     DamagedCheckpoint,
     check_scene,
     list_checkpoints,
-    newest_sound,
+    newest_intact,
     read_checkpoint,
     save_checkpoint,
     scene_fingerprint,
 )
-from gs_train.train.config import TrainConfig
-from gs_train.train.log import TrainLog, cut_metrics
-from gs_train.train.state import TrainState, start_state
+from gs_train.scene.load import SceneConfig, load_scene
+from gs_train.scene.types import Scene
+from gs_train.training import checkpoint as module
+from gs_train.training.log import TrainLog, cut_metrics
+from gs_train.training.state import TrainState, start_state
 
 CONFIG = TrainConfig(iterations=50, sh_degree=1).resolved()
 NO_VIEWS: Any = ()
@@ -108,7 +108,9 @@ def test_each_view_once_then_again_in_another_order(scene: Scene) -> None:
 
 def test_another_seed_draws_another_order(scene: Scene) -> None:
     orders = {
-        tuple(start_state(scene, replace(CONFIG, seed=seed), torch.device("cpu"), NO_VIEWS).next_view(8) for _ in range(1))
+        tuple(
+            start_state(scene, replace(CONFIG, seed=seed), torch.device("cpu"), NO_VIEWS).next_view(8) for _ in range(1)
+        )
         for seed in range(20)
     }
     assert len(orders) > 1
@@ -118,7 +120,11 @@ def test_the_newest_are_kept(tmp_path: Path, state: TrainState) -> None:
     for iteration in (5, 10, 1_000_000, 1_000_005):
         state.iteration = iteration
         save(tmp_path, state, keep=3)
-    assert [path.name for path in list_checkpoints(tmp_path)] == ["iteration_1000005.pt", "iteration_1000000.pt", "iteration_000010.pt"]
+    assert [path.name for path in list_checkpoints(tmp_path)] == [
+        "iteration_1000005.pt",
+        "iteration_1000000.pt",
+        "iteration_000010.pt",
+    ]
 
 
 def test_newer_ones_that_a_resume_passed_over_go(tmp_path: Path, state: TrainState) -> None:
@@ -146,34 +152,40 @@ def flip(data: bytes) -> bytes:
     return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
 
 
-@pytest.mark.parametrize("damage", [cut, flip, lambda data: b"", lambda data: b"not a checkpoint", lambda data: data[:-1]])
-def test_damage_is_noticed_and_the_one_before_used(tmp_path: Path, state: TrainState, damage: Callable[[bytes], bytes]) -> None:
+@pytest.mark.parametrize(
+    "damage", [cut, flip, lambda data: b"", lambda data: b"not a checkpoint", lambda data: data[:-1]]
+)
+def test_damage_is_noticed_and_the_one_before_used(
+    tmp_path: Path, state: TrainState, damage: Callable[[bytes], bytes]
+) -> None:
     first = save(tmp_path, state)
     state.iteration = 9
     second = save(tmp_path, state)
     second.write_bytes(damage(second.read_bytes()))
     with pytest.raises(DamagedCheckpoint):
         read_checkpoint(second)
-    told: list[str] = []
-    assert newest_sound(tmp_path, told.append).path == first
-    assert len(told) == 1
-    assert str(second) in told[0]
+    message: list[str] = []
+    assert newest_intact(tmp_path, message.append).path == first
+    assert len(message) == 1
+    assert str(second) in message[0]
 
 
 def test_all_damaged_or_none_at_all(tmp_path: Path, state: TrainState) -> None:
-    told: list[str] = []
+    message: list[str] = []
     afresh = re.escape(f"gs-train train SCENE --out {tmp_path} --overwrite")
     folder = tmp_path / "checkpoints"
     with pytest.raises(UserError, match=f"holds no checkpoint .*{afresh}"):
-        newest_sound(folder, told.append)
+        newest_intact(folder, message.append)
     save(folder, state).write_bytes(b"")
-    with pytest.raises(UserError, match=rf"no sound checkpoint \(iteration_000007.pt, the only one, is damaged\): .*{afresh}"):
-        newest_sound(folder, told.append)
-    assert told == []
+    with pytest.raises(
+        UserError, match=rf"no sound checkpoint \(iteration_000007.pt, the only one, is damaged\): .*{afresh}"
+    ):
+        newest_intact(folder, message.append)
+    assert message == []
     (folder / "iteration_000009.pt").write_bytes(b"")
     with pytest.raises(UserError, match="all 2 are damaged"):
-        newest_sound(folder, told.append)
-    assert told == [f"{folder / 'iteration_000009.pt'} is damaged: trying the one before."]
+        newest_intact(folder, message.append)
+    assert message == [f"{folder / 'iteration_000009.pt'} is damaged: trying the one before."]
 
 
 def without(content: dict[str, Any], *keys: str) -> dict[str, Any]:
@@ -199,13 +211,15 @@ def without(content: dict[str, Any], *keys: str) -> dict[str, Any]:
         lambda content: without(content, "state", "model", "parameters", "opacity"),
     ],
 )
-def test_a_torch_file_of_something_else_is_damage(tmp_path: Path, state: TrainState, change: Callable[[Any], Any]) -> None:
+def test_a_torch_file_of_something_else_is_damage(
+    tmp_path: Path, state: TrainState, change: Callable[[Any], Any]
+) -> None:
     first = save(tmp_path, state)
     second = tmp_path / "iteration_000009.pt"
     torch.save(change(torch.load(first, weights_only=True)), second)
     with pytest.raises(DamagedCheckpoint):
         read_checkpoint(second)
-    assert newest_sound(tmp_path, lambda _: None).path == first
+    assert newest_intact(tmp_path, lambda _: None).path == first
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
@@ -220,7 +234,9 @@ def test_whatever_the_decompressors_say_is_damage(tmp_path: Path, method: int) -
         read_checkpoint(path)
 
 
-def test_an_unreadable_checkpoint_is_not_passed_over(tmp_path: Path, state: TrainState, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_checkpoint_is_not_passed_over(
+    tmp_path: Path, state: TrainState, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save(tmp_path, state)
 
     def refuse(*_: object, **__: object) -> None:
@@ -228,7 +244,7 @@ def test_an_unreadable_checkpoint_is_not_passed_over(tmp_path: Path, state: Trai
 
     monkeypatch.setattr(zipfile, "ZipFile", refuse)
     with pytest.raises(PermissionError):
-        newest_sound(tmp_path, print)
+        newest_intact(tmp_path, print)
 
 
 class Malice:
@@ -246,14 +262,16 @@ def test_no_code_in_a_checkpoint_is_run(tmp_path: Path, monkeypatch: pytest.Monk
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_newer_format_is_refused_and_not_passed_over(tmp_path: Path, state: TrainState, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_newer_format_is_refused_and_not_passed_over(
+    tmp_path: Path, state: TrainState, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save(tmp_path, state)
     state.iteration = 9
     with monkeypatch.context() as patch:
         patch.setattr(module, "FORMAT", FORMAT + 1)
         save(tmp_path, state)
     with pytest.raises(UserError, match="newer gs-train"):
-        newest_sound(tmp_path, print)
+        newest_intact(tmp_path, print)
 
 
 # ---- of which scene
@@ -293,14 +311,14 @@ def test_a_checkpoint_of_another_scene_is_refused(tmp_path: Path, state: TrainSt
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    write_text_whole(path, "before")
+    atomic_write_text(path, "before")
 
     def half(file: BinaryIO) -> None:
         file.write(b"aft")
         raise RuntimeError("in the middle")
 
     with pytest.raises(RuntimeError, match="in the middle"):
-        write_whole(path, half)
+        atomic_write(path, half)
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -353,7 +371,9 @@ def test_metrics_after_the_checkpoint_are_cut(tmp_path: Path) -> None:
     assert path.read_text() == "".join(lines[:2])
 
 
-@pytest.mark.parametrize("tail", [b"\xff\xfe\x80garbage", b"\0" * 40 + b"\n", b"no json\n", b"[" * 100_000 + b"\n", b"\xff{}\n"])
+@pytest.mark.parametrize(
+    "tail", [b"\xff\xfe\x80garbage", b"\0" * 40 + b"\n", b"no json\n", b"[" * 100_000 + b"\n", b"\xff{}\n"]
+)
 def test_garbage_in_metrics_is_dropped(tmp_path: Path, tail: bytes) -> None:
     path = tmp_path / "metrics.jsonl"
     line = b'{"iteration": 10}\n'

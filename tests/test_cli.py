@@ -20,11 +20,11 @@ from PIL import Image
 
 from gs_train import __version__ as release
 from gs_train import cli, flags
-from gs_train.config import read_config
+from gs_train.commands.info import describe
+from gs_train.config.toml import read_config
 from gs_train.evaluate.evaluate import png_names
 from gs_train.formats.ply import read_ply, write_ply
 from gs_train.formats.splat_data import ARRAY_NAMES
-from gs_train.info import describe
 from gs_train.scene.load import SceneConfig, load_scene
 
 CPU = ("--device", "cpu")
@@ -177,7 +177,9 @@ def test_info_tells_of_damaged_results(own_run: Path, content: bytes) -> None:
     assert facts["iteration"] == "24"
 
 
-def test_info_of_an_empty_splat_and_of_huge_logits(tiny_run: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+def test_info_of_an_empty_splat_and_of_huge_logits(
+    tiny_run: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
     data = read_ply(tiny_run / "point_cloud" / "iteration_24" / "point_cloud.ply")
     write_ply(tmp_path / "none.ply", replace(data, **{name: getattr(data, name)[:0] for name in ARRAY_NAMES}))
     assert dict(describe(tmp_path / "none.ply", print))["Gaussians"] == "0"
@@ -190,7 +192,9 @@ def test_info_of_an_empty_splat_and_of_huge_logits(tiny_run: Path, tmp_path: Pat
 def test_a_reader_that_has_gone_is_no_fault(tiny_scene: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    done = subprocess.run(command("info", tiny_scene), env=environment(), stdout=writing, stderr=subprocess.PIPE, timeout=100, check=False)
+    done = subprocess.run(
+        command("info", tiny_scene), env=environment(), stdout=writing, stderr=subprocess.PIPE, timeout=100, check=False
+    )
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, b"")
 
@@ -211,7 +215,9 @@ def test_doctor_finds_this_machine_well() -> None:
 
 def test_the_console_script_is_main(tiny_scene: Path) -> None:
     code = f"import sys; from gs_train.cli import main; sys.argv = ['gs-train', 'info', {str(tiny_scene)!r}]; main()"
-    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=100, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "points" in done.stdout
 
@@ -219,7 +225,9 @@ def test_the_console_script_is_main(tiny_scene: Path) -> None:
 def test_public_names_come_when_asked_for() -> None:
     code = "import sys, gs_train; assert 'torch' not in sys.modules; gs_train.TrainConfig; assert 'torch' not in sys.modules; "
     code += "from gs_train import GaussianModel, TrainConfig, load_scene, train; assert 'torch' in sys.modules"
-    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=100, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -227,7 +235,9 @@ def test_public_names_come_when_asked_for() -> None:
 
 
 def started(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(command(*arguments), env=environment(), cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command(*arguments), env=environment(), cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def wait_for(ready: Any, process: subprocess.Popen[str]) -> None:
@@ -241,10 +251,14 @@ def wait_for(ready: Any, process: subprocess.Popen[str]) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_stops_after_the_step_and_saves(tiny_run: Path, tiny_scene: Path, tmp_path: Path, number: int, code: int) -> None:
+def test_a_signal_stops_after_the_step_and_saves(
+    tiny_run: Path, tiny_scene: Path, tmp_path: Path, number: int, code: int
+) -> None:
     assert tiny_run.is_dir()  # the kernels are compiled, so that steps are short
     run = tmp_path / "run"
-    process = started("train", tiny_scene, "--out", run, "--iterations", 1_000_000, "--log-every", 1, *CPU, cwd=tmp_path)
+    process = started(
+        "train", tiny_scene, "--out", run, "--iterations", 1_000_000, "--log-every", 1, *CPU, cwd=tmp_path
+    )
     metrics = run / "metrics.jsonl"
     wait_for(lambda: metrics.is_file() and metrics.read_text().count("\n") > 2, process)
     process.send_signal(number)
@@ -279,7 +293,9 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
         "with _stop_signals() as caught:\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n    assert caught == [2]\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(30)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=20, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=20, check=False
+    )
     assert done.returncode == -signal.SIGINT
     assert "Again to end at once" in done.stderr
 

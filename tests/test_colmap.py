@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from gs_train.errors import UserError
-from gs_train.scene.colmap import ColmapModel, find_model, read_model
+from gs_train.scene.readers.colmap import ColmapModel, find_model, read_model
 
 WRITERS = {"bin": Model.write_binary, "txt": Model.write_text}
 
@@ -26,7 +26,9 @@ def suffix(request: pytest.FixtureRequest) -> str:
 
 
 def _check_matches(read: ColmapModel, model: Model) -> None:
-    assert {i: (c.width, c.height, c.params) for i, c in read.cameras.items()} == {i: (w, h, p) for i, _, w, h, p in model.cameras}
+    assert {i: (c.width, c.height, c.params) for i, c in read.cameras.items()} == {
+        i: (w, h, p) for i, _, w, h, p in model.cameras
+    }
     assert [(image.name, image.camera_id) for image in read.images] == [(row[4], row[3]) for row in model.images]
     for image, (_, wxyz, translation, _, _) in zip(read.images, model.images, strict=True):
         expected = Rotation.from_quat(wxyz, scalar_first=True).as_matrix()
@@ -138,13 +140,17 @@ def test_absurd_track_and_observation_counts(tmp_path: Path) -> None:
     at = data.index(b"b.png\0") + 6
     data[at : at + 8] = struct.pack("<Q", 2**60)
     images.write_bytes(data)
-    with pytest.raises(UserError, match=rf"images\.bin, byte {at}: truncated or corrupt, it announces {2**60} observations"):
+    with pytest.raises(
+        UserError, match=rf"images\.bin, byte {at}: truncated or corrupt, it announces {2**60} observations"
+    ):
         read_model(tmp_path)
 
 
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
-def test_any_damage_gives_a_model_or_a_user_error(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_any_damage_gives_a_model_or_a_user_error(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     folder = tmp_path_factory.mktemp("damage")
     suffix = data.draw(st.sampled_from(("bin", "txt")))
     WRITERS[suffix](Model(), folder)
@@ -224,7 +230,9 @@ def test_a_header_comment_with_thousands_of_digits(tmp_path: Path) -> None:
     Model().write_text(tmp_path)
     file = tmp_path / "cameras.txt"
     file.write_text(file.read_text().replace("Number of cameras: 2", "Number of cameras: " + "9" * 5000))
-    with pytest.raises(UserError, match=r"cameras\.txt, line \d+: the file ends after 2 cameras and its header comment announces 9+:"):
+    with pytest.raises(
+        UserError, match=r"cameras\.txt, line \d+: the file ends after 2 cameras and its header comment announces 9+:"
+    ):
         read_model(tmp_path)
 
 

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gs_train.config import load_preset, preset_names, read_config
+from gs_train.config.settings import TrainConfig
+from gs_train.config.toml import load_preset, preset_names, read_config
 from gs_train.density.config import DensityConfig
 from gs_train.errors import UserError
 from gs_train.model.schedule import OptimizerConfig
 from gs_train.scene.load import SceneConfig
-from gs_train.train.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -33,10 +33,25 @@ def test_presets_that_come_with_the_package() -> None:
 
 def test_paper_preset_has_the_original_numbers() -> None:
     config = load_preset("paper")
-    assert (config.iterations, config.sh_degree, config.sh_degree_interval, config.lambda_dssim) == (30_000, 3, 1000, 0.2)
+    assert (config.iterations, config.sh_degree, config.sh_degree_interval, config.lambda_dssim) == (
+        30_000,
+        3,
+        1000,
+        0.2,
+    )
     density, rates = config.density, config.optimizer
-    assert (density.from_iteration, density.until_iteration, density.interval, density.opacity_reset_interval) == (500, 15_000, 100, 3000)
-    assert (density.grad_threshold, density.percent_dense, density.min_opacity, density.reset_opacity_to) == (0.0002, 0.01, 0.005, 0.01)
+    assert (density.from_iteration, density.until_iteration, density.interval, density.opacity_reset_interval) == (
+        500,
+        15_000,
+        100,
+        3000,
+    )
+    assert (density.grad_threshold, density.percent_dense, density.min_opacity, density.reset_opacity_to) == (
+        0.0002,
+        0.01,
+        0.005,
+        0.01,
+    )
     assert (rates.xyz_lr_init, rates.xyz_lr_final, rates.xyz_lr_max_steps) == (1.6e-4, 1.6e-6, 30_000)
     assert (rates.f_dc_lr, rates.f_rest_lr, rates.opacity_lr, rates.scaling_lr, rates.rotation_lr) == (
         0.0025,
@@ -73,7 +88,10 @@ def test_a_fraction_above_zero_is_at_least_one_iteration_and_zero_stays_zero() -
     tiny = TrainConfig(iterations=3, density=DensityConfig(opacity_reset_interval=0.01, from_iteration=0.0)).resolved()
     assert tiny.density.opacity_reset_interval == 1
     assert tiny.density.from_iteration == 0
-    assert all(isinstance(value, int) for value in (tiny.density.from_iteration, tiny.density.interval, tiny.sh_degree_interval))
+    assert all(
+        isinstance(value, int)
+        for value in (tiny.density.from_iteration, tiny.density.interval, tiny.sh_degree_interval)
+    )
 
 
 # ---- TOML
@@ -145,12 +163,12 @@ def test_whole_number_and_fraction_keep_their_type(tmp_path: Path) -> None:
         ("iterations = ", "cannot be read as TOML"),
     ],
 )
-def test_what_is_not_understood_is_refused_by_name(tmp_path: Path, text: str, told: str) -> None:
+def test_what_is_not_understood_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(text)
     with pytest.raises(UserError) as caught:
         read_config(path)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert str(path) in str(caught.value)
 
 
@@ -167,14 +185,15 @@ def test_preset_by_path_and_a_run_config_as_preset(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"), [("papr", "did you mean paper?"), ("no/such.toml", "there is no such file"), ("", "there is no such preset")]
+    ("name", "told"),
+    [("papr", "did you mean paper?"), ("no/such.toml", "there is no such file"), ("", "there is no such preset")],
 )
-def test_unknown_presets(name: str, told: str) -> None:
+def test_unknown_presets(name: str, message: str) -> None:
     with pytest.raises(UserError, match="--preset"):
         load_preset(name)
     with pytest.raises(UserError) as caught:
         load_preset(name)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(

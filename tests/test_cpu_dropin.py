@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 import gs_train
-from gs_train import jit
+from gs_train.kernels import jit
+from gs_train.kernels.simd import DOUBLES, store, zero_doubles
 from gs_train.render.cpu import rasterization
 from gs_train.render.cpu.harmonics import direction_gradient, evaluate_basis
-from gs_train.vectors import DOUBLES, store, zero_doubles
 
 WIDTH, HEIGHT = 64, 48
 
@@ -86,10 +86,15 @@ def test_gradients_of_a_batch_add_up() -> None:
     meta["means2d"].retain_grad()
     rgb.square().sum().backward()
     total, per_camera = inputs["means"].grad.clone(), []
-    assert meta["means2d"].grad.shape == (2, 150, 2) and (meta["means2d"].absgrad >= meta["means2d"].grad.abs() - 1e-3).all()
+    assert (
+        meta["means2d"].grad.shape == (2, 150, 2)
+        and (meta["means2d"].absgrad >= meta["means2d"].grad.abs() - 1e-3).all()
+    )
     for c in range(2):
         inputs["means"].grad = None
-        one, _, one_meta = render({**inputs, "viewmats": inputs["viewmats"][c : c + 1], "Ks": intrinsics[c : c + 1]}, sh_degree=3)
+        one, _, one_meta = render(
+            {**inputs, "viewmats": inputs["viewmats"][c : c + 1], "Ks": intrinsics[c : c + 1]}, sh_degree=3
+        )
         one.square().sum().backward()
         per_camera.append(inputs["means"].grad.clone())
         assert torch.allclose(one_meta["means2d"].grad[0], meta["means2d"].grad[c], atol=1e-5)
@@ -188,7 +193,12 @@ def test_projection_and_harmonics_match_gsplats_torch_code() -> None:
     weights = torch.rand(HEIGHT, WIDTH, 3, generator=torch.Generator().manual_seed(1))
     (image[0] * weights).sum().backward()
     (expected * weights).sum().backward()
-    for name, rtol, atol in (("viewmats", 2e-3, 2e-3), ("quats", 2e-1, 2e-2), ("scales", 5e-1, 2e-1), ("means", 1e-2, 6e-2)):
+    for name, rtol, atol in (
+        ("viewmats", 2e-3, 2e-3),
+        ("quats", 2e-1, 2e-2),
+        ("scales", 5e-1, 2e-1),
+        ("means", 1e-2, 6e-2),
+    ):
         assert torch.allclose(ours[name].grad, theirs[name].grad, rtol=rtol, atol=atol), name
 
 
@@ -220,7 +230,10 @@ def test_nothing_asks_for_a_gradient_unless_an_input_does() -> None:
 def test_strided_inputs_are_read_as_they_are() -> None:
     inputs = make_inputs()
     expected, _, _ = render(inputs, sh_degree=3, backgrounds=torch.full((2, 3), 0.5))
-    strided = {name: value.mT.contiguous().mT if name in ("means", "quats", "scales") else value for name, value in inputs.items()}
+    strided = {
+        name: value.mT.contiguous().mT if name in ("means", "quats", "scales") else value
+        for name, value in inputs.items()
+    }
     assert not strided["means"].is_contiguous()
     image, _, _ = render(strided, sh_degree=3, backgrounds=torch.tensor(0.5).expand(2, 3))
     assert torch.equal(image, expected)

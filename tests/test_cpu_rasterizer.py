@@ -66,10 +66,23 @@ def run_oracle(scene: dict[str, Tensor], degree: int, antialiased: bool) -> tupl
 
 
 def run_kernels(
-    scene: dict[str, Tensor], degree: int, *, antialiased: bool = False, depth: bool = False, absolute: bool = True, camera: Camera = CAMERA
+    scene: dict[str, Tensor],
+    degree: int,
+    *,
+    antialiased: bool = False,
+    depth: bool = False,
+    absolute: bool = True,
+    camera: Camera = CAMERA,
 ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     inputs = {name: value.clone().requires_grad_() for name, value in scene.items()}
-    settings = Settings(width=camera.width, height=camera.height, sh_degree=degree, antialiased=antialiased, depth=depth, absolute=absolute)
+    settings = Settings(
+        width=camera.width,
+        height=camera.height,
+        sh_degree=degree,
+        antialiased=antialiased,
+        depth=depth,
+        absolute=absolute,
+    )
     outputs = rasterize(
         means=inputs["means"], quats=inputs["quats"], scales=inputs["scales"], opacities=inputs["opacities"],
         sh0=inputs["sh"][:, 0], sh_rest=inputs["sh"][:, 1:], view=inputs["view"], intrinsics=(camera.fx, camera.fy, camera.cx, camera.cy),
@@ -141,7 +154,12 @@ def test_same_bytes_with_one_and_two_threads() -> None:
             (image, alpha, radii, means2d), inputs = run_kernels(scene, 3, camera=camera)
             (image.square().sum() + alpha.sum()).backward()
             grads = [inputs[name].grad for name in INPUTS]
-            results.append([t.detach().numpy().tobytes() for t in (image, alpha, radii, means2d, means2d.grad, means2d.absgrad, *grads)])
+            results.append(
+                [
+                    t.detach().numpy().tobytes()
+                    for t in (image, alpha, radii, means2d, means2d.grad, means2d.absgrad, *grads)
+                ]
+            )
     finally:
         torch.set_num_threads(before)
     assert results[0] == results[1]
@@ -207,8 +225,8 @@ def test_one_gaussian_in_a_large_image() -> None:
 def test_what_is_not_finite_is_named_and_counted(name: str, value: float) -> None:
     scene = make_scene(2, "plain")
     scene[name].view(-1)[[0, -1]] = value
-    told = {"sh": "1 of 360 values of sh0 are not finite, 1 of 5400 values of sh_rest are not finite"}
-    expected = told.get(name, f"2 of {scene[name].numel()} values of {name} are not finite")
+    message = {"sh": "1 of 360 values of sh0 are not finite, 1 of 5400 values of sh_rest are not finite"}
+    expected = message.get(name, f"2 of {scene[name].numel()} values of {name} are not finite")
     with pytest.raises(FloatingPointError, match=expected):
         run_kernels(scene, 3)
 
@@ -258,7 +276,9 @@ def test_a_depth_of_just_the_near_plane_is_drawn() -> None:
 
 def test_a_quaternion_of_zeros_is_not_drawn() -> None:
     scene = make_scene(2, "plain")
-    (clean, *_), _ = run_kernels({name: (value[1:] if len(value) == 120 else value) for name, value in scene.items()}, 3)
+    (clean, *_), _ = run_kernels(
+        {name: (value[1:] if len(value) == 120 else value) for name, value in scene.items()}, 3
+    )
     scene["quats"][0] = 0.0
     (image, _, radii, _), _ = run_kernels(scene, 3)
     assert np.array_equal(image.detach().numpy(), clean.detach().numpy())

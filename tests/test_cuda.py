@@ -87,11 +87,15 @@ def random_scene(seed: int, count: int, sh_degree: int) -> dict[str, Tensor]:
     }
 
 
-def rasterize(function: Callable[..., Any], device: str, scene: dict[str, Tensor], sh_degree: int, weights: Tensor) -> Rendered:
+def rasterize(
+    function: Callable[..., Any], device: str, scene: dict[str, Tensor], sh_degree: int, weights: Tensor
+) -> Rendered:
     """Render with one side's ``rasterization`` and take the gradients of the sum weighted by ``weights`` [H, W, 4]."""
     leaves = {name: scene[name].to(device, copy=True).requires_grad_() for name in NAMES}
     camera = CAMERA
-    intrinsics = torch.tensor([[camera.fx, 0.0, camera.cx], [0.0, camera.fy, camera.cy], [0.0, 0.0, 1.0]], device=device)
+    intrinsics = torch.tensor(
+        [[camera.fx, 0.0, camera.cx], [0.0, camera.fy, camera.cy], [0.0, 0.0, 1.0]], device=device
+    )
     size = {"width": camera.width, "height": camera.height}
     colours, alphas, meta = function(**leaves, Ks=intrinsics[None], **size, sh_degree=sh_degree, packed=False)
     image, alpha = colours[0], alphas[0]
@@ -147,7 +151,11 @@ def test_image_and_gradients_agree(sh_degree: int) -> None:
         size = expected.square().mean().sqrt()
         assert size > 0
         torch.testing.assert_close(
-            ours_here / size, expected / size, rtol=relative, atol=absolute, msg=lambda text, name=name: f"{name}: {text}"
+            ours_here / size,
+            expected / size,
+            rtol=relative,
+            atol=absolute,
+            msg=lambda text, name=name: f"{name}: {text}",
         )
 
 
@@ -160,7 +168,9 @@ def test_visible_rows_agree() -> None:
     either = seen_by_us & seen_by_gsplat
     assert 0 < either.sum() < len(either)
     for key in ("means2d", "depths"):
-        torch.testing.assert_close(ours.meta[key][0][either].detach(), theirs.meta[key][0].detach().cpu()[either], rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(
+            ours.meta[key][0][either].detach(), theirs.meta[key][0].detach().cpu()[either], rtol=1e-4, atol=1e-3
+        )
 
 
 def model_on(device: torch.device | str) -> GaussianModel:

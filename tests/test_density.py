@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gs_train.density.carry_out import carry_out
+from gs_train.density.apply import apply_plan
 from gs_train.density.classic import ClassicDensity
 from gs_train.density.config import DensityConfig
 from gs_train.density.types import DensityPlan
@@ -55,15 +55,21 @@ def make_model(scales: list[float], opacities: list[float], *, setup: bool = Tru
     return model
 
 
-def make_density(count: int, *, max_gaussians: int = 1000, white_background: bool = False, **changes: Any) -> ClassicDensity:
+def make_density(
+    count: int, *, max_gaussians: int = 1000, white_background: bool = False, **changes: Any
+) -> ClassicDensity:
     config = DensityConfig(**{**PAPER, **changes})
-    return ClassicDensity(config, extent=EXTENT, max_gaussians=max_gaussians, count=count, device="cpu", white_background=white_background)
+    return ClassicDensity(
+        config, extent=EXTENT, max_gaussians=max_gaussians, count=count, device="cpu", white_background=white_background
+    )
 
 
 def make_render(gradients_px: list[list[float]], radii: list[list[int]]) -> RenderOutput:
     means2d = torch.zeros(len(gradients_px), 2, requires_grad=True)
     means2d.grad = torch.tensor(gradients_px)
-    return RenderOutput(image=torch.zeros(1), alpha=torch.zeros(1), means2d=means2d, radii=torch.tensor(radii, dtype=torch.int32))
+    return RenderOutput(
+        image=torch.zeros(1), alpha=torch.zeros(1), means2d=means2d, radii=torch.tensor(radii, dtype=torch.int32)
+    )
 
 
 def with_norms(density: ClassicDensity, norms: list[float]) -> ClassicDensity:
@@ -193,7 +199,15 @@ def test_what_no_view_saw_does_not_grow() -> None:
 
 @pytest.mark.parametrize(
     ("max_gaussians", "clone", "split"),
-    [(10, [0, 3], [1, 4]), (8, [0, 3], [1, 4]), (7, [0, 3], [4]), (6, [3], [4]), (5, [3], []), (4, [], []), (1, [], [])],
+    [
+        (10, [0, 3], [1, 4]),
+        (8, [0, 3], [1, 4]),
+        (7, [0, 3], [4]),
+        (6, [3], [4]),
+        (5, [3], []),
+        (4, [], []),
+        (1, [], []),
+    ],
 )
 def test_the_cap_keeps_the_largest_gradients(max_gaussians: int, clone: list[int], split: list[int]) -> None:
     model = make_model([SMALL, LARGE, SMALL, SMALL, LARGE], [SOLID, SOLID, FAINT, SOLID, SOLID])
@@ -201,7 +215,7 @@ def test_the_cap_keeps_the_largest_gradients(max_gaussians: int, clone: list[int
     plan = density.plan(model, 600)
     assert named_rows(plan) == {"clone": clone, "split": split, "drop": [2]}
     assert plan is not None
-    carry_out(plan, model, torch.Generator().manual_seed(0), reset_opacity_to=0.01)
+    apply_plan(plan, model, torch.Generator().manual_seed(0), reset_opacity_to=0.01)
     assert len(model) == len(density.state_dict()["grad_sum"]) == 4 + len(clone) + len(split) <= max(max_gaussians, 4)
 
 
@@ -219,7 +233,7 @@ def test_one_gaussian_always_stays(iteration: int, scale: float, best: int) -> N
     plan = density.plan(model, iteration)
     assert named_rows(plan) == {"clone": [], "split": [], "drop": [row for row in range(4) if row != best]}
     assert plan is not None
-    carry_out(plan, model, torch.Generator(), reset_opacity_to=0.01)
+    apply_plan(plan, model, torch.Generator(), reset_opacity_to=0.01)
     assert len(model) == 1
     again = with_norms(density, [COLD])
     assert again.plan(model, iteration + 100) is None
@@ -258,13 +272,13 @@ def test_carry_out_moves_rows_and_moments(stepped: bool) -> None:
     assert model.optimizer is not None
     if stepped:
         for name, parameter in model.parameters.items():
-            parameter.grad = torch.full_like(parameter, float(PARAMETER_NAMES.index(name) + 1)) * torch.arange(5.0).reshape(
-                5, *[1] * (parameter.dim() - 1)
-            )
+            parameter.grad = torch.full_like(parameter, float(PARAMETER_NAMES.index(name) + 1)) * torch.arange(
+                5.0
+            ).reshape(5, *[1] * (parameter.dim() - 1))
         model.optimizer.step()
     before = {name: parameter.detach().clone() for name, parameter in model.parameters.items()}
     moments = {name: model.optimizer.state[p]["exp_avg"].clone() for name, p in model.parameters.items() if stepped}
-    carry_out(plan_of([1], [2], [0]), model, torch.Generator().manual_seed(3), reset_opacity_to=0.01)
+    apply_plan(plan_of([1], [2], [0]), model, torch.Generator().manual_seed(3), reset_opacity_to=0.01)
     # Kept rows 1, 3, 4; a clone of 1; two children of 2.
     assert len(model) == 6
     for name in PARAMETER_NAMES:
@@ -294,7 +308,7 @@ def test_children_are_sampled_from_the_parent() -> None:
         ]
     )
     expected = rotation @ torch.diag(model.scales()[0] ** 2) @ rotation.T
-    carry_out(plan_of([], list(range(count)), []), parent, torch.Generator().manual_seed(1), reset_opacity_to=0.01)
+    apply_plan(plan_of([], list(range(count)), []), parent, torch.Generator().manual_seed(1), reset_opacity_to=0.01)
     assert len(parent) == 2 * count
     offsets = (parent.xyz - model.xyz[0]).detach()
     assert torch.allclose(offsets.T @ offsets / len(offsets), expected.detach(), atol=0.02)
@@ -304,30 +318,31 @@ def test_children_are_sampled_from_the_parent() -> None:
 def test_the_same_generator_gives_the_same_children() -> None:
     models = [make_model([LARGE] * 3, [SOLID] * 3) for _ in range(3)]
     for model, seed in zip(models, (1, 1, 2), strict=True):
-        carry_out(plan_of([], [0, 2], []), model, torch.Generator().manual_seed(seed), reset_opacity_to=0.01)
+        apply_plan(plan_of([], [0, 2], []), model, torch.Generator().manual_seed(seed), reset_opacity_to=0.01)
     assert torch.equal(models[0].xyz, models[1].xyz) and not torch.equal(models[0].xyz, models[2].xyz)
 
 
 def test_a_plan_that_only_resets_touches_opacities_only() -> None:
     model = make_model([SMALL] * 3, [SOLID, 0.006, SOLID])
     before = model.parameters
-    carry_out(plan_of([], [], [], reset=True), model, torch.Generator(), reset_opacity_to=0.01)
+    apply_plan(plan_of([], [], [], reset=True), model, torch.Generator(), reset_opacity_to=0.01)
     assert model.opacities().tolist() == pytest.approx([0.01, 0.006, 0.01])
     assert all(model.parameters[name] is before[name] for name in PARAMETER_NAMES if name != "opacity")
 
 
 def test_a_reset_reaches_the_new_rows() -> None:
     model = make_model([SMALL, LARGE], [SOLID, SOLID])
-    carry_out(plan_of([0], [1], [], reset=True), model, torch.Generator(), reset_opacity_to=0.02)
+    apply_plan(plan_of([0], [1], [], reset=True), model, torch.Generator(), reset_opacity_to=0.02)
     assert model.opacities().tolist() == pytest.approx([0.02] * 4)
 
 
 @pytest.mark.parametrize(
-    ("plan", "message"), [(plan_of([3], [], []), "expected rows from 0 to 2"), (plan_of([1], [1], []), "named more than once")]
+    ("plan", "message"),
+    [(plan_of([3], [], []), "expected rows from 0 to 2"), (plan_of([1], [1], []), "named more than once")],
 )
 def test_a_plan_that_does_not_fit_changes_nothing(plan: DensityPlan, message: str) -> None:
     model = make_model([SMALL] * 3, [SOLID] * 3)
     before = model.parameters
     with pytest.raises(ValueError, match=message):
-        carry_out(plan, model, torch.Generator(), reset_opacity_to=0.01)
+        apply_plan(plan, model, torch.Generator(), reset_opacity_to=0.01)
     assert all(model.parameters[name] is before[name] for name in PARAMETER_NAMES)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from staged_views import StagedViews, grey_model
 
-from gs_train.density.carry_out import carry_out, divided
+from gs_train.density.apply import apply_plan, relocated
 from gs_train.density.config import DensityConfig
 from gs_train.density.mcmc import McmcDensity
 from gs_train.density.types import DensityPlan
@@ -41,9 +41,16 @@ def make_model(opacities: list[float], *, stepped: bool = True) -> GaussianModel
     return model
 
 
-def make_density(*, max_gaussians: int = 1000, seed: int = 0, views: StagedViews | None = None, **changes: Any) -> McmcDensity:
+def make_density(
+    *, max_gaussians: int = 1000, seed: int = 0, views: StagedViews | None = None, **changes: Any
+) -> McmcDensity:
     config = DensityConfig(
-        kind="mcmc", from_iteration=500, until_iteration=900, refine_until_iteration=1000, opacity_reset_interval=0, **changes
+        kind="mcmc",
+        from_iteration=500,
+        until_iteration=900,
+        refine_until_iteration=1000,
+        opacity_reset_interval=0,
+        **changes,
     )
     views = StagedViews([torch.zeros(30, 40, 3)] * 2) if views is None else views
     return McmcDensity(config, max_gaussians=max_gaussians, views=views, generator=torch.Generator().manual_seed(seed))
@@ -53,7 +60,7 @@ def make_density(*, max_gaussians: int = 1000, seed: int = 0, views: StagedViews
 @pytest.mark.parametrize("parts", [1, 2, 5, 51])
 def test_parts_look_like_the_whole(opacity: float, parts: int) -> None:
     """Through the middle: the same opacity. Integrated along a line: the same, which is what equation 9 asks for."""
-    part, factor = divided(torch.tensor([opacity]), torch.tensor([parts]))
+    part, factor = relocated(torch.tensor([opacity]), torch.tensor([parts]))
     assert 1.0 - (1.0 - part.item()) ** parts == pytest.approx(opacity, rel=1e-6)
     x = torch.linspace(-8.0, 8.0, 4001, dtype=torch.float64)
     whole = opacity * torch.exp(-0.5 * x**2)
@@ -63,17 +70,17 @@ def test_parts_look_like_the_whole(opacity: float, parts: int) -> None:
 
 
 def test_more_parts_than_the_formula_takes_are_finite() -> None:
-    part, factor = divided(torch.tensor([0.999999, 1.0]), torch.tensor([400, 2]))
+    part, factor = relocated(torch.tensor([0.999999, 1.0]), torch.tensor([400, 2]))
     assert bool(part.isfinite().all()) and bool((factor > 0).all()) and bool(factor.isfinite().all())
 
 
 def test_dividing_moves_rows_and_moments() -> None:
     model = make_model([0.5, 0.9, 0.3, 0.7])
     before = {name: tensor.detach().clone() for name, tensor in model.parameters.items()}
-    plan = DensityPlan(divide=torch.tensor([1]), divide_into=torch.tensor([3]), drop=torch.tensor([2]))
+    plan = DensityPlan(relocate=torch.tensor([1]), relocate_into=torch.tensor([3]), drop=torch.tensor([2]))
     assert plan.row_count(4) == 5
-    carry_out(plan, model, torch.Generator(), reset_opacity_to=0.01)
-    part, factor = divided(before["opacity"][1].sigmoid(), torch.tensor([3]))
+    apply_plan(plan, model, torch.Generator(), reset_opacity_to=0.01)
+    part, factor = relocated(before["opacity"][1].sigmoid(), torch.tensor([3]))
     assert len(model) == 5
     assert model.optimizer is not None
     for name in PARAMETER_NAMES:
@@ -85,7 +92,11 @@ def test_dividing_moves_rows_and_moments() -> None:
         if name == "xyz":
             # The further parts lie somewhere within the part that stays, each elsewhere.
             away = (model.xyz[3:].detach() - expected[3:]).norm(dim=1)
-            assert bool((away > 0).all()) and float(away.max()) < 5 * float(model.scales()[1].detach().max()) and away[0] != away[1]
+            assert (
+                bool((away > 0).all())
+                and float(away.max()) < 5 * float(model.scales()[1].detach().max())
+                and away[0] != away[1]
+            )
             expected[3:] = model.xyz[3:].detach()
         torch.testing.assert_close(model.parameters[name].detach(), expected)
         moments = model.optimizer.state[group_by_name(model.optimizer, name)["params"][0]]["exp_avg"]
@@ -97,9 +108,9 @@ def test_transparent_ones_go_to_opaque_ones() -> None:
     plan = make_density(growth=0.0).plan(model, 600)
     assert plan is not None
     assert plan.drop.tolist() == [0, 2, 4]
-    assert set(plan.divide.tolist()) <= {1, 3}
+    assert set(plan.relocate.tolist()) <= {1, 3}
     assert plan.row_count(5) == 5
-    carry_out(plan, model, torch.Generator(), reset_opacity_to=0.01)
+    apply_plan(plan, model, torch.Generator(), reset_opacity_to=0.01)
     assert len(model) == 5
 
 
@@ -111,7 +122,7 @@ def test_the_one_that_errs_is_divided() -> None:
     photo[:, 20:] = 0.0
     plan = make_density(views=StagedViews([photo]), growth=0.0).plan(model, 600)
     assert plan is not None
-    assert plan.divide.tolist() == [1] and plan.divide_into.tolist() == [2] and plan.drop.tolist() == [2]
+    assert plan.relocate.tolist() == [1] and plan.relocate_into.tolist() == [2] and plan.drop.tolist() == [2]
 
 
 def test_where_nothing_errs_opacity_decides() -> None:
@@ -119,7 +130,7 @@ def test_where_nothing_errs_opacity_decides() -> None:
     model.training_setup(OptimizerConfig(xyz_lr_max_steps=100))
     right = StagedViews([torch.zeros(30, 40, 3)]).render(model, 0).image.detach()
     plan = make_density(views=StagedViews([right]), growth=0.0).plan(model, 600)
-    assert plan is not None and plan.drop.tolist() == [2] and set(plan.divide.tolist()) <= {0, 1}
+    assert plan is not None and plan.drop.tolist() == [2] and set(plan.relocate.tolist()) <= {0, 1}
 
 
 def test_the_cap_holds_and_growth_is_by_a_fraction() -> None:
@@ -129,7 +140,7 @@ def test_the_cap_holds_and_growth_is_by_a_fraction() -> None:
     for iteration in range(600, 1000, 100):
         plan = density.plan(model, iteration)
         assert plan is not None
-        carry_out(plan, model, torch.Generator(), reset_opacity_to=0.01)
+        apply_plan(plan, model, torch.Generator(), reset_opacity_to=0.01)
         counts.append(len(model))
     assert counts == [105, 107, 107, 107]
 
@@ -151,7 +162,9 @@ def test_noise_shakes_the_transparent_along_their_shape() -> None:
     with torch.no_grad():
         model.scaling[:] = torch.tensor([0.0, -20.0, -20.0])
     density = make_density()
-    shifts = torch.stack([plan.shift for _ in range(400) if (plan := density.plan(model, 1)) and plan.shift is not None])
+    shifts = torch.stack(
+        [plan.shift for _ in range(400) if (plan := density.plan(model, 1)) and plan.shift is not None]
+    )
     along = rotate_back(model.quaternions().detach().repeat(400, 1), shifts.reshape(-1, 3)).reshape(400, 4, 3)
     rate = model.optimizer.param_groups[0]["lr"] if model.optimizer else 0.0
     expected = rate * 5e5 / (1.0 + math.exp(-100.0 * (0.005 - 0.0001)))
@@ -165,7 +178,7 @@ def test_the_same_generator_state_gives_the_same_plan() -> None:
     plans = [make_density(seed=5).plan(make_model([0.001, 0.2, 0.9, 0.5]), 600) for _ in range(2)]
     first, second = plans
     assert first is not None and second is not None and first.shift is not None and second.shift is not None
-    assert torch.equal(first.shift, second.shift) and torch.equal(first.divide, second.divide)
+    assert torch.equal(first.shift, second.shift) and torch.equal(first.relocate, second.relocate)
 
 
 def test_the_loss_presses_opacity_and_scale() -> None:

@@ -9,19 +9,28 @@ import torch
 from staged_views import StagedViews, grey_model
 from torch import Tensor
 
-from gs_train.density.carry_out import carry_out
+from gs_train.density.apply import apply_plan
 from gs_train.density.config import DensityConfig
 from gs_train.density.multiview import PIXELS_PER_GAUSSIAN, MultiviewDensity, budget
-from gs_train.density.view_scores import score_views
+from gs_train.density.scores import score_views
 from gs_train.model.gaussians import GaussianModel
 
 
-def make_density(views: StagedViews, *, start: int, max_gaussians: int = 100, pixels: int = 10_000, **changes: Any) -> MultiviewDensity:
+def make_density(
+    views: StagedViews, *, start: int, max_gaussians: int = 100, pixels: int = 10_000, **changes: Any
+) -> MultiviewDensity:
     config = DensityConfig(
-        kind="multiview", from_iteration=100, until_iteration=1100, refine_until_iteration=1100, opacity_reset_interval=0, **changes
+        kind="multiview",
+        from_iteration=100,
+        until_iteration=1100,
+        refine_until_iteration=1100,
+        opacity_reset_interval=0,
+        **changes,
     )
     generator = torch.Generator().manual_seed(0)
-    return MultiviewDensity(config, extent=10.0, max_gaussians=max_gaussians, pixels=pixels, start=start, views=views, generator=generator)
+    return MultiviewDensity(
+        config, extent=10.0, max_gaussians=max_gaussians, pixels=pixels, start=start, views=views, generator=generator
+    )
 
 
 def photos_of(model: GaussianModel, count: int = 2) -> list[Tensor]:
@@ -42,7 +51,9 @@ def test_a_share_is_what_the_gaussian_adds_to_the_pixels() -> None:
     assert scores.error.tolist() == [0.0, 0.0, 0.0]
     both = score_views(model, views, [0, 1], high_error=0.1)
     other = score_views(model, views, [1], high_error=0.1)
-    assert torch.equal(both.share, torch.maximum(scores.share, other.share)) and torch.equal(both.error, scores.error + other.error)
+    assert torch.equal(both.share, torch.maximum(scores.share, other.share)) and torch.equal(
+        both.error, scores.error + other.error
+    )
 
 
 def test_errors_go_to_those_who_are_blended_into_the_pixel() -> None:
@@ -57,7 +68,9 @@ def test_errors_go_to_those_who_are_blended_into_the_pixel() -> None:
 
 
 def test_the_budget_is_a_straight_line() -> None:
-    config = DensityConfig(from_iteration=100, until_iteration=1100, refine_until_iteration=1100, opacity_reset_interval=0)
+    config = DensityConfig(
+        from_iteration=100, until_iteration=1100, refine_until_iteration=1100, opacity_reset_interval=0
+    )
     assert [budget(iteration, 10, 110, config) for iteration in (50, 100, 600, 1100, 2000)] == [10, 10, 60, 110, 110]
     assert budget(600, 500, 100, config) == 100
 
@@ -75,7 +88,7 @@ def test_those_with_the_largest_errors_grow_up_to_the_budget(limit: dict[str, in
     plan = make_density(StagedViews(photos), start=4, percent_dense=0.001, **limit).plan(model, 1000)
     assert plan is not None
     assert plan.split.tolist() == [0, 1] and len(plan.clone) == 0
-    carry_out(plan, model, torch.Generator().manual_seed(0), reset_opacity_to=0.01)
+    apply_plan(plan, model, torch.Generator().manual_seed(0), reset_opacity_to=0.01)
     assert len(model) == 6
 
 

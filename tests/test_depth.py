@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from gs_train.config.settings import TrainConfig
 from gs_train.errors import UserError
 from gs_train.model.gaussians import GaussianModel
 from gs_train.render.cpu.rasterizer import CpuRasterizer
 from gs_train.scene.load import SceneConfig, load_scene
 from gs_train.scene.types import Camera, PointCloud, Scene, View
-from gs_train.train.config import TrainConfig
-from gs_train.train.depth import PointDepths
-from gs_train.train.loop import train
+from gs_train.training.depth import PointDepths
+from gs_train.training.loop import train
 
 CAMERA = Camera(width=40, height=30, fx=40.0, fy=40.0, cx=20.0, cy=15.0)
 
@@ -26,7 +26,11 @@ def make_scene(xyz: list[tuple[float, float, float]], seen: list[int]) -> Scene:
     count = len(xyz)
     points = PointCloud(xyz=np.array(xyz), rgb=np.zeros((count, 3), np.uint8), ids=np.arange(10, 10 + count))
     view = View(
-        name="a", image_path=Path("a"), camera=CAMERA, world_to_camera=np.eye(4), point_ids=np.array([*seen, -1, 999], dtype=np.int64)
+        name="a",
+        image_path=Path("a"),
+        camera=CAMERA,
+        world_to_camera=np.eye(4),
+        point_ids=np.array([*seen, -1, 999], dtype=np.int64),
     )
     return Scene(path=Path("scene"), train_views=(view,), test_views=(), points=points, extent=1.0)
 
@@ -83,7 +87,10 @@ def test_the_rasterizers_depth_is_a_mean_and_has_its_gradient() -> None:
     assert render.depth is not None and plain.depth is None
     assert torch.equal(render.image, plain.image)
     there = render.alpha > 0.05
-    assert bool(there.any()) and 1.4 < float(render.depth[there].detach().min()) <= float(render.depth[there].detach().max()) < 2.6
+    assert (
+        bool(there.any())
+        and 1.4 < float(render.depth[there].detach().min()) <= float(render.depth[there].detach().max()) < 2.6
+    )
     render.depth[there].sum().backward()
     assert model.xyz.grad is not None
     step = 1e-3

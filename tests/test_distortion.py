@@ -11,8 +11,8 @@ import sys
 import numpy as np
 import pytest
 
-from gs_train.scene import distortion
-from gs_train.scene.distortion import fold_radius, is_fisheye, is_pinhole, project, unproject
+from gs_train.cameras import distortion
+from gs_train.cameras.distortion import fold_radius, is_fisheye, is_pinhole, project, unproject
 from gs_train.scene.types import Lens
 
 # One lens of each model with every parameter at work, and how far out on the plane it is tried.
@@ -28,7 +28,10 @@ DISTORTIONS: dict[str, tuple[tuple[float, ...], float]] = {
     "SIMPLE_RADIAL_FISHEYE": ((-0.03,), 8.0),
     "RADIAL_FISHEYE": ((0.05, -0.01), 8.0),
     "THIN_PRISM_FISHEYE": ((-0.03, 0.01, 0.002, -0.003, 0.004, -0.001, 0.003, -0.002), 3.0),
-    "RAD_TAN_THIN_PRISM_FISHEYE": ((0.1, -0.05, 0.02, -0.01, 0.003, -0.0004, 0.001, -0.002, 0.003, -0.001, 0.002, 0.0005), 3.0),
+    "RAD_TAN_THIN_PRISM_FISHEYE": (
+        (0.1, -0.05, 0.02, -0.01, 0.003, -0.0004, 0.001, -0.002, 0.003, -0.001, 0.002, 0.0005),
+        3.0,
+    ),
 }
 ONE_FOCAL_LENGTH = ("SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE")
 
@@ -113,7 +116,11 @@ def test_beyond_ninety_degrees_there_is_no_plane() -> None:
 
 
 def test_which_lenses_need_nothing() -> None:
-    assert is_pinhole(lens_of("PINHOLE")) and is_pinhole(lens_of("OPENCV", (0.0,) * 4)) and is_pinhole(lens_of("FOV", (0.0,)))
+    assert (
+        is_pinhole(lens_of("PINHOLE"))
+        and is_pinhole(lens_of("OPENCV", (0.0,) * 4))
+        and is_pinhole(lens_of("FOV", (0.0,)))
+    )
     assert not is_pinhole(lens_of("OPENCV")) and not is_pinhole(lens_of("RADIAL_FISHEYE", (0.0, 0.0)))
     assert [model for model in DISTORTIONS if is_fisheye(lens_of(model))] == [m for m in DISTORTIONS if "FISHEYE" in m]
     np.testing.assert_array_equal(unproject(lens_of("FOV", (0.0,)), np.array([[410.0, 293.0]])), [[0.0, 0.0]])
@@ -141,13 +148,20 @@ def test_pycolmap_agrees() -> None:
         plane = _points(model, 400)
         question[model] = ((lens.width, lens.height), [*focal, lens.cx, lens.cy, *lens.distortion], plane.tolist())
     ran = subprocess.run(
-        [sys.executable, "-c", _ORACLE], input=json.dumps(question), capture_output=True, text=True, check=False, env=dict(os.environ)
+        [sys.executable, "-c", _ORACLE],
+        input=json.dumps(question),
+        capture_output=True,
+        text=True,
+        check=False,
+        env=dict(os.environ),
     )
     if "No module named 'pycolmap'" in ran.stderr:
         pytest.skip("pycolmap is not installed (pip install pycolmap)")
     assert ran.returncode == 0, ran.stderr
     for model, (pixels, plane) in json.loads(ran.stdout).items():
         lens = lens_of(model)
-        np.testing.assert_allclose(project(lens, np.array(question[model][2])), pixels, rtol=1e-9, atol=1e-9, err_msg=model)
+        np.testing.assert_allclose(
+            project(lens, np.array(question[model][2])), pixels, rtol=1e-9, atol=1e-9, err_msg=model
+        )
         # COLMAP's own inverse stops earlier than ours.
         np.testing.assert_allclose(unproject(lens, np.array(pixels)), plane, rtol=1e-7, atol=1e-7, err_msg=model)

@@ -27,7 +27,7 @@ FLAGS = {
         --density.kind --density.from-iteration --density.until-iteration --density.refine-until-iteration --density.interval
         --density.opacity-reset-interval --density.grad-threshold --density.absgrad-threshold --density.percent-dense
         --density.min-opacity --density.reset-opacity-to --density.max-world-scale --density.growth --density.noise-lr
-        --density.opacity-reg --density.scale-reg --density.score-views --density.high-error --density.min-share
+        --density.opacity-reg --density.scale-reg --density.score-views --density.high-error --density.min-contribution
     """,
     "eval": "--scene --device",
     "export": "",
@@ -39,7 +39,9 @@ FLAGS = {
 
 
 def test_the_list_of_flags_is_frozen() -> None:
-    assert {name: list(flags_of(kind)) for name, kind in COMMANDS.items()} == {name: flags.split() for name, flags in FLAGS.items()}
+    assert {name: list(flags_of(kind)) for name, kind in COMMANDS.items()} == {
+        name: flags.split() for name, flags in FLAGS.items()
+    }
 
 
 @pytest.mark.parametrize("command", list(COMMANDS))
@@ -53,8 +55,8 @@ def test_help_shows_every_flag_with_its_help(command: str, capsys: pytest.Captur
     helps = {flag: part for part in parts for flag in re.findall(r"--[\w.-]+", part.split("  ")[0].split("\n")[0])}
     for flag in FLAGS[command].split():
         words = re.sub(r"\s+", " ", helps[flag])
-        told = re.sub(r"\(default:.*", "", re.sub(r"--[\w.-]+,?|\{[^}]*\}|\b[A-Z|]{2,}\b", "", words))
-        assert len(told.split()) >= 3, f"{flag} has no help: {words!r}"
+        message = re.sub(r"\(default:.*", "", re.sub(r"--[\w.-]+,?|\{[^}]*\}|\b[A-Z|]{2,}\b", "", words))
+        assert len(message.split()) >= 3, f"{flag} has no help: {words!r}"
 
 
 def test_help_answers_within_a_second() -> None:
@@ -70,7 +72,9 @@ def test_help_answers_within_a_second() -> None:
 
 
 def test_preset_then_flags() -> None:
-    command = parse(["train", "scene", "--preset=paper", "--iterations", "70", "--density.interval", "0.5", "--no-antialiased"])
+    command = parse(
+        ["train", "scene", "--preset=paper", "--iterations", "70", "--density.interval", "0.5", "--no-antialiased"]
+    )
     assert isinstance(command, TrainCommand)
     assert command.scene == Path("scene")
     assert command.config.iterations == 70
@@ -116,14 +120,16 @@ def test_underscores_do_for_hyphens() -> None:
         ("doctor --verbose", "doctor has no flag --verbose"),
     ],
 )
-def test_wrong_arguments_end_in_one_sentence(arguments: str, told: str) -> None:
+def test_wrong_arguments_end_in_one_sentence(arguments: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         parse(arguments.split())
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("flag", ["--out x", "--preset paper", "--overwrite", "--seed 3", "--density.interval 5", "--test-every 0"])
+@pytest.mark.parametrize(
+    "flag", ["--out x", "--preset paper", "--overwrite", "--seed 3", "--density.interval 5", "--test-every 0"]
+)
 def test_flags_that_would_make_another_run_are_refused_with_resume(own_run: Path, flag: str) -> None:
     with pytest.raises(UserError) as caught:
         parse(["train", "--resume", str(own_run), *flag.split()])

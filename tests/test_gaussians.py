@@ -99,7 +99,14 @@ def test_training_setup_builds_the_originals_adam() -> None:
     assert adam.defaults["lr"] == 0.0 and adam.defaults["eps"] == 1e-15 and adam.defaults["betas"] == (0.9, 0.999)
     rates = {group["name"]: group["lr"] for group in adam.param_groups}
     assert list(rates) == list(PARAMETER_NAMES)
-    assert rates == {"xyz": 3.2e-4, "f_dc": 0.0025, "f_rest": 0.000125, "opacity": 0.025, "scaling": 0.005, "rotation": 0.001}
+    assert rates == {
+        "xyz": 3.2e-4,
+        "f_dc": 0.0025,
+        "f_rest": 0.000125,
+        "opacity": 0.025,
+        "scaling": 0.005,
+        "rotation": 0.001,
+    }
     assert all(len(group["params"]) == 1 and group["eps"] == 1e-15 for group in adam.param_groups)
 
 
@@ -209,5 +216,9 @@ def test_splat_data_and_back() -> None:
 
 def test_only_the_door_touches_optimizer_state() -> None:
     package = Path(__file__).parent.parent / "gs_train"
-    users = [path.name for path in package.rglob("*.py") if re.search(r"optimizer\.state\b", path.read_text(encoding="utf-8"))]
+    users = [
+        path.name
+        for path in package.rglob("*.py")
+        if re.search(r"optimizer\.state\b", path.read_text(encoding="utf-8"))
+    ]
     assert users == ["optimizer.py"]

@@ -14,9 +14,9 @@ import torch
 from PIL import Image, features
 
 from gs_train.errors import UserError
-from gs_train.scene.cache import ImageCache
-from gs_train.scene.composite import over
-from gs_train.scene.images import check_images, decode_image, image_size
+from gs_train.scene.photos.cache import ImageCache
+from gs_train.scene.photos.composite import over
+from gs_train.scene.photos.decode import check_images, decode_image, image_size
 from gs_train.scene.types import Camera, View
 
 
@@ -43,7 +43,11 @@ def test_grey_palette_cmyk_and_sixteen_bits(tmp_path: Path) -> None:
     ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
     as_rgb = np.repeat(ramp[:, :, None], 3, axis=2)
     file = tmp_path / "a.png"
-    for image in (Image.fromarray(ramp), Image.fromarray(ramp).convert("P"), Image.fromarray(ramp.astype(np.uint16) * 257)):
+    for image in (
+        Image.fromarray(ramp),
+        Image.fromarray(ramp).convert("P"),
+        Image.fromarray(ramp.astype(np.uint16) * 257),
+    ):
         image.save(file)
         np.testing.assert_array_equal(decode_image(_view(file, (16, 16))), as_rgb)
     Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "a.tif")
@@ -134,8 +138,12 @@ def test_a_dds_of_an_unknown_kind_is_named(tmp_path: Path) -> None:
     _refused(file, (64, 48))
 
 
-@pytest.mark.parametrize("error", [RuntimeError("Failed to decode"), MemoryError(), NotImplementedError("x"), IndexError("out of range")])
-def test_whatever_a_decoder_raises_names_the_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+@pytest.mark.parametrize(
+    "error", [RuntimeError("Failed to decode"), MemoryError(), NotImplementedError("x"), IndexError("out of range")]
+)
+def test_whatever_a_decoder_raises_names_the_photo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     """Stands for decoders that this Pillow may lack, such as JPEG 2000's, which answers damage with a MemoryError."""
     file = tmp_path / "a.png"
     Image.fromarray(_noise((6, 5))).save(file)
@@ -159,8 +167,14 @@ def test_check_images_finds_the_damaged_one(tmp_path: Path) -> None:
 
 def _png_header(file: Path, width: int, height: int) -> None:
     """A PNG that announces a size and holds next to no pixels."""
-    chunks = ((b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(bytes(100))), (b"IEND", b""))
-    parts = [struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks]
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(bytes(100))),
+        (b"IEND", b""),
+    )
+    parts = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    ]
     file.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
 
 

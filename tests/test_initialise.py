@@ -21,7 +21,9 @@ def cloud(xyz: NDArray[np.float64]) -> PointCloud:
 
 def make(points: PointCloud, *, max_gaussians: int = 1_000_000, seed: int = 0) -> GaussianModel:
     generator = torch.Generator().manual_seed(seed)
-    return initialise_model(points, sh_degree=3, extent=4.4, box=BOX, max_gaussians=max_gaussians, generator=generator, device="cpu")
+    return initialise_model(
+        points, sh_degree=3, extent=4.4, box=BOX, max_gaussians=max_gaussians, generator=generator, device="cpu"
+    )
 
 
 def test_from_points() -> None:
@@ -59,7 +61,9 @@ def test_too_many_points_become_a_random_subset() -> None:
     model = make(points, max_gaussians=40)
     rows = (model.xyz[:, 0] / 3.0).round().long().tolist()
     assert len(rows) == 40 and rows == sorted(set(rows)) and rows != list(range(40))
-    assert np.allclose(0.5 + 0.28209479177387814 * model.f_dc.detach().numpy()[:, 0], points.rgb[rows] / 255.0, atol=1e-6)
+    assert np.allclose(
+        0.5 + 0.28209479177387814 * model.f_dc.detach().numpy()[:, 0], points.rgb[rows] / 255.0, atol=1e-6
+    )
     assert rows != (make(points, max_gaussians=40, seed=1).xyz[:, 0] / 3.0).round().long().tolist()
 
 

@@ -29,7 +29,9 @@ def _scene(folder: Path, model: Model | None = None, photos: str | None = "image
 
 
 def _large(width: int, height: int) -> Model:
-    return Model(cameras=[(i, 1, width, height, (width * 1.1, height * 1.3, width * 0.6, height * 0.4)) for i in (1, 7)])
+    return Model(
+        cameras=[(i, 1, width, height, (width * 1.1, height * 1.3, width * 0.6, height * 0.4)) for i in (1, 7)]
+    )
 
 
 def test_a_scene_as_it_is(tmp_path: Path) -> None:
@@ -151,7 +153,9 @@ def test_missing_images_are_counted_and_five_are_named(tmp_path: Path) -> None:
     assert "(03.png)" in _refused(tmp_path, "1 of 12 images")
     for i in range(4, 10):
         (tmp_path / f"images/{i:02d}.png").unlink()
-    text = _refused(tmp_path, r"7 of 12 images .* \(03\.png, 04\.png, 05\.png, 06\.png, 07\.png, \.\.\.\).*--skip-missing")
+    text = _refused(
+        tmp_path, r"7 of 12 images .* \(03\.png, 04\.png, 05\.png, 06\.png, 07\.png, \.\.\.\).*--skip-missing"
+    )
     assert "08.png" not in text
     scene = load_scene(tmp_path, SceneConfig(test_every=0, skip_missing=True))
     assert [view.name for view in scene.train_views] == ["00.png", "01.png", "02.png", "10.png", "11.png"]
@@ -171,7 +175,15 @@ def test_a_photo_name_too_long_for_any_disk_is_a_missing_photo(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "params", [(1e-300, 43, 21, 14), (42, 1e30, 21, 14), (42, 43, 1e300, 14), (42, 43, 21, -301), (42, 43, 441, 14), (0.03, 43, 21, 14)]
+    "params",
+    [
+        (1e-300, 43, 21, 14),
+        (42, 1e30, 21, 14),
+        (42, 43, 1e300, 14),
+        (42, 43, 21, -301),
+        (42, 43, 441, 14),
+        (0.03, 43, 21, 14),
+    ],
 )
 def test_intrinsics_of_no_lens_are_refused(tmp_path: Path, params: tuple[float, ...]) -> None:
     model = Model()
@@ -191,7 +203,9 @@ def test_views_too_small_for_the_metrics_are_refused(tmp_path: Path) -> None:
     _scene(tmp_path, _large(90, 85))
     assert load_scene(tmp_path, SceneConfig(resolution=8, test_every=0)).train_views[0].camera.height == 11
     _scene(tmp_path, _large(90, 83))
-    text = _refused(tmp_path, r"a\.png would be trained at 11x10 px with --resolution 8", SceneConfig(resolution=8, test_every=0))
+    text = _refused(
+        tmp_path, r"a\.png would be trained at 11x10 px with --resolution 8", SceneConfig(resolution=8, test_every=0)
+    )
     assert "at least 11" in text
 
 
@@ -287,8 +301,8 @@ def test_extent() -> None:
 
 
 def test_the_scene_package_does_not_import_torch() -> None:
-    modules = "colmap distortion images load sample sample_render types undistort"
-    code = f"import sys, importlib\nfor m in {modules.split()}: importlib.import_module('gs_train.scene.' + m)\n"
+    modules = "scene.load scene.photos.cache sample.scene prepare.pipeline cameras.undistort"
+    code = f"import sys, importlib\nfor m in {modules.split()}: importlib.import_module('gs_train.' + m)\n"
     code += "print([m for m in ('torch', 'numba', 'scipy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -324,7 +338,7 @@ def test_every_fault_is_told_where_somebody_listens(tiny_scene: Path, tmp_path: 
     assert len(faults) == 2 and len(scene.train_views) + len(scene.test_views) == len(photos) - 2
     with pytest.raises(UserError, match=photos[1].name):
         load_scene(tmp_path / "scene", SceneConfig())
-    told = gs_train("info", tmp_path / "scene")
-    assert told.returncode == 2
+    message = gs_train("info", tmp_path / "scene")
+    assert message.returncode == 2
     for photo in (photos[1], photos[3], photos[5]):
-        assert sum(photo.name in line for line in told.stdout.splitlines() if line.startswith("fault")) == 1
+        assert sum(photo.name in line for line in message.stdout.splitlines() if line.startswith("fault")) == 1

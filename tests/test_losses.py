@@ -65,7 +65,12 @@ def test_valid_ssim_refuses_what_is_smaller_than_the_window() -> None:
 
 def test_images_that_do_not_fit_together_are_refused() -> None:
     image = torch.zeros(20, 30, 3)
-    for target in (torch.zeros(20, 20, 3), torch.zeros(21, 30, 3), torch.zeros(20, 30, 3).double(), torch.zeros(20, 30, 3).byte()):
+    for target in (
+        torch.zeros(20, 20, 3),
+        torch.zeros(21, 30, 3),
+        torch.zeros(20, 30, 3).double(),
+        torch.zeros(20, 30, 3).byte(),
+    ):
         with pytest.raises(ValueError, match=r"must both be \[H, W, 3\]"):
             photometric_loss(image, target, 0.2)
     for channels in (1, 4):

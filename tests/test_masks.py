@@ -21,10 +21,10 @@ from transforms_files import document, write, write_blender
 from gs_train import losses
 from gs_train.errors import UserError
 from gs_train.evaluate.metrics import view_metrics
-from gs_train.scene.cache import ImageCache
-from gs_train.scene.composite import over, weight
-from gs_train.scene.images import decode_image, decode_mask
 from gs_train.scene.load import SceneConfig, load_scene
+from gs_train.scene.photos.cache import ImageCache
+from gs_train.scene.photos.composite import over, weight
+from gs_train.scene.photos.decode import decode_image, decode_mask
 from gs_train.scene.types import AlphaUse, Camera, View
 
 ALL = SceneConfig(test_every=0)
@@ -32,7 +32,9 @@ ALL = SceneConfig(test_every=0)
 
 def _view(photo: Path, size: tuple[int, int], mask: Path | None = None, alpha: AlphaUse = "composite") -> View:
     camera = Camera(width=size[0], height=size[1], fx=1, fy=1, cx=0, cy=0)
-    return View(name=photo.name, image_path=photo, camera=camera, world_to_camera=np.eye(4), mask_path=mask, alpha=alpha)
+    return View(
+        name=photo.name, image_path=photo, camera=camera, world_to_camera=np.eye(4), mask_path=mask, alpha=alpha
+    )
 
 
 def _save(path: Path, pixels: NDArray[Any]) -> Path:
@@ -124,7 +126,9 @@ def test_masks_and_alpha_together(tmp_path: Path, alpha: AlphaUse, right: int) -
     mask[:10] = 0
     pixels = decode_image(_view(photo, (40, 30), _save(tmp_path / "m.png", mask), alpha))
     assert pixels.shape == (30, 40, 5)
-    assert (pixels[:10, :, 4] == 0).all() and (pixels[10:, :20, 4] == 255).all() and (pixels[10:, 20:, 4] == right).all()
+    assert (
+        (pixels[:10, :, 4] == 0).all() and (pixels[10:, :20, 4] == 255).all() and (pixels[10:, 20:, 4] == right).all()
+    )
     assert (pixels[:, 20:, 3] == (51 if alpha == "composite" else 255)).all()
 
 
@@ -152,7 +156,9 @@ def _scene(folder: Path) -> Path:
 def test_masks_are_found_by_name(tmp_path: Path, photo: str, mask: str) -> None:
     _save(_scene(tmp_path) / "masks" / mask, _half_mask())
     scene = load_scene(tmp_path, ALL)
-    assert {view.name: view.mask_path for view in scene.train_views if view.mask_path} == {photo: tmp_path / "masks" / mask}
+    assert {view.name: view.mask_path for view in scene.train_views if view.mask_path} == {
+        photo: tmp_path / "masks" / mask
+    }
     assert scene.notices == (f"1 of 4 photos have a mask in {tmp_path / 'masks'}.",)
 
 
@@ -195,7 +201,9 @@ def test_masks_of_another_size(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"masks/b\.png is 80x62 px and its photo .*images/b\.png 40x30"):
         load_scene(tmp_path, ALL)
     (tmp_path / "masks/b.png").write_text("no image")
-    with pytest.raises(UserError, match=r"masks/b\.png cannot be decoded .*: make the mask anew, or take it out of its folder"):
+    with pytest.raises(
+        UserError, match=r"masks/b\.png cannot be decoded .*: make the mask anew, or take it out of its folder"
+    ):
         load_scene(tmp_path, ALL)
     _save(tmp_path / "masks/e.png", _half_mask((80, 62)))
     faults: list[UserError] = []
@@ -219,7 +227,10 @@ def test_a_mask_that_hides_everything_takes_its_view_out(tmp_path: Path) -> None
     assert scene.notices[1] == "1 photos are left out, because their masks hide all of them (b.png)."
     for name in ("a", "e", "sub/c d"):
         _save(tmp_path / f"masks/{name}.png", np.zeros((30, 20 if name == "a" else 40), np.uint8))
-    with pytest.raises(UserError, match=r"leaves 0 of its 4 views to train on .* and 4 masks that hide all .*: mend the masks, add photos"):
+    with pytest.raises(
+        UserError,
+        match=r"leaves 0 of its 4 views to train on .* and 4 masks that hide all .*: mend the masks, add photos",
+    ):
         load_scene(tmp_path, ALL)
 
 
@@ -241,17 +252,17 @@ def test_the_loss_sees_nothing_of_what_does_not_count(dtype: torch.dtype) -> Non
     gradients = []
     for counts in (mask, soft):
         render = image.clone().requires_grad_()
-        loss = losses.photometric_loss(losses.where_it_counts(render, target, counts), target, 0.2)
+        loss = losses.photometric_loss(losses.apply_mask(render, target, counts), target, 0.2)
         loss.backward()
         assert render.grad is not None
         assert not render.grad[8:20, 10:30].any() and render.grad[0, 0].all()
         gradients.append((loss, render.grad))
         painted = torch.where(mask == 0.0, torch.rand(3, dtype=dtype), image)
-        same = losses.photometric_loss(losses.where_it_counts(painted, target, counts), target, 0.2)
+        same = losses.photometric_loss(losses.apply_mask(painted, target, counts), target, 0.2)
         assert torch.equal(same, loss.detach())
-    assert losses.where_it_counts(image, target, None) is image
+    assert losses.apply_mask(image, target, None) is image
     # With L1 alone a weight of w scales error and gradient by w.
-    alone = [losses.photometric_loss(losses.where_it_counts(image, target, counts), target, 0.0) for counts in (mask, soft)]
+    alone = [losses.photometric_loss(losses.apply_mask(image, target, counts), target, 0.0) for counts in (mask, soft)]
     torch.testing.assert_close(alone[1], 0.25 * alone[0])
 
 
@@ -263,7 +274,9 @@ def test_metrics_are_over_what_counts() -> None:
     assert metrics.psnr == pytest.approx(expected, abs=1e-4)
     assert metrics == view_metrics(torch.where(mask == 0, torch.tensor(5.0), image), target, mask)
     assert metrics.ssim > view_metrics(image, target).ssim
-    assert view_metrics(image, target, torch.ones(32, 48, 1)).psnr == pytest.approx(view_metrics(image, target).psnr, abs=1e-4)
+    assert view_metrics(image, target, torch.ones(32, 48, 1)).psnr == pytest.approx(
+        view_metrics(image, target).psnr, abs=1e-4
+    )
     soft = view_metrics(image, target, torch.where(kept, 1.0, 0.5)[:, :, None])
     squared = ((image - target).double() ** 2).mean(dim=2)
     weights = torch.where(kept, 1.0, 0.5).double()
@@ -300,21 +313,37 @@ def test_a_run_does_not_see_what_is_masked(tiny_scene: Path, tmp_path: Path) -> 
             0,
         )
         run = tmp_path / f"run_{name}"
-        kind = ("--density.kind", "multiview", "--density.interval", 4, "--density.from-iteration", 1, "--density.until-iteration", 10)
+        kind = (
+            "--density.kind",
+            "multiview",
+            "--density.interval",
+            4,
+            "--density.from-iteration",
+            1,
+            "--density.until-iteration",
+            10,
+        )
         trained = gs_train("train", scene, "--out", run, *flags, *kind)
         assert trained.returncode == 0, trained.stderr
         assert "8 of 8 photos have a mask" in trained.stderr
         evaluated = gs_train("eval", run)
         assert evaluated.returncode == 0, evaluated.stderr
         figures = json.loads((run / "per_view.json").read_text())
-        splats.append(((run / "point_cloud/iteration_12/point_cloud.ply").read_bytes(), [view["psnr"] for view in figures.values()]))
+        splats.append(
+            (
+                (run / "point_cloud/iteration_12/point_cloud.ply").read_bytes(),
+                [view["psnr"] for view in figures.values()],
+            )
+        )
     assert splats[0] == splats[1]
 
 
 @pytest.mark.slow
 def test_what_is_masked_leaves_no_ghost(tmp_path: Path) -> None:
     script = Path(__file__).resolve().parents[1] / "scripts" / "bench_masks.py"
-    done = subprocess.run([sys.executable, script, tmp_path / "out"], capture_output=True, text=True, check=False, cwd=script.parents[1])
+    done = subprocess.run(
+        [sys.executable, script, tmp_path / "out"], capture_output=True, text=True, check=False, cwd=script.parents[1]
+    )
     assert done.returncode == 0, done.stderr
     gain = next(line.split("|")[2] for line in done.stdout.splitlines() if line.startswith("| gain"))
     assert float(gain) >= 1.0

@@ -5,38 +5,38 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from gs_train.memory import empty
+from gs_train.kernels.buffers import aligned_buffer
 
 SHAPE = (700, 1000)
 
 
 def test_arrays_begin_with_a_cache_line() -> None:
     for shape in ((3,), (5, 16), SHAPE, (0, 16)):
-        array = empty(shape)
+        array = aligned_buffer(shape)
         assert array.shape == shape
         assert array.dtype == np.float32
         assert array.ctypes.data % 64 == 0 or array.size == 0
-    assert empty((7,), np.uint64).dtype == np.uint64
+    assert aligned_buffer((7,), np.uint64).dtype == np.uint64
 
 
 def test_a_large_array_is_used_again_when_nobody_holds_it() -> None:
-    first = empty(SHAPE)
+    first = aligned_buffer(SHAPE)
     place = first.ctypes.data
-    assert empty(SHAPE).ctypes.data != place
+    assert aligned_buffer(SHAPE).ctypes.data != place
     del first
-    again = [empty(SHAPE), empty(SHAPE)]
+    again = [aligned_buffer(SHAPE), aligned_buffer(SHAPE)]
     assert place in [array.ctypes.data for array in again]
 
 
 def test_a_part_in_somebodys_hands_keeps_the_array() -> None:
-    row = empty(SHAPE)[3, :10]
-    tensor = torch.from_numpy(empty(SHAPE))[5:, :7]
+    row = aligned_buffer(SHAPE)[3, :10]
+    tensor = torch.from_numpy(aligned_buffer(SHAPE))[5:, :7]
     kept = torch.nn.Parameter(torch.zeros(SHAPE))
-    kept.grad = torch.from_numpy(empty(SHAPE))
+    kept.grad = torch.from_numpy(aligned_buffer(SHAPE))
     row[:] = 1.0
     tensor[:] = 2.0
     kept.grad[:] = 3.0
-    others = [empty(SHAPE) for _ in range(5)]
+    others = [aligned_buffer(SHAPE) for _ in range(5)]
     for other in others:
         other[:] = -1.0
     assert (row == 1.0).all()

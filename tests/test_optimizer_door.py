@@ -76,7 +76,9 @@ def assert_bound(model: GaussianModel) -> None:
 def plain_adam(expected: Snapshot, lrs: dict[str, float]) -> dict[str, Parameter]:
     """An Adam made by hand from ``expected``, stepped twice; returns its parameters."""
     parameters = {name: Parameter(value.clone()) for name, (value, _) in expected.items()}
-    adam = torch.optim.Adam([{"params": [p], "lr": lrs[name]} for name, p in parameters.items()], lr=0.0, eps=1e-15, fused=True)
+    adam = torch.optim.Adam(
+        [{"params": [p], "lr": lrs[name]} for name, p in parameters.items()], lr=0.0, eps=1e-15, fused=True
+    )
     for name, parameter in parameters.items():
         if expected[name][1]:
             adam.state[parameter] = {key: value.clone() for key, value in expected[name][1].items()}
@@ -100,7 +102,9 @@ def assert_steps_like_plain_adam(model: GaussianModel, expected: Snapshot) -> No
         assert torch.equal(model.parameters[name], parameter), name
 
 
-def mapped(before: Snapshot, on_value: Callable[[str, Tensor], Tensor], on_moment: Callable[[str, Tensor], Tensor]) -> Snapshot:
+def mapped(
+    before: Snapshot, on_value: Callable[[str, Tensor], Tensor], on_moment: Callable[[str, Tensor], Tensor]
+) -> Snapshot:
     return {
         name: (on_value(name, value), {k: v if k == "step" else on_moment(name, v) for k, v in state.items()})
         for name, (value, state) in before.items()
@@ -212,7 +216,9 @@ def test_any_sequence_follows_each_row(sequence: list[tuple[str, Any]]) -> None:
         if kind == "grow":
             new = random_tensors(value, seed=i)
             model.cat_tensors_to_optimizer(new)
-            mirror = mapped(mirror, lambda n, v, new=new: torch.cat([v, new[n]]), lambda n, m, new=new: torch.cat([m, 0 * new[n]]))
+            mirror = mapped(
+                mirror, lambda n, v, new=new: torch.cat([v, new[n]]), lambda n, m, new=new: torch.cat([m, 0 * new[n]])
+            )
         elif kind == "prune":
             keep = torch.tensor([bool(value >> (row % 8) & 1) for row in range(rows)], dtype=torch.bool)
             model.prune_optimizer(keep)
@@ -248,11 +254,23 @@ BAD_CALLS: list[tuple[Callable[[GaussianModel], object], str]] = [
     (lambda m: m.cat_tensors_to_optimizer(without("rotation")), "rotation: missing"),
     (lambda m: m.cat_tensors_to_optimizer({}), "missing"),
     (lambda m: m.cat_tensors_to_optimizer(with_bad("colour", torch.zeros(2, 3))), "colour: no such parameter"),
-    (lambda m: m.cat_tensors_to_optimizer(with_bad("f_rest", torch.zeros(2, 4, 3))), r"f_rest: .* \[2, 3, 3\], got \[2, 4, 3\]"),
-    (lambda m: m.cat_tensors_to_optimizer(with_bad("rotation", torch.zeros(3, 4))), r"rotation: expected shape \[2, 4\], got \[3, 4\]"),
+    (
+        lambda m: m.cat_tensors_to_optimizer(with_bad("f_rest", torch.zeros(2, 4, 3))),
+        r"f_rest: .* \[2, 3, 3\], got \[2, 4, 3\]",
+    ),
+    (
+        lambda m: m.cat_tensors_to_optimizer(with_bad("rotation", torch.zeros(3, 4))),
+        r"rotation: expected shape \[2, 4\], got \[3, 4\]",
+    ),
     (lambda m: m.cat_tensors_to_optimizer(with_bad("xyz", torch.zeros(()))), r"xyz: expected shape \[2, 3\], got \[\]"),
-    (lambda m: m.cat_tensors_to_optimizer(with_bad("opacity", torch.zeros(2, 1, dtype=torch.float64))), "opacity: expected torch.float32"),
-    (lambda m: m.prune_optimizer(torch.ones(4, dtype=torch.bool)), r"keep_mask: expected torch.bool of shape \[3\].*\[4\]"),
+    (
+        lambda m: m.cat_tensors_to_optimizer(with_bad("opacity", torch.zeros(2, 1, dtype=torch.float64))),
+        "opacity: expected torch.float32",
+    ),
+    (
+        lambda m: m.prune_optimizer(torch.ones(4, dtype=torch.bool)),
+        r"keep_mask: expected torch.bool of shape \[3\].*\[4\]",
+    ),
     (lambda m: m.prune_optimizer(torch.ones(3)), "keep_mask: expected torch.bool.*torch.float32"),
     (lambda m: m.replace_tensor_to_optimizer(torch.zeros(3, 3), "colour"), "colour: no such parameter"),
     (lambda m: m.replace_tensor_to_optimizer(torch.zeros(2, 3), "xyz"), r"xyz: expected shape \[3, 3\], got \[2, 3\]"),

@@ -14,26 +14,26 @@ from gs_train.evaluate.metrics import match_colours
 from gs_train.model.gaussians import GaussianModel
 from gs_train.render.cpu.rasterizer import CpuRasterizer
 from gs_train.scene.types import Camera
-from gs_train.train.exposure import Exposure
-from gs_train.train.per_view import PerView
-from gs_train.train.poses import PoseRefinement
+from gs_train.training.exposure import Exposure
+from gs_train.training.per_view import PerView
+from gs_train.training.poses import PoseRefinement
 
 
 def test_only_the_view_that_was_used_is_stepped_and_the_mean_stays() -> None:
     each = PerView(torch.zeros(3, 2), lambda _: 0.1)
     for _ in range(4):
-        each.centred(1, torch.zeros(2)).sum().backward()
-        each.learn(1)
+        each.zero_mean(1, torch.zeros(2)).sum().backward()
+        each.step(1)
     values = each.state_dict()["values"]
     assert torch.equal(values[[0, 2]], torch.zeros(2, 2)) and bool((values[1] < -0.3).all())
     mean = torch.tensor([5.0, -7.0])
-    torch.testing.assert_close(torch.stack([each.centred(index, mean) for index in range(3)]).mean(dim=0), mean)
+    torch.testing.assert_close(torch.stack([each.zero_mean(index, mean) for index in range(3)]).mean(dim=0), mean)
 
 
 def test_going_on_from_a_saved_state_takes_the_same_steps() -> None:
     def step(each: PerView, index: int) -> None:
-        each.centred(index, torch.zeros(2)).square().sum().backward()
-        each.learn(index + 1)
+        each.zero_mean(index, torch.zeros(2)).square().sum().backward()
+        each.step(index + 1)
 
     start = torch.tensor([[1.0, 2.0], [3.0, -4.0]])
     whole, part = PerView(start, lambda i: 0.1 / i), PerView(start, lambda i: 0.1 / i)
@@ -56,7 +56,7 @@ def test_exposure_learns_the_gains_of_the_photos_about_their_mean() -> None:
     for iteration in range(1, 301):
         index = iteration % 3
         (exposure.exposed(image, index) - gains[index] * image).square().mean().backward()
-        exposure.learn(iteration)
+        exposure.step(iteration)
     for index in range(3):
         torch.testing.assert_close(exposure.exposed(image, index).detach(), gains[index] * image, atol=0.03, rtol=0.0)
 
@@ -82,16 +82,22 @@ def test_a_refined_pose_is_rigid_and_turns_about_its_own_centre() -> None:
     poses = PoseRefinement(2, 100, extent=3.0, device="cpu")
     before = pose(0.3, (0.1, -0.2, 2.0))
     torch.testing.assert_close(poses.refined(before, 0), before)
-    poses.load_state_dict({**poses.state_dict(), "values": torch.tensor([[0.02, 0.0, 0.0, 0, 0, 0], [-0.02, 0.0, 0.0, 0, 0, 0]])})
+    poses.load_state_dict(
+        {**poses.state_dict(), "values": torch.tensor([[0.02, 0.0, 0.0, 0, 0, 0], [-0.02, 0.0, 0.0, 0, 0, 0]])}
+    )
     after = poses.refined(before, 0).detach()
     torch.testing.assert_close(after[:3, :3] @ after[:3, :3].T, torch.eye(3))
     centres = [-matrix[:3, :3].T @ matrix[:3, 3] for matrix in (before, after)]
     torch.testing.assert_close(*centres)
     angle = torch.arccos((torch.trace(before[:3, :3].T @ after[:3, :3]) - 1) / 2)
     assert float(angle) == pytest.approx(0.02, rel=1e-3)
-    poses.load_state_dict({**poses.state_dict(), "values": torch.tensor([[0, 0, 0, 0.0, 0.01, 0.0], [0, 0, 0, 0.0, -0.01, 0.0]])})
+    poses.load_state_dict(
+        {**poses.state_dict(), "values": torch.tensor([[0, 0, 0, 0.0, 0.01, 0.0], [0, 0, 0, 0.0, -0.01, 0.0]])}
+    )
     after = poses.refined(before, 0).detach()
-    torch.testing.assert_close(-after[:3, :3].T @ after[:3, 3] - centres[0], torch.tensor([0.0, 0.03, 0.0]), atol=1e-5, rtol=0.0)
+    torch.testing.assert_close(
+        -after[:3, :3].T @ after[:3, 3] - centres[0], torch.tensor([0.0, 0.03, 0.0]), atol=1e-5, rtol=0.0
+    )
 
 
 def test_a_camera_that_stands_wrong_finds_back_through_the_rasterizer() -> None:
@@ -118,7 +124,7 @@ def test_a_camera_that_stands_wrong_finds_back_through_the_rasterizer() -> None:
         index = iteration % 2
         image = rasterizer.render(model, camera, poses.refined(wrong[index], index), black).image
         (image - photo).square().mean().backward()
-        poses.learn(iteration)
+        poses.step(iteration)
     for index in range(2):
         left = (poses.refined(wrong[index], index).detach() - right).abs().max()
         assert left < 0.3 * (wrong[index] - right).abs().max()
@@ -128,7 +134,9 @@ def test_the_refined_cameras_are_written_beside_the_originals(tiny_scene: Path, 
     flags = ("--iterations", 12, "--device", "cpu", "--refine-poses", "--exposure", "affine", "--max-gaussians", 500)
     done = gs_train("train", tiny_scene, "--out", tmp_path / "run", *flags)
     assert done.returncode == 0, done.stderr
-    given, refined = (json.loads((tmp_path / "run" / f"{name}.json").read_text()) for name in ("cameras", "cameras_refined"))
+    given, refined = (
+        json.loads((tmp_path / "run" / f"{name}.json").read_text()) for name in ("cameras", "cameras_refined")
+    )
     assert [camera["img_name"] for camera in given] == [camera["img_name"] for camera in refined]
     moved = [np.abs(np.subtract(a["position"], b["position"])).max() for a, b in zip(given, refined, strict=True)]
     assert moved[0] == 0.0, "the test view has moved"
@@ -152,4 +160,6 @@ def test_a_splat_is_refined_and_keeps_its_degree(tiny_run: Path, tiny_scene: Pat
         (("--antialiased",), "--antialiased"),
     ):
         refused = gs_train(*common, "--out", tmp_path / "other", *flags)
-        assert refused.returncode == 2 and words in refused.stderr and refused.stderr.strip().count("\n") <= 1, refused.stderr
+        assert refused.returncode == 2 and words in refused.stderr and refused.stderr.strip().count("\n") <= 1, (
+            refused.stderr
+        )

@@ -21,7 +21,9 @@ def make_splat(rows: int, degree: int) -> SplatData:
     rest = (degree + 1) ** 2 - 1
     shapes = {"xyz": (3,), "f_dc": (1, 3), "f_rest": (rest, 3), "opacity": (1,), "scaling": (3,), "rotation": (4,)}
     rng = np.random.default_rng(7)
-    return SplatData(**{n: rng.integers(0, 2**32, (rows, *s), dtype=np.uint32).view(np.float32) for n, s in shapes.items()})
+    return SplatData(
+        **{n: rng.integers(0, 2**32, (rows, *s), dtype=np.uint32).view(np.float32) for n, s in shapes.items()}
+    )
 
 
 def assert_same_bits(actual: SplatData, expected: SplatData) -> None:
@@ -73,7 +75,9 @@ def test_the_layout(tmp_path: Path) -> None:
     rows = vertex_rows(tmp_path / "s.ply").view("<u4").reshape(2, len(names))
     assert np.array_equal(rows[:, 3:6], np.zeros((2, 3)))
     # Channel-major: three coefficients of red, then of green, then of blue.
-    assert np.array_equal(rows[:, 9:18], np.concatenate([splat.f_rest[:, :, c] for c in range(3)], axis=1).view(np.uint32))
+    assert np.array_equal(
+        rows[:, 9:18], np.concatenate([splat.f_rest[:, :, c] for c in range(3)], axis=1).view(np.uint32)
+    )
 
 
 def test_the_render_mode_is_named_and_the_bytes_repeat(tmp_path: Path) -> None:
@@ -88,11 +92,15 @@ def test_the_render_mode_is_named_and_the_bytes_repeat(tmp_path: Path) -> None:
 # ---- foreign layouts ----
 
 
-@pytest.mark.parametrize("variant", ["ascii", "big-endian", "float64", "shuffled", "no normals", "extra columns", "extra element"])
+@pytest.mark.parametrize(
+    "variant", ["ascii", "big-endian", "float64", "shuffled", "no normals", "extra columns", "extra element"]
+)
 def test_foreign_layouts(tmp_path: Path, variant: str) -> None:
     rng = np.random.default_rng(3)
     finite = make_splat(4, 2)
-    finite = SplatData(**{name: rng.normal(size=getattr(finite, name).shape).astype(np.float32) for name in ARRAY_NAMES})
+    finite = SplatData(
+        **{name: rng.normal(size=getattr(finite, name).shape).astype(np.float32) for name in ARRAY_NAMES}
+    )
     write_ply(tmp_path / "s.ply", finite)
     rows = vertex_rows(tmp_path / "s.ply")
     names, kind = list(rows.dtype.names or ()), "f4"
@@ -109,7 +117,9 @@ def test_foreign_layouts(tmp_path: Path, variant: str) -> None:
     elements = [PlyElement.describe(table, "vertex")]
     if variant == "extra element":
         elements.insert(0, PlyElement.describe(np.zeros(3, dtype=[("i", "i4")]), "camera"))
-    PlyData(elements, text=variant == "ascii", byte_order=">" if variant == "big-endian" else "<").write(str(tmp_path / "f.ply"))
+    PlyData(elements, text=variant == "ascii", byte_order=">" if variant == "big-endian" else "<").write(
+        str(tmp_path / "f.ply")
+    )
     if variant == "ascii":
         for name in ARRAY_NAMES:
             assert np.allclose(getattr(read_ply(tmp_path / "f.ply"), name), getattr(finite, name), rtol=1e-6)
@@ -177,7 +187,9 @@ def test_no_file_and_a_folder(tmp_path: Path) -> None:
 def test_a_number_of_coefficients_that_fits_no_degree(tmp_path: Path, gone: str) -> None:
     write_ply(tmp_path / "s.ply", make_splat(2, 1))
     rows = vertex_rows(tmp_path / "s.ply")
-    kept = np.array(rows[[name for name in rows.dtype.names or () if name != gone]].tolist(), dtype="<f4").reshape(2, -1)
+    kept = np.array(rows[[name for name in rows.dtype.names or () if name != gone]].tolist(), dtype="<f4").reshape(
+        2, -1
+    )
     table = kept.view([(name, "<f4") for name in rows.dtype.names or () if name != gone]).reshape(2)
     PlyData([PlyElement.describe(table, "vertex")], byte_order="<").write(str(tmp_path / "f.ply"))
     assert "has 8 columns f_rest_*" in refusal(tmp_path / "f.ply")

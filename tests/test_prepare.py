@@ -28,11 +28,12 @@ from PIL import Image, ImageFilter
 
 from gs_train import cli
 from gs_train.errors import UserError
-from gs_train.scene import images, prepare_images
-from gs_train.scene.colmap import read_model
-from gs_train.scene.prepare_images import camera_groups, choose_sharpest, copy_photos, list_photos, sharpness, stored_names
-from gs_train.scene.prepare_pairs import MOST_FOR_ALL_PAIRS, choose_pairs, nearest_by_appearance, vlad
-from gs_train.scene.prepare_worker import threads_for_memory
+from gs_train.prepare import photos as prepare_photos
+from gs_train.prepare.pairs import MOST_FOR_ALL_PAIRS, choose_pairs, nearest_by_appearance, vlad
+from gs_train.prepare.photos import camera_groups, choose_sharpest, copy_photos, list_photos, sharpness, stored_names
+from gs_train.prepare.worker import threads_for_memory
+from gs_train.scene.photos import decode
+from gs_train.scene.readers.colmap import read_model
 
 PHOTOS = 6
 PAIRS = PHOTOS * (PHOTOS - 1) // 2
@@ -53,9 +54,9 @@ class Prepare:
         monkeypatch.syspath_prepend(tests / "fake_pycolmap")
         self.behave()
 
-    def behave(self, **told: Any) -> None:
+    def behave(self, **message: Any) -> None:
         """Say what the fake does from now on."""
-        self.monkeypatch.setenv("FAKE_PYCOLMAP", json.dumps({"log": str(self.log), **told}))
+        self.monkeypatch.setenv("FAKE_PYCOLMAP", json.dumps({"log": str(self.log), **message}))
 
     def __call__(self, *arguments: object) -> tuple[int, str, str]:
         """Exit code, stdout, stderr; the photos and the scene if no arguments are given."""
@@ -138,8 +139,8 @@ def test_after_a_crash_it_goes_on_with_the_step_it_was_in(
     prepare: Prepare, call: str, step: str, before: list[str], left: list[str]
 ) -> None:
     prepare.behave(crash=call)
-    told = prepare.refused()
-    assert f"ended with code 77 in the step {step} (its log is {prepare.scene / 'prepare.log'})" in told
+    message = prepare.refused()
+    assert f"ended with code 77 in the step {step} (its log is {prepare.scene / 'prepare.log'})" in message
     assert prepare.calls() == before
     prepare.behave()
     assert prepare()[0] == 0
@@ -229,18 +230,18 @@ def test_photos_that_give_no_model(prepare: Prepare) -> None:
     prepare.behave(registered=0)
     assert "no two" in prepare.refused(), "what matched and what did not is not asked again"
     shutil.rmtree(prepare.scene)
-    told = prepare.refused()
-    assert "no camera poses could be found for the 6 photos" in told
+    message = prepare.refused()
+    assert "no camera poses could be found for the 6 photos" in message
     prepare.behave(registered=2)
-    assert prepare.refused() == told
+    assert prepare.refused() == message
     assert not list(prepare.scene.glob("sparse*"))
 
 
 def test_other_photos_are_refused_once_they_are_copied(prepare: Prepare) -> None:
     damaged = prepare.photos / "IMG_9.png"
     damaged.write_bytes((prepare.photos / "IMG_0.png").read_bytes()[:400])
-    told = prepare.refused()
-    assert told.startswith(f"{damaged} cannot be decoded (")
+    message = prepare.refused()
+    assert message.startswith(f"{damaged} cannot be decoded (")
     assert prepare.calls() == []
     damaged.unlink()
     assert prepare()[0] == 0, "taken out, as the sentence says"
@@ -256,7 +257,10 @@ def test_other_photos_are_refused_once_they_are_copied(prepare: Prepare) -> None
 def test_what_is_there_already_is_left_alone(prepare: Prepare) -> None:
     prepare.scene.mkdir()
     (prepare.scene / "note.txt").write_text("mine")
-    assert prepare.refused() == f"{prepare.scene} exists and is not a scene that prepare began: give a new or empty folder."
+    assert (
+        prepare.refused()
+        == f"{prepare.scene} exists and is not a scene that prepare began: give a new or empty folder."
+    )
     assert [path.name for path in prepare.scene.iterdir()] == ["note.txt"]
     assert "exists and is not a scene" in prepare.refused(prepare.photos, prepare.scene / "note.txt")
     inside = prepare.photos / "scene"
@@ -289,17 +293,22 @@ def test_flags(prepare: Prepare) -> None:
 
 
 def test_without_pycolmap_it_says_what_to_install(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gs_train.scene.prepare.find_spec", lambda name: None if name == "pycolmap" else find_spec(name))
-    assert prepare.refused() == f"prepare needs pycolmap, which is not installed: {sys.executable} -m pip install pycolmap."
-    monkeypatch.setattr("gs_train.scene.prepare.find_spec", lambda name: None if name == "imageio_ffmpeg" else True)
+    monkeypatch.setattr(
+        "gs_train.prepare.pipeline.find_spec", lambda name: None if name == "pycolmap" else find_spec(name)
+    )
+    assert (
+        prepare.refused()
+        == f"prepare needs pycolmap, which is not installed: {sys.executable} -m pip install pycolmap."
+    )
+    monkeypatch.setattr("gs_train.prepare.pipeline.find_spec", lambda name: None if name == "imageio_ffmpeg" else True)
     video = prepare.photos / "IMG_0.png"
-    told = "prepare needs imageio-ffmpeg for a video, which is not installed"
-    assert prepare.refused(video, prepare.scene) == f"{told}: {sys.executable} -m pip install imageio-ffmpeg."
+    message = "prepare needs imageio-ffmpeg for a video, which is not installed"
+    assert prepare.refused(video, prepare.scene) == f"{message}: {sys.executable} -m pip install imageio-ffmpeg."
     assert not prepare.scene.exists()
 
 
 def test_too_many_pixels(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "_MOST_PIXELS", 1000)
+    monkeypatch.setattr(decode, "_MOST_PIXELS", 1000)
     assert "IMG_0.png is 40x30 px, and 0 megapixels is the most" in prepare.refused()
 
 
@@ -346,7 +355,12 @@ def test_one_camera_for_all_photos_of_one_size_and_lens(tmp_path: Path) -> None:
 
     same, zoomed, upright = [photo("a.jpg", 28), photo("d.jpg", 28)], photo("b.jpg", 50), photo("c.jpg", 28, (30, 40))
     bare = [photo("e.png", None), photo("f.png", None)]
-    assert camera_groups(tmp_path, ["a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.png", "f.png"]) == [same, [zoomed], [upright], bare]
+    assert camera_groups(tmp_path, ["a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.png", "f.png"]) == [
+        same,
+        [zoomed],
+        [upright],
+        bare,
+    ]
 
 
 def test_names_have_no_white_space_and_do_not_collide(tmp_path: Path) -> None:
@@ -356,7 +370,9 @@ def test_names_have_no_white_space_and_do_not_collide(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     photos, others = list_photos(tmp_path)
     assert others == []
-    stored = dict(zip((photo.relative_to(tmp_path).as_posix() for photo in photos), stored_names(photos, tmp_path), strict=True))
+    stored = dict(
+        zip((photo.relative_to(tmp_path).as_posix() for photo in photos), stored_names(photos, tmp_path), strict=True)
+    )
     assert stored == {
         "a b.jpg": "a_b.jpg",
         "a#b.jpg": "a_b_2.jpg",
@@ -399,7 +415,10 @@ def test_sharpness_sees_blur_at_any_size() -> None:
     for height, width in ((30, 40), (1500, 2001)):
         # At 2001 px the score is taken from half of that, so the texture has to be coarser.
         coarse = np.repeat(np.repeat(_noise(1, height // 10, width // 10), 10, axis=0), 10, axis=1)
-        scores = [sharpness(np.asarray(Image.fromarray(coarse).filter(ImageFilter.GaussianBlur(radius)))) for radius in (0, 2, 5)]
+        scores = [
+            sharpness(np.asarray(Image.fromarray(coarse).filter(ImageFilter.GaussianBlur(radius))))
+            for radius in (0, 2, 5)
+        ]
         assert scores == sorted(scores, reverse=True)
         assert scores[0] > 2 * scores[1] > 4 * scores[2]
 
@@ -426,7 +445,9 @@ def test_many_are_compared_with_neighbours_and_with_those_that_look_alike(tmp_pa
     names = [f"{i:03d}.jpg" for i in range(len(route))]
     with sqlite3.connect(database) as connection:
         connection.execute("CREATE TABLE images (image_id INTEGER PRIMARY KEY, name TEXT)")
-        connection.execute("CREATE TABLE descriptors (image_id INTEGER PRIMARY KEY, rows INTEGER, cols INTEGER, data BLOB)")
+        connection.execute(
+            "CREATE TABLE descriptors (image_id INTEGER PRIMARY KEY, rows INTEGER, cols INTEGER, data BLOB)"
+        )
         for index, place in enumerate(route):
             noisy = np.clip(seen[place] + rng.integers(-9, 10, seen[place].shape), 0, 255).astype(np.uint8)
             connection.execute("INSERT INTO images VALUES (?, ?)", (index + 1, names[index]))
@@ -458,8 +479,10 @@ def test_at_least_one_thread_and_no_more_than_memory_bears(monkeypatch: pytest.M
 
 
 def test_the_process_beside_does_not_import_pillow() -> None:
-    program = "import sys, gs_train.scene.prepare_worker; print([name for name in ('PIL', 'numpy', 'torch') if name in sys.modules])"
-    done = subprocess.run([*command()[:1], "-c", program], capture_output=True, text=True, check=True, env=environment())
+    program = "import sys, gs_train.prepare.worker; print([name for name in ('PIL', 'numpy', 'torch') if name in sys.modules])"
+    done = subprocess.run(
+        [*command()[:1], "-c", program], capture_output=True, text=True, check=True, env=environment()
+    )
     assert done.stdout.strip() == "[]"
 
 
@@ -468,4 +491,4 @@ def test_a_video_that_ffmpeg_cannot_read_is_refused(tmp_path: Path, monkeypatch:
     video = tmp_path / "video.mp4"
     video.write_text("no video")
     with pytest.raises(UserError, match=r"video\.mp4 cannot be read as a video \(.+\): give a file that ffmpeg plays"):
-        prepare_images.extract_frames(video, tmp_path, 5, lambda done, total: None)
+        prepare_photos.extract_frames(video, tmp_path, 5, lambda done, total: None)

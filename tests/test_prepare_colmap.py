@@ -14,20 +14,31 @@ import pytest
 from command_line import ROOT, environment, gs_train
 from PIL import Image, ImageFilter
 
-from gs_train.scene.colmap import ColmapModel, read_model
-from gs_train.scene.prepare_images import extract_frames
+from gs_train.prepare.photos import extract_frames
+from gs_train.scene.readers.colmap import ColmapModel, read_model
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(find_spec("pycolmap") is None, reason="pycolmap is not installed: pip install pycolmap"),
 ]
-video = pytest.mark.skipif(find_spec("imageio_ffmpeg") is None, reason="imageio-ffmpeg is not installed: pip install imageio-ffmpeg")
+video = pytest.mark.skipif(
+    find_spec("imageio_ffmpeg") is None, reason="imageio-ffmpeg is not installed: pip install imageio-ffmpeg"
+)
 
 
 def prepare(*arguments: object) -> CompletedProcess[str]:
     """As a person does, with the packages found where they are found here, even if that is PYTHONPATH."""
-    homes = {str(Path(spec.origin).parents[1]) for name in ("pycolmap", "imageio_ffmpeg") if (spec := find_spec(name)) and spec.origin}
-    return gs_train("prepare", *arguments, env={**environment(), "PYTHONPATH": os.pathsep.join([str(ROOT), *sorted(homes)])}, timeout=900)
+    homes = {
+        str(Path(spec.origin).parents[1])
+        for name in ("pycolmap", "imageio_ffmpeg")
+        if (spec := find_spec(name)) and spec.origin
+    }
+    return gs_train(
+        "prepare",
+        *arguments,
+        env={**environment(), "PYTHONPATH": os.pathsep.join([str(ROOT), *sorted(homes)])},
+        timeout=900,
+    )
 
 
 def centres(model: ColmapModel) -> dict[str, np.ndarray]:

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 
+from gs_train.config.settings import TrainConfig
 from gs_train.density.config import DensityConfig
 from gs_train.errors import UserError
 from gs_train.model.schedule import OptimizerConfig
+from gs_train.run.checkpoint import list_checkpoints, read_checkpoint
 from gs_train.scene.load import SceneConfig, load_scene
 from gs_train.scene.types import Scene
-from gs_train.train.checkpoint import list_checkpoints, read_checkpoint
-from gs_train.train.config import TrainConfig
-from gs_train.train.loop import train
-from gs_train.train.state import TrainState
+from gs_train.training.loop import train
+from gs_train.training.state import TrainState
 
 # Growth and an opacity reset on both sides of the stop at 150; statistics are half gathered there, and no log line falls on it.
 CONFIG = TrainConfig(
@@ -28,7 +28,9 @@ CONFIG = TrainConfig(
     max_gaussians=4000,
     save_every=40,
     log_every=7,
-    density=DensityConfig(from_iteration=20, until_iteration=290, interval=40, opacity_reset_interval=120, grad_threshold=1e-4),
+    density=DensityConfig(
+        from_iteration=20, until_iteration=290, interval=40, opacity_reset_interval=120, grad_threshold=1e-4
+    ),
 ).resolved()
 STOP = 150
 
@@ -73,7 +75,11 @@ def differences(left: Any, right: Any, where: str = "") -> list[str]:
     if where.endswith("elapsed_s"):
         return []
     if isinstance(left, torch.Tensor):
-        same = isinstance(right, torch.Tensor) and left.dtype == right.dtype and left.numpy().tobytes() == right.numpy().tobytes()
+        same = (
+            isinstance(right, torch.Tensor)
+            and left.dtype == right.dtype
+            and left.numpy().tobytes() == right.numpy().tobytes()
+        )
         return [] if same else [where]
     if isinstance(left, dict):
         if left.keys() != right.keys():
@@ -123,7 +129,9 @@ def test_metrics_and_splat_are_the_same(at_once: tuple[Path, Trace], in_two_part
     assert ply(in_two_parts) == ply(at_once[0])
 
 
-def test_lines_past_the_checkpoint_are_cut_when_a_killed_run_goes_on(scene: Scene, at_once: tuple[Path, Trace], tmp_path: Path) -> None:
+def test_lines_past_the_checkpoint_are_cut_when_a_killed_run_goes_on(
+    scene: Scene, at_once: tuple[Path, Trace], tmp_path: Path
+) -> None:
     config = replace(CONFIG, iterations=60)
     train(scene, config, tmp_path / "run")
     newest = list_checkpoints(tmp_path / "run" / "checkpoints")[0]
@@ -139,7 +147,10 @@ def test_going_on_past_the_old_end_keeps_the_schedule(scene: Scene, tmp_path: Pa
     longer = replace(config, iterations=30)
     state = train(scene, longer, tmp_path / "run", resume=True)
     assert state.iteration == 30
-    assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["iteration_000030.pt", "iteration_000020.pt"]
+    assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == [
+        "iteration_000030.pt",
+        "iteration_000020.pt",
+    ]
     assert len(ply(tmp_path / "run", 30)) == len(ply(tmp_path / "run", 20))
     # Rates had decayed to the end after 20 steps; going on does not raise them again.
     lr = [line["lr_xyz"] for line in metrics(tmp_path / "run")]
@@ -181,7 +192,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "antialiased": {"antialiased": True},
     "random background": {"background": "random", "density": {"kind": "mcmc"}},
     "exposures": {"exposure": "affine", "density": {"kind": "multiview"}},
-    "visible only": {"optimizer": OptimizerConfig(visible_only=True, f_rest_interval=4), "density": {"kind": "multiview"}},
+    "visible only": {
+        "optimizer": OptimizerConfig(visible_only=True, f_rest_interval=4),
+        "density": {"kind": "multiview"},
+    },
     "batches": {"batch_size": 3, "batch_from": 30, "background": "learned", "density": {"kind": "classic"}},
     "refined poses": {"refine_poses": True},
     "learned background": {"background": "learned", "density": {"kind": "multiview"}},
@@ -192,9 +206,17 @@ CAP = 450
 @pytest.mark.parametrize("variant", list(VARIANTS))
 def test_every_variant_goes_on_exactly_and_keeps_to_the_cap(scene: Scene, tmp_path: Path, variant: str) -> None:
     changes = dict(VARIANTS[variant])
-    schedule = {"from_iteration": 10, "until_iteration": 60, "refine_until_iteration": 70, "interval": 20, "grad_threshold": 1e-5}
+    schedule = {
+        "from_iteration": 10,
+        "until_iteration": 60,
+        "refine_until_iteration": 70,
+        "interval": 20,
+        "grad_threshold": 1e-5,
+    }
     density = DensityConfig(**schedule | {"opacity_reset_interval": 0} | changes.pop("density", {}))
-    config = TrainConfig(iterations=80, device="cpu", max_gaussians=CAP, save_every=30, log_every=20, density=density, **changes).resolved()
+    config = TrainConfig(
+        iterations=80, device="cpu", max_gaussians=CAP, save_every=30, log_every=20, density=density, **changes
+    ).resolved()
     whole, parts = Trace(), Trace()
     train(scene, config, tmp_path / "whole", after_step=[whole])
     train(scene, config, tmp_path / "parts", after_step=[parts], should_stop=lambda: len(parts.counts) == 45)
@@ -203,4 +225,6 @@ def test_every_variant_goes_on_exactly_and_keeps_to_the_cap(scene: Scene, tmp_pa
     assert differences(left.state, right.state) == []
     assert parts.counts == whole.counts
     assert whole.counts[44] != whole.counts[0] and max(whole.counts) <= CAP
-    assert variant != "learned background" or not torch.equal(left.state["background"]["settled"], torch.full((3,), 0.5))
+    assert variant != "learned background" or not torch.equal(
+        left.state["background"]["settled"], torch.full((3,), 0.5)
+    )

@@ -9,11 +9,11 @@ import pytest
 from colmap_files import read_observations
 
 from gs_train.errors import UserError
-from gs_train.scene import sample
-from gs_train.scene.cache import ImageCache
+from gs_train.sample import scene as sample_module
+from gs_train.sample.raycast import Box, Frustum, Shape, Solid, Sphere, cast, colours
+from gs_train.sample.scene import still_life, write_sample_scene
 from gs_train.scene.load import SceneConfig, camera_centres, load_scene
-from gs_train.scene.sample import still_life, write_sample_scene
-from gs_train.scene.sample_render import Box, Frustum, Shape, Solid, Sphere, cast, colours
+from gs_train.scene.photos.cache import ImageCache
 
 
 def _files(folder: Path) -> dict[str, bytes]:
@@ -108,8 +108,10 @@ def test_a_neighbour_called_partial_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "scene").stat().st_mode == ordinary.stat().st_mode
 
 
-def test_a_place_that_cannot_be_written_is_known_before_rendering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sample, "bake", lambda *_: pytest.fail("rendered first"))
+def test_a_place_that_cannot_be_written_is_known_before_rendering(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sample_module, "bake", lambda *_: pytest.fail("rendered first"))
     (tmp_path / "file").write_text("mine")
     for path in (tmp_path / "file" / "scene", tmp_path / "file" / "deeper" / "scene", tmp_path / ("x" * 300)):
         with pytest.raises(UserError, match=r" cannot be written \(.+\): choose another folder\.$") as caught:
@@ -121,7 +123,7 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: p
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sample, "_write_model", fail)
+    monkeypatch.setattr(sample_module, "_write_model", fail)
     with pytest.raises(UserError, match=r"scene cannot be written \(No space left on device\)"):
         write_sample_scene(tmp_path / "scene", views=2, width=16, height=12, points=10)
     assert list(tmp_path.iterdir()) == []
@@ -148,7 +150,9 @@ def test_rays_meet_each_shape_where_a_march_does(shape: Shape) -> None:
         inside = (np.abs(places) < shape.half).all(axis=-1)
     else:
         assert isinstance(shape, Frustum)
-        inside = (np.abs(z) < shape.h) & (np.hypot(x, y) < shape.low + (shape.high - shape.low) * (z + shape.h) / (2 * shape.h))
+        inside = (np.abs(z) < shape.h) & (
+            np.hypot(x, y) < shape.low + (shape.high - shape.low) * (z + shape.h) / (2 * shape.h)
+        )
     marched = np.where(inside.any(axis=1), steps[inside.argmax(axis=1)], np.inf)
     # A march in steps misses a graze that the exact answer sees, never the other way round.
     both = np.isfinite(marched)

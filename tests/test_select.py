@@ -11,9 +11,9 @@ import numba
 import pytest
 import torch
 
-from gs_train import jit
 from gs_train.errors import UserError
-from gs_train.jit import telling
+from gs_train.kernels import jit
+from gs_train.kernels.jit import report_compilation
 from gs_train.render import gsplat_cuda
 from gs_train.render.select import select_rasterizer
 from gs_train.scene.types import Camera
@@ -66,7 +66,7 @@ def test_auto_without_gpu_is_the_cpu(no_gpu: None, said: list[str]) -> None:
 def test_compiling_is_announced_and_timed(said: list[str]) -> None:
     function = numba.njit(lambda x: x + 1)
     for expected in (2, 2):
-        with telling(said.append):
+        with report_compilation(said.append):
             assert function(1) == 2
         # The second time, nothing is compiled and nothing said.
         assert len(said) == expected
@@ -74,10 +74,12 @@ def test_compiling_is_announced_and_timed(said: list[str]) -> None:
     assert said[1].startswith("Compiled 1 kernels in ")
 
 
-def test_a_cache_folder_that_cannot_be_written_to_is_named(said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_folder_that_cannot_be_written_to_is_named(
+    said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(jit, "_cache_folder", lambda: tmp_path / "missing")
     function = numba.njit(lambda x: x + 1)
-    with telling(said.append):
+    with report_compilation(said.append):
         function(1)
     assert "not kept" in said[1] and str(tmp_path / "missing") in said[1] and "NUMBA_CACHE_DIR" in said[1]
 
@@ -101,12 +103,17 @@ def test_gpu_without_toolkit(gpu: None, said: list[str], monkeypatch: pytest.Mon
     stage_backend(monkeypatch, compiled=None)
     selection = select_rasterizer("auto", said.append)
     assert selection.rasterizer.name == "cpu"
-    assert selection.reason == "cpu: there is NVIDIA Test, but gsplat found no CUDA toolkit (nvcc) to compile its kernels with"
+    assert (
+        selection.reason
+        == "cpu: there is NVIDIA Test, but gsplat found no CUDA toolkit (nvcc) to compile its kernels with"
+    )
     with pytest.raises(UserError, match=r"^--device cuda: gsplat found no CUDA toolkit .*--device cpu\.$"):
         select_rasterizer("cuda", said.append)
 
 
-def test_kernels_that_do_not_load_are_told_in_one_line(gpu: None, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_that_do_not_load_are_told_in_one_line(
+    gpu: None, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     # None in sys.modules makes the import raise, as it does where gsplat's undeclared dependency is missing.
     stage_backend(monkeypatch, compiled=object())
     monkeypatch.setitem(sys.modules, "gsplat.cuda._backend", None)
@@ -118,7 +125,9 @@ def test_kernels_that_do_not_load_are_told_in_one_line(gpu: None, said: list[str
 
 
 @pytest.mark.parametrize(("built", "lines"), [(True, 0), (False, 1)])
-def test_the_compilation_is_announced(built: bool, lines: int, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_compilation_is_announced(
+    built: bool, lines: int, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     stage_backend(monkeypatch, compiled=object())
     monkeypatch.setattr(gsplat_cuda, "kernels_built", lambda: built)
     assert gsplat_cuda.why_unusable(said.append) is None

@@ -16,10 +16,10 @@ from plyfile import PlyData, PlyElement
 from transforms_files import SIZE, document, look_at, ring, write, write_blender
 
 from gs_train.errors import UserError
-from gs_train.scene.box import starting_box
-from gs_train.scene.colmap import ColmapCamera, read_model
+from gs_train.scene.extent import initial_bounds
 from gs_train.scene.load import SceneConfig, load_scene
-from gs_train.scene.transforms import read_transforms
+from gs_train.scene.readers.colmap import ColmapCamera, read_model
+from gs_train.scene.readers.transforms import read_transforms
 from gs_train.scene.types import Camera, View
 
 ALL = SceneConfig(test_every=0)
@@ -63,7 +63,9 @@ def test_three_rows_do_and_a_scale_is_left_out_and_told(tmp_path: Path) -> None:
 def test_an_applied_transform_is_passed_over(tmp_path: Path) -> None:
     """Nerfstudio writes poses and points after it: both are in one frame."""
     PlyData([_points([(0.5, 0.25, -1.0)])]).write(str(tmp_path / "points.ply"))
-    write(tmp_path, document(4, applied_transform=[[1, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0]], ply_file_path="points.ply"))
+    write(
+        tmp_path, document(4, applied_transform=[[1, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0]], ply_file_path="points.ply")
+    )
     scene = load_scene(tmp_path, ALL)
     np.testing.assert_allclose(scene.train_views[0].world_to_camera[:3, 3], (0, 0, math.sqrt(17)), atol=1e-12)
     np.testing.assert_array_equal(scene.points.xyz, [(0.5, 0.25, -1.0)])
@@ -133,7 +135,12 @@ def test_blender_with_fewer_files(tmp_path: Path) -> None:
 
 def test_lists_of_file_names_are_the_split(tmp_path: Path) -> None:
     names = [f"images/{i}.png" for i in range(6)]
-    write(tmp_path, document(6, train_filenames=[f"./{name}" for name in names[:3]], val_filenames=names[3:4], test_filenames=names[4:5]))
+    write(
+        tmp_path,
+        document(
+            6, train_filenames=[f"./{name}" for name in names[:3]], val_filenames=names[3:4], test_filenames=names[4:5]
+        ),
+    )
     scene = load_scene(tmp_path, SceneConfig())
     assert [view.name for view in scene.train_views] == names[:3]
     assert [view.name for view in scene.test_views] == names[4:5]
@@ -177,14 +184,20 @@ def test_endings_are_found(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     for number, ending in enumerate((".jpg", ".webp", ".png")):
         Image.new("RGB", SIZE).save(tmp_path / f"images/{number}{ending}")
-    assert [view.name for view in load_scene(tmp_path, ALL).train_views] == ["images/0.jpg", "images/1.webp", "images/2.png"]
+    assert [view.name for view in load_scene(tmp_path, ALL).train_views] == [
+        "images/0.jpg",
+        "images/1.webp",
+        "images/2.png",
+    ]
 
 
 # ---- points
 
 
 def _points(xyz: list[tuple[float, ...]], colours: tuple[str, list[tuple[float, ...]]] | None = None) -> PlyElement:
-    kinds = [(axis, "f4") for axis in "xyz"] + ([(name, colours[0]) for name in ("red", "green", "blue")] if colours else [])
+    kinds = [(axis, "f4") for axis in "xyz"] + (
+        [(name, colours[0]) for name in ("red", "green", "blue")] if colours else []
+    )
     rows = [(*place, *(colours[1][i] if colours else ())) for i, place in enumerate(xyz)]
     return PlyElement.describe(np.array(rows, dtype=kinds), "vertex")
 
@@ -194,7 +207,9 @@ def _points(xyz: list[tuple[float, ...]], colours: tuple[str, list[tuple[float, 
     [(("u1", [(1, 2, 255)]), (1, 2, 255)), (("f4", [(0.0, 0.5, 1.5)]), (0, 128, 255)), (None, (128, 128, 128))],
 )
 @pytest.mark.parametrize("text", [True, False])
-def test_points(tmp_path: Path, colours: tuple[str, list[tuple[float, ...]]] | None, rgb: tuple[int, ...], text: bool) -> None:
+def test_points(
+    tmp_path: Path, colours: tuple[str, list[tuple[float, ...]]] | None, rgb: tuple[int, ...], text: bool
+) -> None:
     PlyData([_points([(0.5, 0.25, -1.0)], colours)], text=text).write(str(tmp_path / "sparse.ply"))
     scene = load_scene(write(tmp_path, document(ply_file_path="sparse.ply")).parent, ALL)
     np.testing.assert_array_equal(scene.points.xyz, [(0.5, 0.25, -1.0)])
@@ -277,7 +292,10 @@ def test_no_pose(tmp_path: Path, matrix: Any, message: str) -> None:
         ({"fl_x": float("nan")}, "fl_x is nan"),
         ({"fl_x": 0}, "is not positive"),
         ({"fl_x": None, "fl_y": None, "camera_angle_x": 3.2}, "camera_angle_x is 3.2 and not between 0 and pi"),
-        ({"fl_x": None, "fl_y": None, "camera_angle_x": 5e-324}, "camera_angle_x is 4.94066e-324 and not between 0 and pi"),
+        (
+            {"fl_x": None, "fl_y": None, "camera_angle_x": 5e-324},
+            "camera_angle_x is 4.94066e-324 and not between 0 and pi",
+        ),
         ({"w": -40}, "a camera of -40x30 px cannot be"),
         ({"w": 40.5}, "a camera of 40.5x30 px cannot be"),
         ({"camera_model": "EQUIRECTANGULAR"}, "camera_model 'EQUIRECTANGULAR' is unknown"),
@@ -285,7 +303,10 @@ def test_no_pose(tmp_path: Path, matrix: Any, message: str) -> None:
         ({"camera_model": "OPENCV_FISHEYE", "p1": 0.1}, "p1 are not part of a lens"),
         ({"train_filenames": "images/0.png"}, "train_filenames is no list of file names"),
         ({"train_filenames": ["0.png"], "test_filenames": ["1.png"]}, "names none of its own photos in its lists"),
-        ({"test_filenames": [f"images/{i}.png" for i in range(4)]}, "leaves 1 of its 5 views to train on with its own split"),
+        (
+            {"test_filenames": [f"images/{i}.png" for i in range(4)]},
+            "leaves 1 of its 5 views to train on with its own split",
+        ),
         ({"ply_file_path": 3}, "ply_file_path is 3"),
         ({"ply_file_path": "gone.ply"}, "gone.ply, which .*transforms.json names as its points, cannot be read"),
         ({"ply_file_path": "transforms.json"}, "transforms.json, which .* is no PLY of points"),
@@ -312,7 +333,9 @@ def test_photos_whose_size_cannot_be_asked_are_each_told(tmp_path: Path) -> None
     (tmp_path / "images/3.png").unlink()
     faults: list[UserError] = []
     load_scene(tmp_path, ALL, faults.append)
-    assert [name for fault in faults for name in ("1.png cannot be decoded", "(images/3.png)") if name in str(fault)] == [
+    assert [
+        name for fault in faults for name in ("1.png cannot be decoded", "(images/3.png)") if name in str(fault)
+    ] == [
         "(images/3.png)",
         "1.png cannot be decoded",
     ]
@@ -320,7 +343,11 @@ def test_photos_whose_size_cannot_be_asked_are_each_told(tmp_path: Path) -> None
 
 def test_files_outside_the_scene_only_when_allowed(tmp_path: Path) -> None:
     photos = write(tmp_path / "elsewhere", document(3)).parent / "images"
-    for name, path in (("up", "../elsewhere/images"), ("up_and_back", "deeper/../../elsewhere/images"), ("absolute", str(photos))):
+    for name, path in (
+        ("up", "../elsewhere/images"),
+        ("up_and_back", "deeper/../../elsewhere/images"),
+        ("absolute", str(photos)),
+    ):
         content = document(3, folder=path)
         scene = write(tmp_path / name, content, photos=False).parent
         _refused(scene, r"frame 0: .* leads out of .*--allow-outside")
@@ -350,8 +377,8 @@ def test_a_named_file_trains_resumes_evaluates_and_informs(tmp_path: Path) -> No
     assert resumed.returncode == 0 and "Trained 5 iterations" in resumed.stdout, resumed.stderr
     evaluated = gs_train("eval", run)
     assert evaluated.returncode == 0 and "1 test view" in evaluated.stdout, evaluated.stderr
-    told = gs_train("info", file)
-    assert told.returncode == 0 and "5 to train on, 1 to test on" in told.stdout
+    message = gs_train("info", file)
+    assert message.returncode == 0 and "5 to train on, 1 to test on" in message.stdout
 
 
 def test_a_bad_file_is_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
@@ -368,14 +395,16 @@ def test_a_bad_file_is_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
 def _views(poses: list[Any]) -> list[View]:
     camera = Camera(width=400, height=400, fx=555.6, fy=555.6, cx=200, cy=200)
     flip = np.diag([1.0, -1.0, -1.0, 1.0])
-    return [View(name="", image_path=Path(), camera=camera, world_to_camera=np.linalg.inv(pose @ flip)) for pose in poses]
+    return [
+        View(name="", image_path=Path(), camera=camera, world_to_camera=np.linalg.inv(pose @ flip)) for pose in poses
+    ]
 
 
 def test_cameras_that_look_at_one_place_start_from_what_they_see_of_it() -> None:
     poses = ring(12)
     for pose in poses:
         pose[:3, 3] += (7.0, 8.0, 9.0)
-    box = starting_box(_views(poses), 4.4)
+    box = initial_bounds(_views(poses), 4.4)
     half = 0.9 * math.sqrt(17) * 200 / 555.6
     np.testing.assert_allclose(box, [(7 - half, 8 - half, 9 - half), (7 + half, 8 + half, 9 + half)], atol=1e-9)
 
@@ -387,10 +416,10 @@ def test_cameras_that_look_elsewhere_start_from_the_box_around_them() -> None:
         pose = np.eye(4)
         pose[:3, 3] = (x, y, 1)
         forward.append(pose)
-    box = starting_box(_views(outward), 4.4)
+    box = initial_bounds(_views(outward), 4.4)
     np.testing.assert_allclose(box[:, 2], (1 - 2.2, 1 + 2.2))
-    np.testing.assert_allclose(starting_box(_views(forward), 3.0), [(0, -0.5, -0.5), (4, 2.5, 2.5)])
-    np.testing.assert_allclose(starting_box(_views(forward[:1]), 0.0), [(-1, -1, 0), (1, 1, 2)])
+    np.testing.assert_allclose(initial_bounds(_views(forward), 3.0), [(0, -0.5, -0.5), (4, 2.5, 2.5)])
+    np.testing.assert_allclose(initial_bounds(_views(forward[:1]), 0.0), [(-1, -1, 0), (1, 1, 2)])
 
 
 # ---- the real scenes
@@ -406,7 +435,9 @@ def test_fox_is_the_same_in_both_formats(shared_scenes: Path) -> None:
     for name, pose in found.items():
         np.testing.assert_allclose(pose, expected[name], atol=1e-6)
     (camera,), (other,) = ours.cameras.values(), colmap.cameras.values()
-    assert (camera.model, camera.width, camera.height) == (other.model, other.width, other.height) == ("OPENCV", 360, 640)
+    assert (
+        (camera.model, camera.width, camera.height) == (other.model, other.width, other.height) == ("OPENCV", 360, 640)
+    )
     np.testing.assert_allclose(camera.params, other.params, rtol=1e-6)
 
 
@@ -422,4 +453,4 @@ def test_lego(shared_scenes: Path) -> None:
     assert (len(scene.train_views), len(scene.test_views), len(scene.points.xyz)) == (50, 20, 0)
     assert scene.train_views[0].camera.fx == pytest.approx(200 / math.tan(0.5 * json.loads("0.6911112070083618")))
     # The usual cube of the NeRF-synthetic scenes.
-    np.testing.assert_allclose(starting_box(scene.train_views, scene.extent), [(-1.3,) * 3, (1.3,) * 3], atol=0.02)
+    np.testing.assert_allclose(initial_bounds(scene.train_views, scene.extent), [(-1.3,) * 3, (1.3,) * 3], atol=0.02)

@@ -21,16 +21,18 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter, map_coordinates
 from test_distortion import DISTORTIONS, lens_of
 
+from gs_train.cameras.distortion import is_pinhole, project, unproject
+from gs_train.cameras.undistort import FoldedLensError, pinhole_for, resample, sampling_map
 from gs_train.errors import UserError
-from gs_train.scene.cache import ImageCache
-from gs_train.scene.colmap import read_model
-from gs_train.scene.distortion import is_pinhole, project, unproject
-from gs_train.scene.images import decode_image
 from gs_train.scene.load import SceneConfig, load_scene
+from gs_train.scene.photos.cache import ImageCache
+from gs_train.scene.photos.decode import decode_image
+from gs_train.scene.readers.colmap import read_model
 from gs_train.scene.types import Camera, Lens, View
-from gs_train.scene.undistort import FoldedLensError, pinhole_for, resample, sampling_map
 
-BARREL = Lens(model="OPENCV", width=160, height=120, fx=120.0, fy=118.0, cx=83.0, cy=57.0, distortion=(-0.2, 0.03, 0.004, -0.003))
+BARREL = Lens(
+    model="OPENCV", width=160, height=120, fx=120.0, fy=118.0, cx=83.0, cy=57.0, distortion=(-0.2, 0.03, 0.004, -0.003)
+)
 PINCUSHION = replace(BARREL, model="RADIAL", distortion=(0.15, 0.02))
 FISHEYE = replace(BARREL, model="OPENCV_FISHEYE", fx=90.0, fy=90.0, distortion=(0.02, -0.004, 0.0, 0.0))
 LENSES = {"barrel": BARREL, "pincushion": PINCUSHION, "fisheye": FISHEYE}
@@ -72,7 +74,11 @@ def test_crop_is_as_large_as_it_can_be(name: str) -> None:
     camera = pinhole_for(lens, "crop").camera
     for left, right, top, bottom in np.eye(4, dtype=int) * 3:
         larger = replace(
-            camera, width=camera.width + left + right, height=camera.height + top + bottom, cx=camera.cx + left, cy=camera.cy + top
+            camera,
+            width=camera.width + left + right,
+            height=camera.height + top + bottom,
+            cx=camera.cx + left,
+            cy=camera.cy + top,
         )
         assert not sampling_map(lens, larger)[1].all()
 
@@ -86,7 +92,9 @@ def test_a_lens_without_distortion_stays_as_it_is() -> None:
 
 @pytest.mark.parametrize("undistort", ["crop", "full"])
 def test_a_fisheye_is_narrowed_to_120_degrees(undistort: str) -> None:
-    lens = Lens(model="OPENCV_FISHEYE", width=600, height=600, fx=180.0, fy=180.0, cx=300.0, cy=300.0, distortion=(0.0,) * 4)
+    lens = Lens(
+        model="OPENCV_FISHEYE", width=600, height=600, fx=180.0, fy=180.0, cx=300.0, cy=300.0, distortion=(0.0,) * 4
+    )
     assert lens.width / lens.fx > math.pi, "it sees more than half of everything"
     pinhole = pinhole_for(lens, undistort)  # type: ignore[arg-type]
     camera = pinhole.camera
@@ -130,7 +138,9 @@ def test_damaged_parameters_are_told_and_never_crash() -> None:
     for model, (terms, _) in DISTORTIONS.items():
         for _ in range(6):
             wild = tuple((rng.standard_normal(len(terms)) * 10.0 ** rng.integers(-3, 300, len(terms))).tolist())
-            damaged = replace(lens, model=model, distortion=wild, cx=float(rng.normal(12, 30)), cy=float(rng.normal(9, 30)))
+            damaged = replace(
+                lens, model=model, distortion=wild, cx=float(rng.normal(12, 30)), cy=float(rng.normal(9, 30))
+            )
             for undistort in ("crop", "full"):
                 try:
                     camera = pinhole_for(damaged, undistort).camera  # type: ignore[arg-type]
@@ -147,7 +157,9 @@ def test_damaged_parameters_are_told_and_never_crash() -> None:
 def test_a_parameter_next_to_nothing_is_nothing(model: str) -> None:
     values = (0.001,) * len(DISTORTIONS[model][0])
     for at in range(len(values)):
-        without, with_it = (replace(BARREL, model=model, distortion=(*values[:at], least, *values[at + 1 :])) for least in (0.0, 5e-324))
+        without, with_it = (
+            replace(BARREL, model=model, distortion=(*values[:at], least, *values[at + 1 :])) for least in (0.0, 5e-324)
+        )
         expected, camera = pinhole_for(without, "crop").camera, pinhole_for(with_it, "crop").camera
         assert (camera.width, camera.height) == (expected.width, expected.height)
         assert (camera.cx, camera.cy) == pytest.approx((expected.cx, expected.cy))
@@ -180,7 +192,9 @@ def test_a_checkerboard_becomes_the_one_that_a_pinhole_sees(tmp_path: Path, name
 
     distorted = _picture(lens.width, lens.height, lambda pixels: unproject(lens, pixels), board)
     Image.fromarray(distorted).save(tmp_path / "a.png")
-    expected = _picture(camera.width, camera.height, lambda pixels: (pixels - (camera.cx, camera.cy)) / (camera.fx, camera.fy), board)
+    expected = _picture(
+        camera.width, camera.height, lambda pixels: (pixels - (camera.cx, camera.cy)) / (camera.fx, camera.fy), board
+    )
     view = _view(tmp_path / "a.png", lens, camera)
 
     def error(at: Camera) -> float:
@@ -190,7 +204,11 @@ def test_a_checkerboard_becomes_the_one_that_a_pinhole_sees(tmp_path: Path, name
 
     assert np.median(np.abs(decode_image(view).astype(float) - expected)) == 0
     assert error(camera) < 0.7
-    for moved in (replace(camera, cx=camera.cx + 0.25), replace(camera, cy=camera.cy - 0.25), replace(camera, fx=camera.fx * 1.01)):
+    for moved in (
+        replace(camera, cx=camera.cx + 0.25),
+        replace(camera, cy=camera.cy - 0.25),
+        replace(camera, fx=camera.fx * 1.01),
+    ):
         assert error(moved) > 1.8 * error(camera)
 
 
@@ -251,7 +269,9 @@ def test_views_of_one_camera_share_the_map(tmp_path: Path) -> None:
 # ---- scenes
 
 
-def _scene(folder: Path, camera: tuple[int, int, int, int, tuple[float, ...]], photos: str = "images", divided_by: int = 1) -> Path:
+def _scene(
+    folder: Path, camera: tuple[int, int, int, int, tuple[float, ...]], photos: str = "images", divided_by: int = 1
+) -> Path:
     model = Model(cameras=[camera, (7, *camera[1:])])
     model.write_binary(folder / "sparse/0")
     model.write_photos(folder / photos, divided_by)
@@ -295,7 +315,9 @@ def test_no_distortion_in_a_distorted_model_is_a_pinhole(tmp_path: Path) -> None
 
 def test_a_lens_that_cannot_be_inverted_is_refused(tmp_path: Path) -> None:
     scene = _scene(tmp_path, (1, 2, 40, 30, (33.0, 20.5, 15.5, -0.9)))
-    with pytest.raises(UserError, match=r"cameras\.bin: the distortion \(-0\.9,\) of camera [17] \(SIMPLE_RADIAL\) cannot be inverted"):
+    with pytest.raises(
+        UserError, match=r"cameras\.bin: the distortion \(-0\.9,\) of camera [17] \(SIMPLE_RADIAL\) cannot be inverted"
+    ):
         load_scene(scene, SceneConfig(test_every=0))
 
 
@@ -314,7 +336,18 @@ def test_the_command_line_trains_and_measures_distorted_photos(tiny_scene: Path,
     params = (*camera.focal_and_centre(), -0.1, 0.01, 0.001, 0.0)
     cameras.write_bytes(struct.pack("<QIiQQ8d", 1, camera_id, 4, camera.width, camera.height, *params))
     run = tmp_path / "run"
-    flags = ("--iterations", 6, "--device", "cpu", "--max-gaussians", 1000, "--undistort", "full", "--start-downscale", 2)
+    flags = (
+        "--iterations",
+        6,
+        "--device",
+        "cpu",
+        "--max-gaussians",
+        1000,
+        "--undistort",
+        "full",
+        "--start-downscale",
+        2,
+    )
     for arguments in (("train", scene, "--out", run, *flags), ("eval", run), ("info", scene)):
         done = gs_train(*arguments)
         assert done.returncode == 0, done.stderr
@@ -365,7 +398,12 @@ def test_points_meet_their_pixels_as_before(shared_scenes: Path, name: str, undi
         kept &= ((by_lens >= 2) & (by_lens <= (camera.width - 2, camera.height - 2))).all(axis=1)
         assert kept.mean() > 0.9
         places, _ = sampling_map(view.lens, view.camera)  # type: ignore[arg-type]
-        sources = np.stack([map_coordinates(plane, shown[kept].T[::-1] - 0.5, float, order=1) for plane in places[::-1]], axis=1) + 0.5
+        sources = (
+            np.stack(
+                [map_coordinates(plane, shown[kept].T[::-1] - 0.5, float, order=1) for plane in places[::-1]], axis=1
+            )
+            + 0.5
+        )
         np.testing.assert_allclose(sources, by_lens[kept], atol=0.01)
         before.append(np.linalg.norm(by_lens[kept] - seen[kept], axis=1))
         after.append(np.linalg.norm(sources - seen[kept], axis=1))
@@ -387,7 +425,11 @@ def test_the_undistorted_desk_is_the_desk(shared_scenes: Path) -> None:
         camera = theirs[view.name].camera
         psnr = 10 * math.log10(255**2 / error(replace(view, camera=camera)))
         assert psnr > 35
-        for moved in (replace(camera, cx=camera.cx + 0.5), replace(camera, cy=camera.cy - 0.5), replace(camera, fx=camera.fx * 1.005)):
+        for moved in (
+            replace(camera, cx=camera.cx + 0.5),
+            replace(camera, cy=camera.cy - 0.5),
+            replace(camera, fx=camera.fx * 1.005),
+        ):
             assert error(replace(view, camera=moved)) > 1.2 * error(replace(view, camera=camera))
 
 
@@ -413,11 +455,19 @@ def test_colmaps_undistorter_chooses_the_same_camera() -> None:
     }
     lenses["FULL_OPENCV"] = replace(lenses["FULL_OPENCV"], distortion=(0.4, 0.05, 0.0, 0.0, 0.01, 0.7, 0.09, 0.02))
     question = {
-        model: ((800, 600), [*([lens.fx] if lens.fx == lens.fy else [lens.fx, lens.fy]), lens.cx, lens.cy, *lens.distortion])
+        model: (
+            (800, 600),
+            [*([lens.fx] if lens.fx == lens.fy else [lens.fx, lens.fy]), lens.cx, lens.cy, *lens.distortion],
+        )
         for model, lens in lenses.items()
     }
     ran = subprocess.run(
-        [sys.executable, "-c", _ORACLE], input=json.dumps(question), capture_output=True, text=True, check=False, env=dict(os.environ)
+        [sys.executable, "-c", _ORACLE],
+        input=json.dumps(question),
+        capture_output=True,
+        text=True,
+        check=False,
+        env=dict(os.environ),
     )
     if re.search("No module named 'pycolmap'", ran.stderr):
         pytest.skip("pycolmap is not installed (pip install pycolmap)")

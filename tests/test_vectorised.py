@@ -8,8 +8,8 @@ import re
 import pytest
 from numba import types
 
-from gs_train import losses_cpu
-from gs_train.jit import WIDE_VECTORS
+from gs_train.kernels import ssim
+from gs_train.kernels.jit import WIDE_VECTORS
 from gs_train.render.cpu import blending, blending_backward
 
 X86 = r"\bvfn?m(?:add|sub)\w*ps\s.*%" + ("zmm" if WIDE_VECTORS else "ymm")
@@ -29,8 +29,12 @@ LOOPS = {
     "forward with depth": (blending.batch_rgbd, (FLOATS, INDEX, INDEX), 11),
     "backward": (blending_backward.one_rgb, ONE_GAUSSIAN, 16),
     "backward with depth": (blending_backward.one_full, ONE_GAUSSIAN, 17),
-    "rows that an ellipse reaches": (blending._gather, (FLOATS, FLOATS, types.uint64[::1], INDEX, INDEX, FLOAT, FLOAT), 5),
-    "SSIM's blur of rows": (losses_cpu._blur_row_across, (FLOATS, INDEX), 30),
+    "rows that an ellipse reaches": (
+        blending._gather,
+        (FLOATS, FLOATS, types.uint64[::1], INDEX, INDEX, FLOAT, FLOAT),
+        5,
+    ),
+    "SSIM's blur of rows": (ssim._blur_row_across, (FLOATS, INDEX), 30),
 }
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from gs_train.scene.cache import ImageCache
-from gs_train.scene.composite import over
+from gs_train.scene.photos.cache import ImageCache
+from gs_train.scene.photos.composite import over
 from gs_train.scene.types import Camera, View
-from gs_train.train.background import Background
-from gs_train.train.schedule import BackgroundKind, batch_size_at, downscale_at
+from gs_train.training.background import Background
+from gs_train.training.schedule import BackgroundKind, batch_size_at, downscale_at
 
 
 def make_view(path: Path, width: int, height: int) -> View:
@@ -70,11 +70,11 @@ def test_a_photo_that_is_opaque_throughout_is_plain_colour(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(("kind", "settled"), [("black", 0.0), ("white", 1.0), ("random", 0.0), ("learned", 0.5)])
-def test_backgrounds(kind: BackgroundKind, settled: float) -> None:
+def test_backgrounds(kind: BackgroundKind, eval_color: float) -> None:
     generator = torch.Generator().manual_seed(0)
     background = Background(kind, generator, "cpu")
-    first, second = background.of_step(), background.of_step()
-    assert background.settled().tolist() == [settled] * 3
+    first, second = background.sample(), background.sample()
+    assert background.eval_color().tolist() == [eval_color] * 3
     assert torch.equal(first, second) == (kind != "random")
     assert first.requires_grad == (kind == "learned")
     assert 0.0 <= float(first.detach().min()) and float(first.detach().max()) <= 1.0
@@ -86,15 +86,15 @@ def test_a_learned_background_finds_its_colour_and_goes_on_from_a_save() -> None
 
     def learn(background: Background, steps: int) -> None:
         for _ in range(steps):
-            (background.of_step() - wanted).square().sum().backward()
+            (background.sample() - wanted).square().sum().backward()
             background.learn()
 
     learn(whole, 800)
     learn(half, 300)
     other.load_state_dict(half.state_dict())
     learn(other, 500)
-    torch.testing.assert_close(whole.settled(), wanted, atol=0.02, rtol=0.0)
-    assert torch.equal(other.settled(), whole.settled())
+    torch.testing.assert_close(whole.eval_color(), wanted, atol=0.02, rtol=0.0)
+    assert torch.equal(other.eval_color(), whole.eval_color())
 
 
 def test_alpha_is_kept_with_the_colours_multiplied_by_it(tmp_path: Path) -> None:

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from gs_train.config.settings import TrainConfig
 from gs_train.errors import UserError
 from gs_train.model.gaussians import PARAMETER_NAMES, GaussianModel
 from gs_train.model.schedule import OptimizerConfig
 from gs_train.scene.load import SceneConfig, load_scene
-from gs_train.train.config import TrainConfig
-from gs_train.train.loop import train
+from gs_train.training.loop import train
 
 CONFIG = OptimizerConfig(xyz_lr_max_steps=100, visible_only=True)
 TAILS = {"xyz": (3,), "f_dc": (1, 3), "f_rest": (3, 3), "opacity": (1,), "scaling": (3,), "rotation": (4,)}

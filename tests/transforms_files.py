@@ -32,8 +32,19 @@ def ring(count: int) -> list[NDArray[np.float64]]:
 
 def document(count: int = 5, folder: str = "images", ending: str = ".png", **changes: Any) -> dict[str, Any]:
     """A transforms file of some frames; a change of None takes a key out."""
-    frames = [{"file_path": f"{folder}/{i}{ending}", "transform_matrix": pose.tolist()} for i, pose in enumerate(ring(count))]
-    whole = {"fl_x": 42.0, "fl_y": 43.0, "cx": 21.0, "cy": 14.0, "w": SIZE[0], "h": SIZE[1], "frames": frames, **changes}
+    frames = [
+        {"file_path": f"{folder}/{i}{ending}", "transform_matrix": pose.tolist()} for i, pose in enumerate(ring(count))
+    ]
+    whole = {
+        "fl_x": 42.0,
+        "fl_y": 43.0,
+        "cx": 21.0,
+        "cy": 14.0,
+        "w": SIZE[0],
+        "h": SIZE[1],
+        "frames": frames,
+        **changes,
+    }
     return {key: value for key, value in whole.items() if value is not None}
 
 
@@ -53,6 +64,8 @@ def write(scene: Path, content: Any, name: str = "transforms.json", photos: bool
 def write_blender(scene: Path, parts: dict[str, int]) -> Path:
     """transforms_train.json and so on, with RGBA-less photos in a folder each; returns the scene folder."""
     for part, count in parts.items():
-        content = document(count, f"./{part}", ending="", fl_x=None, fl_y=None, cx=None, cy=None, w=None, h=None, camera_angle_x=0.8)
+        content = document(
+            count, f"./{part}", ending="", fl_x=None, fl_y=None, cx=None, cy=None, w=None, h=None, camera_angle_x=0.8
+        )
         write(scene, content, f"transforms_{part}.json")
     return scene

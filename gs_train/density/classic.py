@@ -105,7 +105,9 @@ class ClassicDensity:
         """
         grad_sum, grad_count = state["grad_sum"], state["grad_count"]
         if grad_sum.dim() != 1 or grad_sum.shape != grad_count.shape:
-            raise ValueError(f"grad_sum and grad_count: expected one shape [N], got {list(grad_sum.shape)} and {list(grad_count.shape)}")
+            raise ValueError(
+                f"grad_sum and grad_count: expected one shape [N], got {list(grad_sum.shape)} and {list(grad_count.shape)}"
+            )
         self._grad_sum = grad_sum.to(self._device, torch.float32, copy=True)
         self._grad_count = grad_count.to(self._device, torch.int64, copy=True)
 
@@ -117,7 +119,9 @@ class ClassicDensity:
         config = self.config
         if not 0 < iteration < config.until_iteration or config.opacity_reset_interval == 0:
             return False
-        return iteration % config.opacity_reset_interval == 0 or (self._white_background and iteration == config.from_iteration)
+        return iteration % config.opacity_reset_interval == 0 or (
+            self._white_background and iteration == config.from_iteration
+        )
 
     def _plan_round(self, model: GaussianModel, iteration: int, reset: bool) -> DensityPlan:
         config = self.config
@@ -128,7 +132,11 @@ class ClassicDensity:
         # The original grows first and drops afterwards, so a new row falls by the same rules as an old one. Deciding both at once: a weak
         # Gaussian does not grow, and one that is split is judged by its children's size.
         weak = opacities < config.min_opacity
-        hot = (mean_grad >= (config.absgrad_threshold if self._absolute else config.grad_threshold)) & (self._grad_count > 0) & ~weak
+        hot = (
+            (mean_grad >= (config.absgrad_threshold if self._absolute else config.grad_threshold))
+            & (self._grad_count > 0)
+            & ~weak
+        )
         large = largest_scale > config.percent_dense * self._extent
         split = hot & large
         drop = weak

@@ -16,7 +16,7 @@ SCHEDULE_POINTS = ("from_iteration", "until_iteration", "interval", "opacity_res
 """The fields that may be fractions of --iterations until the config is resolved."""
 _NOT_NEGATIVE = (
     "grad_threshold", "absgrad_threshold", "percent_dense", "max_world_scale",
-    "growth", "noise_lr", "opacity_reg", "scale_reg", "high_error", "min_share",
+    "growth", "noise_lr", "opacity_reg", "scale_reg", "high_error", "min_contribution",
 )  # fmt: skip
 _BETWEEN_0_AND_1 = ("min_opacity", "reset_opacity_to")
 
@@ -70,7 +70,7 @@ class DensityConfig:
     """(mcmc, multiview) Training views that a round looks at; the last one of multiview looks at ten times as many."""
     high_error: float = 0.05
     """(mcmc, multiview) Mean absolute error of a pixel, of 1, from which on it asks for more Gaussians."""
-    min_share: float = 1.0
+    min_contribution: float = 1.0
     """(multiview) When growth ends, a Gaussian that has less than this share in the pixels of every view, in px, is dropped."""
 
     def __post_init__(self) -> None:
@@ -101,7 +101,9 @@ def check_resolved(config: DensityConfig, max_gaussians: int) -> None:
     """What every controller refuses: ValueError where a schedule field is still a fraction, or ``max_gaussians`` is below 1."""
     fractions = [name for name in SCHEDULE_POINTS if isinstance(getattr(config, name), float)]
     if fractions:
-        raise ValueError(f"{', '.join(fractions)}: still fractions of the iterations; resolve them to whole iterations first")
+        raise ValueError(
+            f"{', '.join(fractions)}: still fractions of the iterations; resolve them to whole iterations first"
+        )
     if max_gaussians < 1:
         raise ValueError(f"max_gaussians: expected at least 1, got {max_gaussians}")
 

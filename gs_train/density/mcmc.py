@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from gs_train.density.config import DensityConfig, check_resolved
+from gs_train.density.scores import draw_views, score_views
 from gs_train.density.types import DensityPlan, Views, rows_of
-from gs_train.density.view_scores import draw_views, score_views
 from gs_train.model.gaussians import GaussianModel
 from gs_train.model.optimizer import get_lr
 from gs_train.model.quaternions import rotate, rotate_back
@@ -75,12 +75,14 @@ class McmcDensity:
         if wanted == 0:
             return DensityPlan(shift=shift)
         # On the CPU, so that a seed means the same on every device.
-        drawn = torch.multinomial(self._weights(model, opacities)[living].cpu(), wanted, replacement=True, generator=self._generator)
+        drawn = torch.multinomial(
+            self._weights(model, opacities)[living].cpu(), wanted, replacement=True, generator=self._generator
+        )
         times = torch.bincount(drawn, minlength=len(living))
         sources = rows_of(times > 0)
         return DensityPlan(
-            divide=living[sources.to(living.device)],
-            divide_into=(times[sources] + 1).to(living.device),
+            relocate=living[sources.to(living.device)],
+            relocate_into=(times[sources] + 1).to(living.device),
             drop=rows_of(dead),
             shift=shift,
         )
@@ -105,7 +107,9 @@ class McmcDensity:
         config, shift = self.config, torch.zeros_like(model.xyz)
         rows = rows_of(opacities < _STILL)
         draws = torch.randn(len(rows), 3, generator=self._generator).to(shift.device)
-        strength = torch.sigmoid(_STEEPNESS * (config.min_opacity - opacities[rows])) * (get_lr(model.optimizer, "xyz") * config.noise_lr)
+        strength = torch.sigmoid(_STEEPNESS * (config.min_opacity - opacities[rows])) * (
+            get_lr(model.optimizer, "xyz") * config.noise_lr
+        )
         quaternions, scales = model.quaternions()[rows], model.scales()[rows]
         shift[rows] = rotate(quaternions, scales.square() * rotate_back(quaternions, draws * strength[:, None]))
         return shift

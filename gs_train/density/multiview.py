@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from gs_train.density.config import DensityConfig, check_resolved
+from gs_train.density.scores import draw_views, score_views
 from gs_train.density.types import DensityPlan, Views, rows_of, spare_one
-from gs_train.density.view_scores import draw_views, score_views
 from gs_train.model.gaussians import GaussianModel
 from gs_train.render.types import RenderOutput
 from gs_train.scene.types import Camera
@@ -82,7 +82,9 @@ class MultiviewDensity:
             opacities, largest_scale = model.opacities(), model.scales().amax(dim=1)
             weak = opacities < config.min_opacity
             if last:
-                return DensityPlan(drop=rows_of(spare_one(weak | (scores.seen & (scores.share < config.min_share)), opacities)))
+                return DensityPlan(
+                    drop=rows_of(spare_one(weak | (scores.seen & (scores.share < config.min_contribution)), opacities))
+                )
             drop = spare_one(weak, opacities)
             room = budget(iteration, self._start, self._most, config) - len(model) + int(drop.sum())
             score = torch.where(drop, 0.0, scores.error)

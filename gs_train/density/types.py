@@ -34,10 +34,10 @@ class DensityPlan:
     """[C] int64 rows to duplicate as they are."""
     split: Tensor = field(default_factory=_none)
     """[S] int64 rows to replace by two smaller ones."""
-    divide: Tensor = field(default_factory=_none)
+    relocate: Tensor = field(default_factory=_none)
     """[K] int64 rows that become several equal ones, which in one place would look like the one. The row itself stays as one of
     them and keeps its moments: with equal moments they would never part."""
-    divide_into: Tensor = field(default_factory=_none)
+    relocate_into: Tensor = field(default_factory=_none)
     """[K] int64, how many each of them becomes; at least 2."""
     drop: Tensor = field(default_factory=_none)
     """[D] int64 rows to remove."""
@@ -48,12 +48,12 @@ class DensityPlan:
 
     def changes_rows(self) -> bool:
         """Whether rows come or go."""
-        return any(len(rows) > 0 for rows in (self.clone, self.split, self.divide, self.drop))
+        return any(len(rows) > 0 for rows in (self.clone, self.split, self.relocate, self.drop))
 
     def row_count(self, count: int) -> int:
         """How many rows a model of ``count`` has afterwards."""
-        divided = int(self.divide_into.sum()) - len(self.divide)
-        return count + len(self.clone) + (SPLIT_CHILDREN - 1) * len(self.split) + divided - len(self.drop)
+        relocated = int(self.relocate_into.sum()) - len(self.relocate)
+        return count + len(self.clone) + (SPLIT_CHILDREN - 1) * len(self.split) + relocated - len(self.drop)
 
 
 class Views(Protocol):

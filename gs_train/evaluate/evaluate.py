@@ -14,14 +14,14 @@ from pathlib import Path, PurePosixPath
 import torch
 from PIL import Image
 
+from gs_train.atomic_write import atomic_write, atomic_write_text
 from gs_train.errors import UserError
 from gs_train.evaluate.metrics import SSIM_REGION, ViewMetrics, view_metrics
-from gs_train.formats.whole_file import write_text_whole, write_whole
 from gs_train.losses import WINDOW
 from gs_train.model.gaussians import GaussianModel
 from gs_train.render.types import Rasterizer
-from gs_train.scene.composite import over, weight
-from gs_train.scene.images import decode_images
+from gs_train.scene.photos.composite import over, weight
+from gs_train.scene.photos.decode import decode_images
 from gs_train.scene.types import View
 
 
@@ -66,7 +66,9 @@ def evaluate(
     """
     for view in views:
         if min(view.camera.width, view.camera.height) < WINDOW:
-            raise UserError(f"{view.image_path} is trained at less than {WINDOW} px, too small for SSIM: evaluate a larger --resolution.")
+            raise UserError(
+                f"{view.image_path} is trained at less than {WINDOW} px, too small for SSIM: evaluate a larger --resolution."
+            )
     names = png_names([view.name for view in views])
     per_view: dict[str, ViewMetrics] = {}
     with torch.no_grad():
@@ -94,8 +96,10 @@ def write_figures(
         "gaussians": gaussians,
         "rasterizer": rasterizer,
     }
-    write_text_whole(results, json.dumps(figures, indent=2) + "\n")
-    write_text_whole(per_view, json.dumps({name: asdict(metrics) for name, metrics in evaluation.per_view.items()}, indent=2) + "\n")
+    atomic_write_text(results, json.dumps(figures, indent=2) + "\n")
+    atomic_write_text(
+        per_view, json.dumps({name: asdict(metrics) for name, metrics in evaluation.per_view.items()}, indent=2) + "\n"
+    )
     return results, per_view
 
 
@@ -110,4 +114,4 @@ def png_names(names: Sequence[str]) -> list[str]:
 def _save_beside(path: Path, photo: torch.Tensor, image: torch.Tensor) -> None:
     pixels = (torch.cat([photo, image], dim=1).clamp(0.0, 1.0) * 255.0).round().to(torch.uint8)
     both = Image.fromarray(pixels.cpu().numpy())
-    write_whole(path, lambda file: both.save(file, format="PNG"))
+    atomic_write(path, lambda file: both.save(file, format="PNG"))

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gs_train.losses import HIGHEST_PSNR, psnr, ssim, where_it_counts
+from gs_train.losses import HIGHEST_PSNR, apply_mask, psnr, ssim
 
 SSIM_REGION: Literal["valid"] = "valid"
 
@@ -44,7 +44,7 @@ def view_metrics(image: Tensor, target: Tensor, weight: Tensor | None = None) ->
     return ViewMetrics(
         psnr=min(psnr(shown, target, weight).item(), HIGHEST_PSNR),
         psnr_colour_matched=min(psnr(matched, target, weight).item(), HIGHEST_PSNR),
-        ssim=ssim(where_it_counts(shown, target, weight), target, padding=SSIM_REGION).item(),
+        ssim=ssim(apply_mask(shown, target, weight), target, padding=SSIM_REGION).item(),
     )
 
 

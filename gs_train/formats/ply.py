@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from plyfile import PlyData, PlyElement, PlyListProperty, PlyParseError
 
+from gs_train.atomic_write import atomic_write
 from gs_train.errors import UserError
 from gs_train.formats.splat_data import MAX_SH_DEGREE, SplatData
-from gs_train.formats.whole_file import write_whole
 
 _XYZ = ("x", "y", "z")
 _NORMALS = ("nx", "ny", "nz")
@@ -42,14 +42,26 @@ def write_ply(path: Path | str, data: SplatData) -> None:
     # The original stores f_rest channel-major: all coefficients of red, then of green, then of blue.
     channel_major = data.f_rest.transpose(0, 2, 1).reshape(count, 3 * rest)
     names = [*_XYZ, *_NORMALS, *_F_DC, *(f"f_rest_{i}" for i in range(3 * rest)), "opacity", *_SCALES, *_ROTATION]
-    blocks = [data.xyz, np.zeros_like(data.xyz), data.f_dc.reshape(count, 3), channel_major, data.opacity, data.scaling, data.rotation]
+    blocks = [
+        data.xyz,
+        np.zeros_like(data.xyz),
+        data.f_dc.reshape(count, 3),
+        channel_major,
+        data.opacity,
+        data.scaling,
+        data.rotation,
+    ]
     table = np.ascontiguousarray(np.concatenate(blocks, axis=1), dtype="<f4")
     rows = table.view(np.dtype([(name, "<f4") for name in names])).reshape(count)
-    ply = PlyData([PlyElement.describe(rows, "vertex")], byte_order="<", comments=[_ANTIALIASED if data.antialiased else _PLAIN])
+    ply = PlyData(
+        [PlyElement.describe(rows, "vertex")], byte_order="<", comments=[_ANTIALIASED if data.antialiased else _PLAIN]
+    )
     try:
-        write_whole(path, ply.write)
+        atomic_write(path, ply.write)
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror or error}); free space or choose another place.") from error
+        raise UserError(
+            f"{path} cannot be written ({error.strerror or error}); free space or choose another place."
+        ) from error
 
 
 def read_ply(path: Path | str) -> SplatData:
@@ -64,7 +76,9 @@ def read_ply(path: Path | str) -> SplatData:
     names = rows.dtype.names or ()
     missing = [name for name in _REQUIRED if name not in names]
     if missing:
-        raise UserError(f"{path} is a PLY but not a splat: it lacks the columns {', '.join(missing)}; give a splat .ply file.")
+        raise UserError(
+            f"{path} is a PLY but not a splat: it lacks the columns {', '.join(missing)}; give a splat .ply file."
+        )
     rest_names = _rest_names(path, names)
     count, rest = len(rows), len(rest_names) // 3
     return SplatData(
@@ -88,13 +102,17 @@ def _read_vertices(path: Path) -> tuple[NDArray[np.void], list[str]]:
         raise UserError(f"{path} cannot be read ({error.strerror or error}); give a splat .ply file.") from error
     except (PlyParseError, ValueError, MemoryError, OverflowError) as error:
         # ValueError covers what plyfile lets through from NumPy and from decoding; the last two come of a count that no file could hold.
-        raise UserError(f"{path} is cut short or is not a PLY file ({' '.join(str(error).split())}); export or copy it again.") from error
+        raise UserError(
+            f"{path} is cut short or is not a PLY file ({' '.join(str(error).split())}); export or copy it again."
+        ) from error
     if "vertex" not in ply:
         raise UserError(f"{path} is a PLY but not a splat: it has no element 'vertex'; give a splat .ply file.")
     vertex = ply["vertex"]
     lists = [prop.name for prop in vertex.properties if isinstance(prop, PlyListProperty)]
     if lists:
-        raise UserError(f"{path} is a PLY but not a splat: its columns {', '.join(lists)} hold lists; give a splat .ply file.")
+        raise UserError(
+            f"{path} is a PLY but not a splat: its columns {', '.join(lists)} hold lists; give a splat .ply file."
+        )
     rows: NDArray[np.void] = vertex.data
     return rows, list(ply.comments)
 
@@ -106,7 +124,9 @@ def _rest_names(path: Path, names: tuple[str, ...]) -> list[str]:
     allowed = [3 * ((degree + 1) ** 2 - 1) for degree in range(MAX_SH_DEGREE + 1)]
     if found not in allowed or any(name not in names for name in ordered):
         counts = ", ".join(str(count) for count in allowed)
-        raise UserError(f"{path} has {found} columns f_rest_*, where a splat has f_rest_0 and on, {counts} of them; export it again.")
+        raise UserError(
+            f"{path} has {found} columns f_rest_*, where a splat has f_rest_0 and on, {counts} of them; export it again."
+        )
     return ordered
 
 

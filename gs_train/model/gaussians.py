@@ -42,7 +42,9 @@ class GaussianModel:
     spatial_lr_scale: float
     """Factor on the positions' learning rate: the scene's extent, world units."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], *, spatial_lr_scale: float = 1.0, active_sh_degree: int = 0) -> None:
+    def __init__(
+        self, tensors: Mapping[str, Tensor], *, spatial_lr_scale: float = 1.0, active_sh_degree: int = 0
+    ) -> None:
         """Take copies of the six raw tensors.
 
         Args:
@@ -55,7 +57,8 @@ class GaussianModel:
         """
         _check_tensors(tensors)
         self._parameters = {
-            name: Parameter(tensors[name].detach().clone(memory_format=torch.contiguous_format)) for name in PARAMETER_NAMES
+            name: Parameter(tensors[name].detach().clone(memory_format=torch.contiguous_format))
+            for name in PARAMETER_NAMES
         }
         self.optimizer = None
         self.spatial_lr_scale = float(spatial_lr_scale)
@@ -146,7 +149,11 @@ class GaussianModel:
         }
         groups = [{"params": [self._parameters[name]], "lr": rates[name], "name": name} for name in PARAMETER_NAMES]
         # The fused step is one pass over memory per tensor, several times faster than the default on a CPU.
-        self.optimizer = VisibleAdam(groups, eps=_EPS) if config.visible_only else torch.optim.Adam(groups, lr=0.0, eps=_EPS, fused=True)
+        self.optimizer = (
+            VisibleAdam(groups, eps=_EPS)
+            if config.visible_only
+            else torch.optim.Adam(groups, lr=0.0, eps=_EPS, fused=True)
+        )
         self._config = config
         self._xyz_lr = schedule
 
@@ -283,7 +290,12 @@ class GaussianModel:
 
     @classmethod
     def from_splat_data(
-        cls, data: SplatData, *, device: torch.device | str = "cpu", spatial_lr_scale: float = 1.0, active_sh_degree: int | None = None
+        cls,
+        data: SplatData,
+        *,
+        device: torch.device | str = "cpu",
+        spatial_lr_scale: float = 1.0,
+        active_sh_degree: int | None = None,
     ) -> GaussianModel:
         """A model without an optimizer from raw arrays; all SH degrees are active unless said otherwise."""
         tensors = {name: torch.from_numpy(np.array(getattr(data, name))).to(device) for name in PARAMETER_NAMES}
@@ -294,7 +306,11 @@ class GaussianModel:
 def describe_non_finite(tensors: Mapping[str, Tensor]) -> str:
     """Which of the tensors hold NaN or infinity, and how many of their values; empty if none does."""
     counts = {name: int((~tensor.detach().isfinite()).sum()) for name, tensor in tensors.items()}
-    return ", ".join(f"{count} of {tensors[name].numel()} values of {name} are not finite" for name, count in counts.items() if count > 0)
+    return ", ".join(
+        f"{count} of {tensors[name].numel()} values of {name} are not finite"
+        for name, count in counts.items()
+        if count > 0
+    )
 
 
 def _check_tensors(tensors: Mapping[str, Tensor]) -> None:
@@ -323,7 +339,9 @@ def _check_degree(active: int, highest: int) -> None:
 
 def _xyz_schedule(config: OptimizerConfig, spatial_lr_scale: float) -> Callable[[int], float]:
     if not isinstance(config.xyz_lr_max_steps, int):
-        raise ValueError(f"xyz_lr_max_steps is the fraction {config.xyz_lr_max_steps}; resolve it to whole iterations first")
+        raise ValueError(
+            f"xyz_lr_max_steps is the fraction {config.xyz_lr_max_steps}; resolve it to whole iterations first"
+        )
     return get_expon_lr_func(
         config.xyz_lr_init * spatial_lr_scale,
         config.xyz_lr_final * spatial_lr_scale,

@@ -48,7 +48,9 @@ def set_lr(optimizer: Optimizer, name: str, lr: float) -> None:
 # ---- rows ----
 
 
-def append_rows(parameters: Parameters, optimizer: Optimizer | None, tensors: Mapping[str, Tensor]) -> dict[str, Parameter]:
+def append_rows(
+    parameters: Parameters, optimizer: Optimizer | None, tensors: Mapping[str, Tensor]
+) -> dict[str, Parameter]:
     """Append rows to every parameter; the new rows' moments are zero, the kept ones' are untouched, ``step`` stays.
 
     Args:
@@ -84,7 +86,9 @@ def keep_rows(parameters: Parameters, optimizer: Optimizer | None, keep_mask: Te
     """
     rows = _rows(parameters)
     if keep_mask.dtype != torch.bool or keep_mask.shape != (rows,):
-        raise ValueError(f"keep_mask: expected torch.bool of shape [{rows}], got {keep_mask.dtype} of shape {list(keep_mask.shape)}")
+        raise ValueError(
+            f"keep_mask: expected torch.bool of shape [{rows}], got {keep_mask.dtype} of shape {list(keep_mask.shape)}"
+        )
     return _select(parameters, optimizer, keep_mask.nonzero().squeeze(1))
 
 
@@ -96,7 +100,9 @@ def reorder(parameters: Parameters, optimizer: Optimizer | None, order: Tensor) 
     """
     rows = _rows(parameters)
     if order.dtype != torch.int64 or order.shape != (rows,):
-        raise ValueError(f"order: expected torch.int64 of shape [{rows}], got {order.dtype} of shape {list(order.shape)}")
+        raise ValueError(
+            f"order: expected torch.int64 of shape [{rows}], got {order.dtype} of shape {list(order.shape)}"
+        )
     if not torch.equal(order.sort().values, torch.arange(rows, device=order.device)):
         raise ValueError(f"order: not a permutation of the {rows} rows")
     return _select(parameters, optimizer, order)
@@ -126,7 +132,10 @@ def replace(parameters: Parameters, optimizer: Optimizer | None, name: str, tens
 def dump_state(optimizer: Optimizer) -> dict[str, dict[str, Any]]:
     """For each group by name: ``lr`` and ``state`` (moments and step; empty before the first step). The tensors are not copied."""
     groups = optimizer.param_groups
-    return {group["name"]: {"lr": float(group["lr"]), "state": dict(optimizer.state.get(group["params"][0], {}))} for group in groups}
+    return {
+        group["name"]: {"lr": float(group["lr"]), "state": dict(optimizer.state.get(group["params"][0], {}))}
+        for group in groups
+    }
 
 
 def load_state(
@@ -147,7 +156,10 @@ def load_state(
     _check_names(parameters, state)
     built: _Built = {}
     for name, tensor in tensors.items():
-        loaded = {key: value.detach().clone() if isinstance(value, Tensor) else value for key, value in state[name]["state"].items()}
+        loaded = {
+            key: value.detach().clone() if isinstance(value, Tensor) else value
+            for key, value in state[name]["state"].items()
+        }
         for key, value in loaded.items():
             if not isinstance(value, Tensor):
                 continue
@@ -204,7 +216,10 @@ def _build(
     the same object."""
     state = None if optimizer is None else optimizer.state.get(old)
     if state is not None:
-        state = {key: on_moment(value) if isinstance(value, Tensor) and value.dim() == old.dim() else value for key, value in state.items()}
+        state = {
+            key: on_moment(value) if isinstance(value, Tensor) and value.dim() == old.dim() else value
+            for key, value in state.items()
+        }
     return Parameter(values), state
 
 

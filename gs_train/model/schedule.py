@@ -43,14 +43,27 @@ class OptimizerConfig:
     """Step only the Gaussians that the view sees, each with moments and a bias correction of its own."""
 
     def __post_init__(self) -> None:
-        for name in ("xyz_lr_init", "xyz_lr_final", "xyz_lr_delay_mult", "f_dc_lr", "f_rest_lr", "opacity_lr", "scaling_lr", "rotation_lr"):
+        for name in (
+            "xyz_lr_init",
+            "xyz_lr_final",
+            "xyz_lr_delay_mult",
+            "f_dc_lr",
+            "f_rest_lr",
+            "opacity_lr",
+            "scaling_lr",
+            "rotation_lr",
+        ):
             value = getattr(self, name)
             if not (0.0 <= value < math.inf):
                 raise UserError(f"--optimizer.{name.replace('_', '-')} is {value}; give a number of at least 0.")
         if self.f_rest_interval < 1:
-            raise UserError(f"--optimizer.f-rest-interval is {self.f_rest_interval}; give a number of iterations of at least 1.")
+            raise UserError(
+                f"--optimizer.f-rest-interval is {self.f_rest_interval}; give a number of iterations of at least 1."
+            )
         if self.xyz_lr_delay_steps < 0:
-            raise UserError(f"--optimizer.xyz-lr-delay-steps is {self.xyz_lr_delay_steps}; give 0 or a number of iterations.")
+            raise UserError(
+                f"--optimizer.xyz-lr-delay-steps is {self.xyz_lr_delay_steps}; give 0 or a number of iterations."
+            )
         if isinstance(self.xyz_lr_max_steps, float) and not (0.0 < self.xyz_lr_max_steps <= 1.0):
             raise UserError(
                 f"--optimizer.xyz-lr-max-steps is {self.xyz_lr_max_steps}; with a decimal point it is a fraction of --iterations, "
@@ -85,7 +98,9 @@ def get_expon_lr_func(
     if lr_init < 0 or lr_final < 0:
         raise ValueError(f"learning rates must not be negative, got lr_init {lr_init} and lr_final {lr_final}")
     if lr_delay_steps < 0 or max_steps <= 0:
-        raise ValueError(f"lr_delay_steps must be at least 0 and max_steps at least 1, got {lr_delay_steps} and {max_steps}")
+        raise ValueError(
+            f"lr_delay_steps must be at least 0 and max_steps at least 1, got {lr_delay_steps} and {max_steps}"
+        )
 
     def rate_at(step: int) -> float:
         if step < 0 or (lr_init == 0.0 and lr_final == 0.0):

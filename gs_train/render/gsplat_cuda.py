@@ -112,7 +112,7 @@ def kernels_built() -> bool:
     return any((folder / f"gsplat_cuda{suffix}").exists() for suffix in (".so", ".pyd", ".lib"))
 
 
-def why_unusable(say: Callable[[str], None]) -> str | None:
+def why_unusable(notify: Callable[[str], None]) -> str | None:
     """Load gsplat's kernels, compiling them if need be, and return None; or return what is wrong, as a phrase.
 
     Args:
@@ -122,11 +122,13 @@ def why_unusable(say: Callable[[str], None]) -> str | None:
         return "gsplat is not installed"
     try:
         if not kernels_built():
-            say("gsplat compiles its CUDA kernels now: this takes minutes, once")
+            notify("gsplat compiles its CUDA kernels now: this takes minutes, once")
         # Whatever gsplat prints while it loads is replaced by the line above and the phrase below.
         with redirect_stdout(StringIO()), _scripts_on_path():
             from gsplat.cuda import _backend
-    except Exception as error:  # a compiler, a linker, a loader and three packages can fail here, each with a type of its own
+    except (
+        Exception
+    ) as error:  # a compiler, a linker, a loader and three packages can fail here, each with a type of its own
         lines = str(error).strip().splitlines() or [type(error).__name__]
         return f"gsplat's CUDA kernels do not load ({lines[0]})"
     if _backend._C is None:

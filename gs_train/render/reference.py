@@ -78,8 +78,12 @@ def project(
     x, y, z = points.unbind(-1)
     means2d = torch.stack([camera.fx * x / z + camera.cx, camera.fy * y / z + camera.cy], dim=-1)
     tan_x, tan_y = 0.5 * camera.width / camera.fx, 0.5 * camera.height / camera.fy
-    limited_x = z * (x / z).clamp(-(camera.cx / camera.fx + 0.3 * tan_x), (camera.width - camera.cx) / camera.fx + 0.3 * tan_x)
-    limited_y = z * (y / z).clamp(-(camera.cy / camera.fy + 0.3 * tan_y), (camera.height - camera.cy) / camera.fy + 0.3 * tan_y)
+    limited_x = z * (x / z).clamp(
+        -(camera.cx / camera.fx + 0.3 * tan_x), (camera.width - camera.cx) / camera.fx + 0.3 * tan_x
+    )
+    limited_y = z * (y / z).clamp(
+        -(camera.cy / camera.fy + 0.3 * tan_y), (camera.height - camera.cy) / camera.fy + 0.3 * tan_y
+    )
     zero = torch.zeros_like(z)
     jacobian = torch.stack(
         [camera.fx / z, zero, -camera.fx * limited_x / z**2, zero, camera.fy / z, -camera.fy * limited_y / z**2], dim=-1
@@ -138,7 +142,13 @@ def render_reference(
         transmittance = torch.where(blends, rest, transmittance)
     image = image + transmittance[..., None] * background
     return ReferenceOutput(
-        image=image, depth=depth, alpha=1 - transmittance, means2d=means2d, radii=radii, margin=margin, gradient_terms=terms
+        image=image,
+        depth=depth,
+        alpha=1 - transmittance,
+        means2d=means2d,
+        radii=radii,
+        margin=margin,
+        gradient_terms=terms,
     )
 
 

@@ -28,7 +28,7 @@ class Selection:
 
 def select_rasterizer(
     device: Literal["auto", "cuda", "cpu"],
-    say: Callable[[str], None],
+    notify: Callable[[str], None],
     *,
     antialiased: bool = False,
     absgrad: bool = False,
@@ -53,11 +53,11 @@ def select_rasterizer(
 
     def on_cpu(why: str) -> Selection:
         # Imported here because Numba takes a second to load, which a run on CUDA need not wait for.
-        from gs_train.jit import telling
+        from gs_train.kernels.jit import report_compilation
         from gs_train.render.cpu.rasterizer import CpuRasterizer
 
         rasterizer = CpuRasterizer(antialiased=antialiased)
-        with telling(say):
+        with report_compilation(notify):
             rasterizer.warm_up(absgrad=absgrad, depth=depth)
             for warm_up in also_compile:
                 warm_up()
@@ -75,7 +75,7 @@ def select_rasterizer(
     from gs_train.render import gsplat_cuda
 
     gpu = torch.cuda.get_device_name()
-    fault = gsplat_cuda.why_unusable(say)
+    fault = gsplat_cuda.why_unusable(notify)
     if fault is None:
         from gsplat import __version__
 
@@ -83,5 +83,7 @@ def select_rasterizer(
         rasterizer = gsplat_cuda.GsplatRasterizer(antialiased=antialiased)
         return Selection(rasterizer=rasterizer, device=chosen, reason=f"cuda: {gpu}, gsplat {__version__}")
     if device == "cuda":
-        raise UserError(f"--device cuda: {fault}; gs-train doctor says what to install for torch {torch.__version__}, or use --device cpu.")
+        raise UserError(
+            f"--device cuda: {fault}; gs-train doctor says what to install for torch {torch.__version__}, or use --device cpu."
+        )
     return on_cpu(f"there is {gpu}, but {fault}")

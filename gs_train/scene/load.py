@@ -16,14 +16,14 @@ from typing import Literal, ParamSpec, TypeVar, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from gs_train.cameras.distortion import is_pinhole
+from gs_train.cameras.undistort import WIDEST_DEG, FoldedLensError, Undistort, pinhole_for
 from gs_train.errors import UserError, first_few
-from gs_train.scene.colmap import MODEL_FOLDERS, ColmapCamera, ColmapImage, ColmapModel, find_model, read_model
-from gs_train.scene.distortion import is_pinhole
-from gs_train.scene.images import image_size
-from gs_train.scene.masks import with_masks
-from gs_train.scene.transforms import TRANSFORMS_FILES, find_transforms, read_blender, read_transforms
+from gs_train.scene.photos.decode import image_size
+from gs_train.scene.photos.masks import with_masks
+from gs_train.scene.readers.colmap import MODEL_FOLDERS, ColmapCamera, ColmapImage, ColmapModel, find_model, read_model
+from gs_train.scene.readers.transforms import TRANSFORMS_FILES, find_transforms, read_blender, read_transforms
 from gs_train.scene.types import AlphaUse, Lens, PointCloud, Scene, View
-from gs_train.scene.undistort import WIDEST_DEG, FoldedLensError, Undistort, pinhole_for
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
@@ -115,7 +115,9 @@ def load_scene(path: Path, config: SceneConfig, on_fault: Callable[[UserError], 
     )
 
 
-def _attempt(on_fault: Callable[[UserError], None], function: Callable[P, Result], *args: P.args, **kwargs: P.kwargs) -> Result | None:
+def _attempt(
+    on_fault: Callable[[UserError], None], function: Callable[P, Result], *args: P.args, **kwargs: P.kwargs
+) -> Result | None:
     """``function`` of the arguments; None after a fault that ``on_fault`` has taken."""
     try:
         return function(*args, **kwargs)
@@ -149,18 +151,24 @@ def _find_and_read(path: Path, config: SceneConfig) -> ColmapModel:
     try:
         exists, is_file = path.exists(), path.is_file()
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): give a scene folder, or check its permissions.") from error
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}): give a scene folder, or check its permissions."
+        ) from error
     if not exists:
         raise UserError(f"{path} does not exist: give a scene folder, or write one with `gs-train sample DIR`.")
     model = _read_file(path, config) if is_file else _read_folder(path, config)
     if not model.images:
-        raise UserError(f"{model.images_path} registers no images: run the reconstruction again, or choose another of its models.")
+        raise UserError(
+            f"{model.images_path} registers no images: run the reconstruction again, or choose another of its models."
+        )
     return model
 
 
 def _read_file(path: Path, config: SceneConfig) -> ColmapModel:
     if path.suffix != ".json":
-        raise UserError(f"{path} is a file: give the scene folder that holds the photos and their cameras, or a transforms .json file.")
+        raise UserError(
+            f"{path} is a file: give the scene folder that holds the photos and their cameras, or a transforms .json file."
+        )
     return read_transforms(path, allow_outside=config.allow_outside)
 
 
@@ -172,7 +180,9 @@ def _read_folder(path: Path, config: SceneConfig) -> ColmapModel:
     file = find_transforms(path)
     if file is None:
         looked_for = f"looked for cameras and images (.bin or .txt) in {', '.join(MODEL_FOLDERS)}, and for {' and '.join(TRANSFORMS_FILES)}"
-        raise UserError(f"{path} is not a scene ({looked_for}): give the folder that holds images/ and sparse/, or a transforms file.")
+        raise UserError(
+            f"{path} is not a scene ({looked_for}): give the folder that holds images/ and sparse/, or a transforms file."
+        )
     if file.name == "transforms_train.json":
         return read_blender(path, allow_outside=config.allow_outside)
     return read_transforms(file, allow_outside=config.allow_outside)
@@ -182,10 +192,15 @@ def _refuse_absurd(file: Path, camera_id: int, camera: ColmapCamera) -> None:
     """Refuse intrinsics that are numbers and no lens: they would train to black images without a word."""
     fx, fy, cx, cy = camera.focal_and_centre()
     lowest, highest = (bound * max(camera.width, camera.height) for bound in _FOCAL_PER_SIDE)
-    near = all(-_CENTRE_OUTSIDE * side <= c <= (1 + _CENTRE_OUTSIDE) * side for c, side in ((cx, camera.width), (cy, camera.height)))
+    near = all(
+        -_CENTRE_OUTSIDE * side <= c <= (1 + _CENTRE_OUTSIDE) * side
+        for c, side in ((cx, camera.width), (cy, camera.height))
+    )
     if not (lowest <= min(fx, fy) and max(fx, fy) <= highest and near):
-        told = f"{file}: camera {camera_id} of {camera.width}x{camera.height} px cannot have the focal length {fx:g}, {fy:g} px"
-        raise UserError(f"{told} and the principal point {cx:g}, {cy:g} px: export the model again, or run the reconstruction again.")
+        message = f"{file}: camera {camera_id} of {camera.width}x{camera.height} px cannot have the focal length {fx:g}, {fy:g} px"
+        raise UserError(
+            f"{message} and the principal point {cx:g}, {cy:g} px: export the model again, or run the reconstruction again."
+        )
 
 
 # ---- photos on disk
@@ -218,14 +233,18 @@ def _find_photos(path: Path, config: SceneConfig, model: ColmapModel, on_fault: 
         notices.append(f"{reduced} is not used, because {misfit}: the photos in {config.images} are resized instead.")
     folder = path if model.names_from_scene else path / config.images
     if not folder.is_dir():
-        raise UserError(f"{folder} does not exist: put the photos there, or name their folder with `gs-train train --images`.")
+        raise UserError(
+            f"{folder} does not exist: put the photos there, or name their folder with `gs-train train --images`."
+        )
     missing = [image.name for image in images if not _on_disk(folder / image.name)]
     if missing:
-        told = f"{len(missing)} of {len(images)} images that {model.images_path} lists are not in {folder} ({first_few(missing)})"
+        message = f"{len(missing)} of {len(images)} images that {model.images_path} lists are not in {folder} ({first_few(missing)})"
         if not config.skip_missing:
-            on_fault(UserError(f"{told}: copy them there, or train without them with `gs-train train --skip-missing`."))
+            on_fault(
+                UserError(f"{message}: copy them there, or train without them with `gs-train train --skip-missing`.")
+            )
         else:
-            notices.append(f"{told}: going on without them.")
+            notices.append(f"{message}: going on without them.")
         gone = set(missing)
         images = tuple(image for image in images if image.name not in gone)
     return _Photos(folder=folder, reduced=False, images=images, notices=tuple(notices))
@@ -255,7 +274,9 @@ def _first_misfit(folder: Path, factor: int, model: ColmapModel, images: Sequenc
 
 def _fits(size: tuple[int, int], camera: ColmapCamera, factor: int) -> bool:
     """Is ``size`` the camera's size over ``factor``, however that was rounded?"""
-    return abs(size[0] - camera.width / factor) <= _ROUNDING_PX and abs(size[1] - camera.height / factor) <= _ROUNDING_PX
+    return (
+        abs(size[0] - camera.width / factor) <= _ROUNDING_PX and abs(size[1] - camera.height / factor) <= _ROUNDING_PX
+    )
 
 
 def _masked(
@@ -265,7 +286,9 @@ def _masked(
     if folder.is_dir():
         return with_masks(views, folder, on_fault)
     if config.masks != SceneConfig.masks:
-        raise UserError(f"{folder} does not exist: put the masks there, or name their folder with `gs-train train --masks`.")
+        raise UserError(
+            f"{folder} does not exist: put the masks there, or name their folder with `gs-train train --masks`."
+        )
     return views, []
 
 
@@ -279,15 +302,19 @@ def _view(photos: _Photos, image: ColmapImage, model: ColmapModel, config: Scene
     # `--images images_4` names photos at a quarter of the size that the model was made at, and so says that they are.
     suffix = re.search(r"_([248])$", photos.folder.name)
     if not _fits(size, source, 1) and not (suffix and _fits(size, source, int(suffix[1]))):
-        told = f"{file} is {size[0]}x{size[1]} px and its camera in {model.cameras_path} is {source.width}x{source.height}"
-        raise UserError(f"{told}: use the photos that the model was made from (`gs-train train --images` names another folder).")
+        message = (
+            f"{file} is {size[0]}x{size[1]} px and its camera in {model.cameras_path} is {source.width}x{source.height}"
+        )
+        raise UserError(
+            f"{message}: use the photos that the model was made from (`gs-train train --images` names another folder)."
+        )
     lens = _lens(source).resized(*(size if photos.reduced else _training_size(size, config.resolution)))
     try:
         camera = pinhole_for(lens, config.undistort).camera
     except FoldedLensError:
-        told = f"{model.cameras_path}: the distortion {lens.distortion} of camera {image.camera_id} ({lens.model}) cannot be inverted over"
+        message = f"{model.cameras_path}: the distortion {lens.distortion} of camera {image.camera_id} ({lens.model}) cannot be inverted over"
         raise UserError(
-            f"{told} its {source.width}x{source.height} px: run the reconstruction again, with another camera model if need be."
+            f"{message} its {source.width}x{source.height} px: run the reconstruction again, with another camera model if need be."
         ) from None
     return View(
         name=image.name,
@@ -313,8 +340,10 @@ def _training_size(size: tuple[int, int], resolution: int) -> tuple[int, int]:
 def _refuse_tiny(view: View, resolution: int) -> None:
     width, height = view.camera.width, view.camera.height
     if min(width, height) < _SMALLEST_SIDE_PX:
-        told = f"{view.image_path} would be trained at {width}x{height} px with --resolution {resolution}"
-        raise UserError(f"{told}, and each side takes at least {_SMALLEST_SIDE_PX}: train with --resolution 1, or on larger photos.")
+        message = f"{view.image_path} would be trained at {width}x{height} px with --resolution {resolution}"
+        raise UserError(
+            f"{message}, and each side takes at least {_SMALLEST_SIDE_PX}: train with --resolution 1, or on larger photos."
+        )
 
 
 def _lens(source: ColmapCamera) -> Lens:
@@ -328,7 +357,9 @@ def _narrowed(views: Sequence[View], undistort: Undistort) -> list[str]:
     count = sum(view.lens is not None and pinhole_for(view.lens, undistort).narrowed for view in views)
     if not count:
         return []
-    return [f"{count} of {len(views)} photos see more than {WIDEST_DEG:g} degrees across: they are undistorted and cropped to that."]
+    return [
+        f"{count} of {len(views)} photos see more than {WIDEST_DEG:g} degrees across: they are undistorted and cropped to that."
+    ]
 
 
 def _split(
@@ -346,10 +377,10 @@ def _split(
     test = tuple(view for view in views if view.name in test_names)
     train = tuple(view for view in views if view.name not in test_names)
     if len(train) < _FEWEST_TRAINING_VIEWS:
-        told = f"{path} leaves {len(train)} of its {len(views) + hidden} views to train on with {split}"
+        message = f"{path} leaves {len(train)} of its {len(views) + hidden} views to train on with {split}"
         masks = f" and {hidden} masks that hide all of their photos (what is black does not count)" if hidden else ""
         remedy = f"{'mend the masks, ' if hidden else ''}add photos, or train with --test-every 0"
-        raise UserError(f"{told}{masks}, and training takes at least {_FEWEST_TRAINING_VIEWS}: {remedy}.")
+        raise UserError(f"{message}{masks}, and training takes at least {_FEWEST_TRAINING_VIEWS}: {remedy}.")
     return train, test
 
 
@@ -364,7 +395,12 @@ def _finite_points(points: PointCloud) -> tuple[PointCloud, list[str]]:
     dropped = int(np.count_nonzero(~finite))
     if dropped:
         notices.append(f"{dropped} of {len(points.xyz)} points are NaN or infinite: dropped.")
-        points = replace(points, xyz=points.xyz[finite], rgb=points.rgb[finite], ids=None if points.ids is None else points.ids[finite])
+        points = replace(
+            points,
+            xyz=points.xyz[finite],
+            rgb=points.rgb[finite],
+            ids=None if points.ids is None else points.ids[finite],
+        )
     if len(points.xyz) == 0:
         notices.append("The scene has no points: random initialisation.")
     return points, notices

@@ -19,7 +19,10 @@ from typing import Any
 from colmap_files import Model
 
 TOLD: dict[str, Any] = json.loads(os.environ["FAKE_PYCOLMAP"])
-TABLES = ("images (image_id INTEGER PRIMARY KEY, name TEXT, camera INTEGER)", "keypoints (image_id INTEGER PRIMARY KEY)")
+TABLES = (
+    "images (image_id INTEGER PRIMARY KEY, name TEXT, camera INTEGER)",
+    "keypoints (image_id INTEGER PRIMARY KEY)",
+)
 PAIRS = "two_view_geometries (pair TEXT PRIMARY KEY, rows INTEGER)"
 
 logging = SimpleNamespace(logtostderr=False)
@@ -49,33 +52,51 @@ class Database:
         return connection
 
 
-def import_images(database: Path, images: str, *, camera_mode: str, image_names: list[str], options: SimpleNamespace) -> None:
+def import_images(
+    database: Path, images: str, *, camera_mode: str, image_names: list[str], options: SimpleNamespace
+) -> None:
     assert (camera_mode, options.camera_model) == ("single", "SIMPLE_RADIAL")
     assert all((Path(images) / name).is_file() for name in image_names)
     with sqlite3.connect(database) as connection:
         camera = connection.execute("SELECT COUNT(DISTINCT camera) FROM images").fetchone()[0] + 1
-        connection.executemany("INSERT INTO images (name, camera) VALUES (?, ?)", [(name, camera) for name in image_names])
+        connection.executemany(
+            "INSERT INTO images (name, camera) VALUES (?, ?)", [(name, camera) for name in image_names]
+        )
     _log("import_images", len(image_names))
 
 
 def extract_features(database: str, _images: str, *, extraction_options: SimpleNamespace) -> None:
     assert extraction_options.num_threads >= 1
     with sqlite3.connect(database) as connection:
-        todo = connection.execute("SELECT image_id FROM images WHERE image_id NOT IN (SELECT image_id FROM keypoints)").fetchall()
+        todo = connection.execute(
+            "SELECT image_id FROM images WHERE image_id NOT IN (SELECT image_id FROM keypoints)"
+        ).fetchall()
     _work("extract_features", database, "INSERT INTO keypoints VALUES (?)", todo)
 
 
-def match_image_pairs(database: str, *, pairing_options: SimpleNamespace, verification_options: SimpleNamespace) -> None:
+def match_image_pairs(
+    database: str, *, pairing_options: SimpleNamespace, verification_options: SimpleNamespace
+) -> None:
     assert verification_options.ransac.random_seed == 0
     pairs = Path(pairing_options.match_list_path).read_text().splitlines()
     with sqlite3.connect(database) as connection:
         there = {pair for (pair,) in connection.execute("SELECT pair FROM two_view_geometries")}
-    rows = [(pair, 20 * (number < TOLD.get("matching", len(pairs)))) for number, pair in enumerate(pairs) if pair not in there]
+    rows = [
+        (pair, 20 * (number < TOLD.get("matching", len(pairs))))
+        for number, pair in enumerate(pairs)
+        if pair not in there
+    ]
     _work("match_image_pairs", database, "INSERT INTO two_view_geometries VALUES (?, ?)", rows)
 
 
 def incremental_mapping(
-    database: str, images: str, output: str, options: SimpleNamespace, *, initial_image_pair_callback: Any, next_image_callback: Any
+    database: str,
+    images: str,
+    output: str,
+    options: SimpleNamespace,
+    *,
+    initial_image_pair_callback: Any,
+    next_image_callback: Any,
 ) -> dict[int, Any]:
     assert Path(images).is_dir() and Path(output).is_dir() and options.random_seed == 0
     with sqlite3.connect(database) as connection:

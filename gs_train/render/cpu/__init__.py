@@ -1,5 +1,5 @@
 """Our CPU rasterizer: Numba kernels that compute gsplat's function. ``rasterization`` is public, the rest is not."""
 
-from gs_train.render.cpu.dropin import rasterization
+from gs_train.render.cpu.gsplat_api import rasterization
 
 __all__ = ["rasterization"]

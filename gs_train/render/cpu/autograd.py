@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gs_train.jit import KERNEL_LOCK, follow_torch_threads
-from gs_train.memory import empty
+from gs_train.kernels.buffers import aligned_buffer
+from gs_train.kernels.jit import KERNEL_LOCK, follow_torch_threads
 from gs_train.model.gaussians import describe_non_finite
 from gs_train.render.cpu.blending import blend_forward
 from gs_train.render.cpu.blending_backward import blend_backward
@@ -62,16 +62,37 @@ class Rasterize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Any:
-        means, quats, scales, opacities, sh0, sh_rest, view, centre, intrinsics, background, means2d, absolute, settings = inputs
+        (
+            means,
+            quats,
+            scales,
+            opacities,
+            sh0,
+            sh_rest,
+            view,
+            centre,
+            intrinsics,
+            background,
+            means2d,
+            absolute,
+            settings,
+        ) = inputs
         arrays = [_array(t) for t in (means, quats, scales, opacities, sh0, sh_rest)]
         camera = camera_vector(intrinsics, settings.width, settings.height, settings.near, settings.far, settings.eps2d)
         pose = _array(view).astype(np.float64), _array(centre).astype(np.float64)
         n = means.shape[0]
-        records, radii, visible = empty((n, RECORD_SIZE)), empty((n, 2), np.int32), empty((n,), np.int32)
+        records, radii, visible = (
+            aligned_buffer((n, RECORD_SIZE)),
+            aligned_buffer((n, 2), np.int32),
+            aligned_buffer((n,), np.int32),
+        )
         chunk_counts = np.empty((-(-n // CHUNK), 2), np.int32)
         size = settings.width, settings.height
         channels = 4 if settings.depth else 3
-        image, transmittance = empty((settings.height, settings.width, channels)), empty((settings.height, settings.width))
+        image, transmittance = (
+            aligned_buffer((settings.height, settings.width, channels)),
+            aligned_buffer((settings.height, settings.width)),
+        )
         colours = np.zeros(channels, np.float32)
         colours[:3] = _array(background)
         with KERNEL_LOCK:
@@ -82,10 +103,12 @@ class Rasterize(torch.autograd.Function):
             )  # fmt: skip
             if chunk_counts[:, 1].any() or not np.isfinite(pose[0]).all():
                 names = ("means", "quats", "scales", "opacities", "sh0", "sh_rest", "view")
-                fault = describe_non_finite(dict(zip(names, (means, quats, scales, opacities, sh0, sh_rest, view), strict=True)))
+                fault = describe_non_finite(
+                    dict(zip(names, (means, quats, scales, opacities, sh0, sh_rest, view), strict=True))
+                )
                 raise FloatingPointError(fault or f"colours of {chunk_counts[:, 1].sum()} Gaussians overflow")
             tile_start, pairs = bin_gaussians(records, visible, chunk_counts, *size)
-            spans = empty((len(pairs) if any(ctx.needs_input_grad) else 0,), np.uint16)
+            spans = aligned_buffer((len(pairs) if any(ctx.needs_input_grad) else 0,), np.uint16)
             tile_stop = np.empty(len(tile_start) - 1, np.int64)
             blend_forward(records, tile_start, pairs, colours, image, transmittance, spans, tile_stop)
         image_tensor, radii_tensor = torch.from_numpy(image), torch.from_numpy(radii)
@@ -102,8 +125,8 @@ class Rasterize(torch.autograd.Function):
         settings: Settings = ctx.settings
         records, visible, chunk_counts, (tile_start, tile_stop, pairs, spans), transmittance = ctx.kept
         image_grad = image_grad.contiguous()
-        grads = [torch.from_numpy(empty(tuple(t.shape))) for t in parameters]
-        means2d_grad = torch.from_numpy(empty((len(records), 2)))
+        grads = [torch.from_numpy(aligned_buffer(tuple(t.shape))) for t in parameters]
+        means2d_grad = torch.from_numpy(aligned_buffer((len(records), 2)))
         chunk_grads = np.zeros((len(chunk_counts), 4, 4))
         means, quats, scales, opacities, _, sh_rest = (_array(t) for t in parameters)
         with KERNEL_LOCK:
@@ -158,7 +181,9 @@ def check_tensors(expected: Mapping[str, tuple[Tensor, tuple[int, ...]]]) -> Non
         if tuple(tensor.shape) != shape:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must be {shape}")
         if tensor.device.type != "cpu" or tensor.dtype != torch.float32:
-            raise ValueError(f"{name} is {tensor.dtype} on {tensor.device}; the CPU rasterizer takes float32 on the CPU")
+            raise ValueError(
+                f"{name} is {tensor.dtype} on {tensor.device}; the CPU rasterizer takes float32 on the CPU"
+            )
 
 
 def rasterize(

@@ -20,7 +20,23 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from gs_train.jit import helper, parallel_kernel, written_in
+from gs_train.kernels.jit import helper, inline_once, parallel_kernel
+from gs_train.kernels.simd import (
+    LANES,
+    aligned_zeros,
+    bits,
+    ceil,
+    exp2_limited,
+    lane_numbers,
+    load,
+    lowest_bit,
+    maximum,
+    minimum,
+    prefetch,
+    sqrt,
+    store,
+    where,
+)
 from gs_train.render.cpu.projection import (
     BLUE,
     DEPTH,
@@ -39,22 +55,6 @@ from gs_train.render.cpu.projection import (
     SHEAR,
 )
 from gs_train.render.cpu.tiles import TILE_HEIGHT, TILE_WIDTH, gaussian_of
-from gs_train.vectors import (
-    LANES,
-    aligned_zeros,
-    bits,
-    ceil,
-    exp2_limited,
-    lane_numbers,
-    load,
-    lowest_bit,
-    maximum,
-    minimum,
-    prefetch,
-    sqrt,
-    store,
-    where,
-)
 
 TILES_AT_ONCE = 4  # Scheduling grain: tiles differ in cost, so threads take a few at a time.
 ALPHA_MAX = np.float32(0.999)
@@ -100,7 +100,11 @@ def _gather(s, records, pairs, begin, count, x0, y0):  # type: ignore[no-untyped
         s[_F_DX + e] = (records[r + MEAN_X] - x0) + (records[r + MEAN_X_FRACTION] - _HALF)
         s[_F_DY + e] = (records[r + MEAN_Y] - y0) + (records[r + MEAN_Y_FRACTION] - _HALF)
         s[_F_A + e], s[_F_K + e], s[_F_C + e] = records[r + HALF_A], records[r + SHEAR], records[r + HALF_C]
-        s[_F_O + e], s[_F_D + e], s[_F_HALF + e] = records[r + LOG2_OPACITY], records[r + DEPTH], records[r + HALF_HEIGHT]
+        s[_F_O + e], s[_F_D + e], s[_F_HALF + e] = (
+            records[r + LOG2_OPACITY],
+            records[r + DEPTH],
+            records[r + HALF_HEIGHT],
+        )
         s[_F_R + e], s[_F_G + e], s[_F_B + e] = records[r + RED], records[r + GREEN], records[r + BLUE]
     for e in range(_N0, count, _LANES):
         a, k, c, dx, dy, half = (
@@ -197,7 +201,7 @@ def _make_loop(with_depth: bool) -> Callable[..., None]:
 def _make_tile(blend_batch: Callable[..., None], channels: int) -> Callable[..., None]:
     """Everything that is done for one tile."""
 
-    @written_in  # type: ignore[untyped-decorator]
+    @inline_once  # type: ignore[untyped-decorator]
     def blend_tile(tile, records, tile_start, pairs, background, image, transmittance, spans, tile_stop):  # type: ignore[no-untyped-def]
         height, width, _ = image.shape
         tiles_x = (width + TILE_WIDTH - 1) // TILE_WIDTH

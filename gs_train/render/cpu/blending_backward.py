@@ -22,8 +22,21 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from gs_train.jit import helper, parallel_kernel, written_in
-from gs_train.memory import empty
+from gs_train.kernels.buffers import aligned_buffer
+from gs_train.kernels.jit import helper, inline_once, parallel_kernel
+from gs_train.kernels.simd import (
+    LANES,
+    absolute,
+    aligned_zeros,
+    exp2_limited,
+    lane_numbers,
+    load,
+    prefetch,
+    store,
+    store_sums,
+    where,
+    zero_floats,
+)
 from gs_train.render.cpu.blending import ALPHA_MAX, PLANE, STOP, TILES_AT_ONCE, counted
 from gs_train.render.cpu.projection import (
     BLUE,
@@ -43,21 +56,10 @@ from gs_train.render.cpu.projection import (
 )
 from gs_train.render.cpu.projection_backward import SUM_COUNT
 from gs_train.render.cpu.tiles import TILE_HEIGHT, TILE_WIDTH, gaussian_of
-from gs_train.vectors import (
-    LANES,
-    absolute,
-    aligned_zeros,
-    exp2_limited,
-    lane_numbers,
-    load,
-    prefetch,
-    store,
-    store_sums,
-    where,
-    zero_floats,
-)
 
-_PAIRS_AT_ONCE = 2**17  # A band of tiles has up to so many pairs, whose sums (64 bytes each) are kept at once; a single tile may have more.
+_PAIRS_AT_ONCE = (
+    2**17
+)  # A band of tiles has up to so many pairs, whose sums (64 bytes each) are kept at once; a single tile may have more.
 _AHEAD = 24  # Records are asked for so many pairs before they are needed.
 _ZERO, _HALF, _ONE = np.float32(0.0), np.float32(0.5), np.float32(1.0)
 _TWO_LN2 = np.float32(2.0 / LOG2_E)
@@ -119,7 +121,9 @@ def _make_loop(full: bool) -> Callable[..., None]:
                 sum_ax = sum_ax + absolute(mean_x_u * gu)
                 sum_ay = sum_ay + absolute(mean_y_u * gu + mean_y_y * (g * dy))
         if full:
-            store_sums(sums, at, (sum_g, sum_u, sum_uu, sum_y, sum_uy, sum_yy, sum_r, sum_gr, sum_b, sum_d, sum_ax, sum_ay))
+            store_sums(
+                sums, at, (sum_g, sum_u, sum_uu, sum_y, sum_uy, sum_yy, sum_r, sum_gr, sum_b, sum_d, sum_ax, sum_ay)
+            )
         else:
             store_sums(sums, at, (sum_g, sum_u, sum_uu, sum_y, sum_uy, sum_yy, sum_r, sum_gr, sum_b))
 
@@ -129,7 +133,7 @@ def _make_loop(full: bool) -> Callable[..., None]:
 def _make_tile(blend_one: Callable[..., None]) -> Callable[..., None]:
     """Everything that is done for one tile."""
 
-    @written_in  # type: ignore[untyped-decorator]
+    @inline_once  # type: ignore[untyped-decorator]
     def blend_tile(  # type: ignore[no-untyped-def]
         index, records, tile_start, tile_stop, pairs, spans, image, transmittance, image_grad, alpha_grad, first_tile, places,
         pair_sums,
@@ -162,7 +166,17 @@ def _make_tile(blend_one: Callable[..., None]) -> Callable[..., None]:
             prefetch(records, gaussian_of(pairs[min(at + _AHEAD, stop - 1)]) * _RECORD)
             first, after = np.uint64(spans[at] & np.uint16(255)), np.uint64(spans[at] >> np.uint16(8))
             r = gaussian_of(pairs[at]) * _RECORD
-            blend_one(s, records, r, np.float32(x0), np.float32(y0), first, after, pair_sums, np.uint64(place + at - begin) * _SUMS)
+            blend_one(
+                s,
+                records,
+                r,
+                np.float32(x0),
+                np.float32(y0),
+                first,
+                after,
+                pair_sums,
+                np.uint64(place + at - begin) * _SUMS,
+            )
 
     return blend_tile  # type: ignore[no-any-return]
 
@@ -180,7 +194,19 @@ def _blend_rgb(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     for index in prange(places.shape[0]):
         _tile_rgb(
-            index, records, tile_start, tile_stop, pairs, spans, image, transmittance, image_grad, alpha_grad, first_tile, places, pair_sums
+            index,
+            records,
+            tile_start,
+            tile_stop,
+            pairs,
+            spans,
+            image,
+            transmittance,
+            image_grad,
+            alpha_grad,
+            first_tile,
+            places,
+            pair_sums,
         )
 
 
@@ -190,7 +216,19 @@ def _blend_full(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     for index in prange(places.shape[0]):
         _tile_full(
-            index, records, tile_start, tile_stop, pairs, spans, image, transmittance, image_grad, alpha_grad, first_tile, places, pair_sums
+            index,
+            records,
+            tile_start,
+            tile_stop,
+            pairs,
+            spans,
+            image,
+            transmittance,
+            image_grad,
+            alpha_grad,
+            first_tile,
+            places,
+            pair_sums,
         )
 
 
@@ -234,22 +272,35 @@ def blend_backward(
     spans: NDArray[np.uint16], image: Any, transmittance: Any, image_grad: Any, alpha_grad: Any, absolute: bool,
 ) -> NDArray[np.float32]:  # fmt: skip
     """Blending's sums for every Gaussian, [N, 16], gathered in bands of tiles so that the sums of all pairs are never there at once."""
-    sums = empty((len(records), SUM_COUNT))
+    sums = aligned_buffer((len(records), SUM_COUNT))
     clear(sums)
     # Where each tile's pairs begin if the pairs that no light reached are left out.
     begins = np.concatenate([[0], np.cumsum(tile_stop - tile_start[:-1])])
     flat, parts = records.ravel(), 1 << (numba.get_num_threads() - 1).bit_length()
     blend = _blend_rgb if image.shape[-1] == 3 and not absolute else _blend_full
-    pair_sums = empty((0, SUM_COUNT))
+    pair_sums = aligned_buffer((0, SUM_COUNT))
     first, tiles = 0, len(tile_stop)
     while first < tiles:
         stop = max(int(np.searchsorted(begins, begins[first] + _PAIRS_AT_ONCE, side="right")) - 1, first + 1)
         places = begins[first:stop] - begins[first]
         size = int(begins[stop] - begins[first])
         if len(pair_sums) < size:
-            pair_sums = empty((size, SUM_COUNT))
+            pair_sums = aligned_buffer((size, SUM_COUNT))
         with numba.parallel_chunksize(TILES_AT_ONCE):
-            blend(flat, tile_start, tile_stop, pairs, spans, image, transmittance, image_grad, alpha_grad, first, places, pair_sums.ravel())
+            blend(
+                flat,
+                tile_start,
+                tile_stop,
+                pairs,
+                spans,
+                image,
+                transmittance,
+                image_grad,
+                alpha_grad,
+                first,
+                places,
+                pair_sums.ravel(),
+            )
         add_up(pairs, tile_start, tile_stop, first, places, pair_sums.ravel(), sums.ravel(), parts)
         first = stop
     return sums

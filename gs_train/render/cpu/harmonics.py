@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from gs_train.jit import helper
-from gs_train.vectors import DOUBLES, load_doubles, store, zero_doubles
+from gs_train.kernels.jit import helper
+from gs_train.kernels.simd import DOUBLES, load_doubles, store, zero_doubles
 
 _S0 = 0.28209479177387814
 _S1 = 0.4886025119029199
@@ -85,7 +85,15 @@ def direction_gradient(x, y, z, degree, c):  # type: ignore[no-untyped-def]
         gy += a * (x * c4 - z * c5) - d * y * c8
         gz += b * z * c6 - a * (y * c5 + x * c7)
     if degree >= 3:
-        c9, c10, c11, c12, c13, c14, c15 = _get(c, 9), _get(c, 10), _get(c, 11), _get(c, 12), _get(c, 13), _get(c, 14), _get(c, 15)
+        c9, c10, c11, c12, c13, c14, c15 = (
+            _get(c, 9),
+            _get(c, 10),
+            _get(c, 11),
+            _get(c, 12),
+            _get(c, 13),
+            _get(c, 14),
+            _get(c, 15),
+        )
         a, b, d, e, f = _S3
         q, r, t = 3.0 * a * (xx - yy), 6.0 * a * x * y, d * (5.0 * zz - 1.0)
         gx += b * y * z * c10 - r * c9 - t * c13 + 2.0 * f * x * z * c14 - q * c15

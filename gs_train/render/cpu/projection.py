@@ -17,9 +17,21 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from gs_train.jit import helper, parallel_kernel
+from gs_train.kernels.jit import helper, parallel_kernel
+from gs_train.kernels.simd import (
+    DOUBLES,
+    aligned_zeros,
+    bits,
+    ceil,
+    floor,
+    load_doubles,
+    lowest_bit,
+    maximum,
+    minimum,
+    sqrt,
+    store,
+)
 from gs_train.render.cpu.harmonics import evaluate_basis
-from gs_train.vectors import DOUBLES, aligned_zeros, bits, ceil, floor, load_doubles, lowest_bit, maximum, minimum, sqrt, store
 
 # Columns of a record. Means are split into a whole and a fractional part, so that the distance to a pixel keeps full precision however
 # large the image.
@@ -31,7 +43,9 @@ RED, GREEN, BLUE = 11, 12, 13
 RECORD_SIZE = 16
 
 LOG2_E = 1.4426950408889634
-LOG2_255 = math.log2(255.0) + 0.003  # With a margin for float32 rounding in blending: no pixel that contributes is left out.
+LOG2_255 = (
+    math.log2(255.0) + 0.003
+)  # With a margin for float32 rounding in blending: no pixel that contributes is left out.
 CHUNK = 512  # Gaussians per parallel work item. Fixed, so that per-chunk sums do not depend on the thread count.
 _LARGEST = 3.5e38  # more than any float32; no sum of a few of them overflows a float64
 
@@ -171,7 +185,9 @@ def _project_block(block, out, log2_opacity, view, camera, width, height, antial
     tx, ty, tz = tx + view[0, 3], ty + view[1, 3], tz + view[2, 3]
     inverse_z = 1.0 / tz
     slopes = slopes_of(camera, tx, ty, inverse_z)
-    xx, xy, yy = covariance_of(axes_in_image(camera, view, rotation_of(unit_quaternion(block)), scale, slopes, inverse_z))
+    xx, xy, yy = covariance_of(
+        axes_in_image(camera, view, rotation_of(unit_quaternion(block)), scale, slopes, inverse_z)
+    )
     before = xx * yy - xy * xy
     xx, yy = xx + camera[EPS2D], yy + camera[EPS2D]
     after = xx * yy - xy * xy
@@ -187,7 +203,13 @@ def _project_block(block, out, log2_opacity, view, camera, width, height, antial
     extent = minimum(sqrt(maximum(2.0 / LOG2_E * (log2 + math.log2(255.0)), 0.0)), 3.33)
     radius_x, radius_y = ceil(extent * sqrt(xx)), ceil(extent * sqrt(yy))
     u, v = camera[FX] * slopes[0] + camera[CX], camera[FY] * slopes[1] + camera[CY]
-    seen = seen & (u + radius_x > 0.0) & (u - radius_x < float(width)) & (v + radius_y > 0.0) & (v - radius_y < float(height))
+    seen = (
+        seen
+        & (u + radius_x > 0.0)
+        & (u - radius_x < float(width))
+        & (v + radius_y > 0.0)
+        & (v - radius_y < float(height))
+    )
     whole_u, whole_v = floor(u), floor(v)
     inverse_yy = 1.0 / yy
     put(out, MEAN_X, whole_u)
@@ -272,7 +294,10 @@ def project_forward(  # type: ignore[no-untyped-def]
                 i = begin + lane
                 visible[chunk * CHUNK + seen] = i
                 seen += 1
-                radii[i, 0], radii[i, 1] = np.int32(out[_RADIUS_X * DOUBLES + lane]), np.int32(out[_RADIUS_Y * DOUBLES + lane])
+                radii[i, 0], radii[i, 1] = (
+                    np.int32(out[_RADIUS_X * DOUBLES + lane]),
+                    np.int32(out[_RADIUS_Y * DOUBLES + lane]),
+                )
                 means2d[i, 0], means2d[i, 1] = out[_U * DOUBLES + lane], out[_V * DOUBLES + lane]
                 for column in range(RED):
                     records[i, column] = out[column * DOUBLES + lane]

@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from gs_train.jit import helper, parallel_kernel
+from gs_train.kernels.jit import helper, parallel_kernel
+from gs_train.kernels.simd import DOUBLES, aligned_zeros, load_doubles, store, where, zero_doubles
 from gs_train.render.cpu.harmonics import direction_gradient, evaluate_basis
 from gs_train.render.cpu.projection import (
     BLUE,
@@ -43,7 +44,6 @@ from gs_train.render.cpu.projection import (
     unit_direction,
     unit_quaternion,
 )
-from gs_train.vectors import DOUBLES, aligned_zeros, load_doubles, store, where, zero_doubles
 
 # Columns of the sums that blending hands back: weighted moments of u and dy, and gradients of colour and depth. The last three are only
 # there when depth or absolute gradients are asked for.
@@ -186,7 +186,9 @@ def _colour_backward(records, sums, basis, coefficients, lane, degree, sh0_grad,
     sh0_grad[i, 0], sh0_grad[i, 1], sh0_grad[i, 2] = red * first, green * first, blue * first
     for k in range(1, (degree + 1) * (degree + 1)):
         value = basis[k * DOUBLES + lane]
-        coefficients[k * DOUBLES + lane] = red * sh_rest[i, k - 1, 0] + green * sh_rest[i, k - 1, 1] + blue * sh_rest[i, k - 1, 2]
+        coefficients[k * DOUBLES + lane] = (
+            red * sh_rest[i, k - 1, 0] + green * sh_rest[i, k - 1, 1] + blue * sh_rest[i, k - 1, 2]
+        )
         sh_rest_grad[i, k - 1, 0] = red * value
         sh_rest_grad[i, k - 1, 1] = green * value
         sh_rest_grad[i, k - 1, 2] = blue * value
@@ -233,7 +235,11 @@ def project_backward(  # type: ignore[no-untyped-def]
     """
     n = means.shape[0]
     for chunk in prange(chunk_counts.shape[0]):
-        block, out, pose = aligned_zeros((_SUMS + SUM_COUNT) * DOUBLES), aligned_zeros((_MEAN_Y + 1) * DOUBLES), np.zeros(16 * DOUBLES)
+        block, out, pose = (
+            aligned_zeros((_SUMS + SUM_COUNT) * DOUBLES),
+            aligned_zeros((_MEAN_Y + 1) * DOUBLES),
+            np.zeros(16 * DOUBLES),
+        )
         basis, coefficients = aligned_zeros(25 * DOUBLES), aligned_zeros(25 * DOUBLES)
         first, stop = chunk * CHUNK, min(n, (chunk + 1) * CHUNK)
         means_grad[first:stop] = 0.0
@@ -259,7 +265,9 @@ def project_backward(  # type: ignore[no-untyped-def]
                 coefficients[:] = 0.0
                 for lane in range(count):
                     i = visible[begin + lane]
-                    _colour_backward(records, sums, basis, coefficients, lane, degree, sh0_grad, sh_rest, sh_rest_grad, i)
+                    _colour_backward(
+                        records, sums, basis, coefficients, lane, degree, sh0_grad, sh_rest, sh_rest_grad, i
+                    )
                 _directions_backward(block, out, pose, coefficients, centre, degree)
             for lane in range(count):
                 i = visible[begin + lane]
@@ -267,7 +275,11 @@ def project_backward(  # type: ignore[no-untyped-def]
                 if absolute_grad.shape[0] > 0:
                     absolute_grad[i, 0], absolute_grad[i, 1] = sums[i, SUM_ABS_X], sums[i, SUM_ABS_Y]
                 if degree < 0:
-                    sh0_grad[i, 0], sh0_grad[i, 1], sh0_grad[i, 2] = sums[i, SUM_RED], sums[i, SUM_GREEN], sums[i, SUM_BLUE]
+                    sh0_grad[i, 0], sh0_grad[i, 1], sh0_grad[i, 2] = (
+                        sums[i, SUM_RED],
+                        sums[i, SUM_GREEN],
+                        sums[i, SUM_BLUE],
+                    )
         for entry in range(16):
             for lane in range(DOUBLES):
                 chunk_grads[chunk, entry // 4, entry % 4] += pose[entry * DOUBLES + lane]

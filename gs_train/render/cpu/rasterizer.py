@@ -22,7 +22,14 @@ class CpuRasterizer:
 
     def warm_up(self, *, absgrad: bool = False, depth: bool = False) -> None:
         """Render one Gaussian and go back, so that all kernels of training with these arguments are there."""
-        shapes = {"xyz": (1, 3), "f_dc": (1, 1, 3), "f_rest": (1, 0, 3), "opacity": (1, 1), "scaling": (1, 3), "rotation": (1, 4)}
+        shapes = {
+            "xyz": (1, 3),
+            "f_dc": (1, 1, 3),
+            "f_rest": (1, 0, 3),
+            "opacity": (1, 1),
+            "scaling": (1, 3),
+            "rotation": (1, 4),
+        }
         model = GaussianModel({name: torch.ones(shape) for name, shape in shapes.items()})
         camera = Camera(width=1, height=1, fx=1.0, fy=1.0, cx=0.5, cy=0.5)
         render = self.render(model, camera, torch.eye(4), torch.zeros(3), absgrad=absgrad, depth=depth)

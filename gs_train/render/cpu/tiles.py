@@ -14,8 +14,8 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from gs_train.jit import helper, parallel_kernel
-from gs_train.memory import empty
+from gs_train.kernels.buffers import aligned_buffer
+from gs_train.kernels.jit import helper, parallel_kernel
 from gs_train.render.cpu.projection import (
     CHUNK,
     DEPTH,
@@ -95,7 +95,10 @@ def visit_tiles(records, depth_bits, visible, chunk_counts, width, height, curso
                     right = min(width - 1.0, math.floor(mean_x - narrowest - 0.5 + _MARGIN))
                     if left > right:
                         continue
-                    first, stop = tile_row * tiles_x + int(left) // TILE_WIDTH, tile_row * tiles_x + int(right) // TILE_WIDTH + 1
+                    first, stop = (
+                        tile_row * tiles_x + int(left) // TILE_WIDTH,
+                        tile_row * tiles_x + int(right) // TILE_WIDTH + 1,
+                    )
                     if filling:
                         for tile in range(first, stop):
                             pairs[cursors[stretch, tile]] = entry
@@ -152,7 +155,9 @@ def sort_tiles(pairs, tile_start):  # type: ignore[no-untyped-def]
                     pairs[begin + at] = spare[at]
 
 
-def bin_gaussians(records: NDArray, visible: NDArray, chunk_counts: NDArray, width: int, height: int) -> tuple[NDArray, NDArray]:
+def bin_gaussians(
+    records: NDArray, visible: NDArray, chunk_counts: NDArray, width: int, height: int
+) -> tuple[NDArray, NDArray]:
     """Pair the visible Gaussians with the tiles they touch, nearest first within a tile.
 
     Returns:
@@ -166,7 +171,7 @@ def bin_gaussians(records: NDArray, visible: NDArray, chunk_counts: NDArray, wid
     counts = np.cumsum(marks, axis=1)[:, :-1]
     tile_start = np.zeros(tiles + 1, np.int64)
     np.cumsum(counts.sum(axis=0), out=tile_start[1:])
-    pairs = empty((int(tile_start[-1]),), np.uint64)
+    pairs = aligned_buffer((int(tile_start[-1]),), np.uint64)
     if len(pairs) > 0:
         # Where each stretch begins in each tile: behind the tiles before, and behind the stretches before in the same tile.
         cursors = np.cumsum(counts, axis=0)

@@ -1,0 +1,1 @@
+"""Camera models, lens distortion and poses. NumPy only."""

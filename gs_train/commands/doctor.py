@@ -1,0 +1,171 @@
+"""What ``gs-train doctor`` looks at: one finding per part of this machine, each with its remedy when something is wrong.
+
+It changes nothing, compiles nothing for CUDA, and prints nothing. The invariant: a check that fails is a finding, never an exception.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from gs_train import __version__
+
+_OLDEST_PYTHON = (3, 11)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing looked at."""
+
+    name: str
+    """What was looked at."""
+    message: str
+    """What was found."""
+    remedy: str | None = None
+    """The command that mends it; None when nothing is wrong."""
+
+
+def examine() -> Iterator[Finding]:
+    """All findings, in order of what needs what."""
+    yield Finding(name="gs-train", message=f"{__version__} in {Path(__file__).parent.parent}")
+    python = ".".join(str(part) for part in sys.version_info[:3])
+    old = sys.version_info[:2] < _OLDEST_PYTHON
+    yield Finding(
+        name="Python",
+        message=f"{python}, {platform.platform()}, {os.cpu_count()} CPUs",
+        remedy="install Python 3.11 or newer" if old else None,
+    )
+    yield _guarded("torch", _torch, "torch")
+    yield _guarded("nvcc", _nvcc, "torch")
+    yield _guarded("gsplat", _gsplat, "gsplat")
+    yield _guarded("Numba", _numba, "numba")
+    yield _guarded("CPU kernels", _cpu_kernels, "numba llvmlite")
+
+
+def _guarded(name: str, check: Callable[[], Finding], packages: str) -> Finding:
+    """What a check finds; where it fails, that, with a fresh installation of what it stands on as the remedy."""
+    try:
+        return check()
+    except (
+        Exception
+    ) as error:  # a broken installation fails in its own ways, and each is worth a line rather than a traceback
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return Finding(name=name, message=f"fails: {reason}", remedy=f"{_pip()} --force-reinstall {packages}")
+
+
+def _torch() -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        return Finding(
+            name="torch",
+            message=f"{torch.__version__}, sees {torch.cuda.get_device_name()} (CUDA {torch.version.cuda})",
+        )
+    message = f"{torch.__version__}, sees no CUDA device: training runs on the CPU"
+    if shutil.which("nvidia-smi") is None:
+        return Finding(name="torch", message=message)
+    if torch.version.cuda is None:
+        release = str(torch.__version__).partition("+")[0]
+        remedy = f"{_pip()} --force-reinstall torch=={release}"
+        return Finding(
+            name="torch",
+            message=f"{message}, though there is an NVIDIA driver, because this build of torch has no CUDA",
+            remedy=remedy,
+        )
+    return Finding(
+        name="torch",
+        message=f"{message}, though there is an NVIDIA driver",
+        remedy="nvidia-smi (it says what is wrong with the driver)",
+    )
+
+
+def _nvcc() -> Finding:
+    import torch
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    found = shutil.which("nvcc") or (
+        None if CUDA_HOME is None else shutil.which("nvcc", path=str(Path(CUDA_HOME) / "bin"))
+    )
+    if found is not None:
+        return Finding(name="nvcc", message=found)
+    if not torch.cuda.is_available() or _gsplat_built():
+        return Finding(name="nvcc", message="not found, and not needed")
+    toolkit = "cuda-toolkit-" + str(torch.version.cuda).replace(".", "-")
+    return Finding(
+        name="nvcc", message="not found: gsplat cannot compile its kernels", remedy=f"sudo apt-get install {toolkit}"
+    )
+
+
+def _gsplat() -> Finding:
+    import torch
+
+    try:
+        release = version("gsplat")
+    except PackageNotFoundError:
+        remedy = f"{_pip()} gsplat" if torch.cuda.is_available() else None
+        return Finding(
+            name="gsplat", message="not installed" + ("" if remedy else ", and not needed without CUDA"), remedy=remedy
+        )
+    if _gsplat_built():
+        return Finding(name="gsplat", message=f"{release}, compiled")
+    return Finding(
+        name="gsplat",
+        message=f"{release}, not compiled"
+        + (": the first training on CUDA does it" if torch.cuda.is_available() else ""),
+    )
+
+
+def _gsplat_built() -> bool:
+    from gs_train.render.gsplat_cuda import kernels_built
+
+    return kernels_built()
+
+
+def _numba() -> Finding:
+    import numba
+
+    return Finding(name="Numba", message=f"{numba.__version__}, {numba.config.NUMBA_NUM_THREADS} threads")
+
+
+def _cpu_kernels() -> Finding:
+    """Render a few Gaussians forwards and backwards, and ask Numba which threading layer that took."""
+    import numba
+    import torch
+
+    from gs_train.model.gaussians import GaussianModel
+    from gs_train.render.cpu.rasterizer import CpuRasterizer
+    from gs_train.scene.types import Camera
+
+    count, size = 16, 32
+    generator = torch.Generator().manual_seed(0)
+    xyz = torch.rand(count, 3, generator=generator) - 0.5
+    rotation = torch.tensor([1.0, 0.0, 0.0, 0.0]).repeat(count, 1)
+    tensors = {
+        "xyz": xyz + torch.tensor([0.0, 0.0, 3.0]),
+        "f_dc": torch.ones(count, 1, 3),
+        "f_rest": torch.zeros(count, 15, 3),
+        "opacity": torch.zeros(count, 1),
+        "scaling": torch.full((count, 3), -2.0),
+        "rotation": rotation,
+    }
+    model = GaussianModel(tensors)
+    camera = Camera(width=size, height=size, fx=size, fy=size, cx=size / 2, cy=size / 2)
+    render = CpuRasterizer().render(model, camera, torch.eye(4), torch.zeros(3))
+    render.image.sum().backward()  # type: ignore[no-untyped-call]
+    gradient = model.xyz.grad
+    works = gradient is not None and bool(gradient.isfinite().all()) and float(render.image.detach().max()) > 0.0
+    if not works:
+        return Finding(
+            name="CPU kernels", message="render nothing", remedy=f"{_pip()} --force-reinstall numba llvmlite"
+        )
+    return Finding(name="CPU kernels", message=f"render and learn; threading layer {numba.threading_layer()}")
+
+
+def _pip() -> str:
+    return f"{sys.executable} -m pip install"

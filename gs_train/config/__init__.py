@@ -1,0 +1,1 @@
+"""The settings of a run, and the TOML files that hold them."""

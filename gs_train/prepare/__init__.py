@@ -1,0 +1,1 @@
+"""Photos or a video to a COLMAP scene."""

@@ -1,0 +1,1 @@
+"""Photos: decoding, masks, cache, compositing."""
