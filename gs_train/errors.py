@@ -1,18 +1,50 @@
-"""The one exception for what a user can put right, and how its sentence lists names.
+"""The exception for mistakes that a user can correct, and the parts of error messages that several modules share.
 
-A ``UserError`` carries one sentence that names the path or the flag and says what to do. The command line prints it and exits with code 2;
-everything else propagates with its traceback, because it is our fault.
+The command line prints a ``UserError`` and exits with code 2. Every other exception is a bug and keeps its traceback.
 """
 
+import difflib
+import errno
 from collections.abc import Sequence
+from pathlib import Path
 
-_NAMED_AT_MOST = 5
+_MOST_NAMES = 5
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(Exception):
-    """A fault of the input, told in one sentence that names the file or the flag and the remedy."""
+    """A fault of the input. Its one sentence names the file or the flag, then the remedy."""
 
 
 def first_few(names: Sequence[str]) -> str:
-    """At most five of the names, for a sentence, and dots where there are more."""
-    return ", ".join(names[:_NAMED_AT_MOST]) + (", ..." if len(names) > _NAMED_AT_MOST else "")
+    """At most five of the names, joined by commas; dots follow if there are more."""
+    return ", ".join(names[:_MOST_NAMES]) + (", ..." if len(names) > _MOST_NAMES else "")
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """`` (did you mean X?)`` for the known word that resembles ``word`` most; empty if none resembles it."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def describe_full_disk(error: OSError, folder: Path | None = None) -> str | None:
+    """The first half of an error message if ``error`` means that a disk is full; else None.
+
+    Args:
+        error: from any file operation.
+        folder: the place to name if the error names no file.
+
+    Returns:
+        The fault and the first half of its remedy, such as ``The disk is full at RUN (No space left on device): free space``. The caller
+        adds the second half.
+    """
+    if error.errno not in _DISK_FULL:
+        return None
+    place = folder if error.filename is None else error.filename
+    if error.errno == errno.EFBIG:
+        if place is None:
+            file = "A file"
+        else:
+            file = f"A file in {place}" if error.filename is None else str(place)
+        return f"{file} cannot grow ({error.strerror}): lift the limit on the size of files (ulimit -f)"
+    return f"The disk is full{'' if place is None else f' at {place}'} ({error.strerror}): free space"

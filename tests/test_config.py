@@ -145,7 +145,7 @@ def test_whole_number_and_fraction_keep_their_type(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("iteratons = 5", "unknown key iteratons (did you mean iterations?)"),
         ("[density]\ninterva = 5", "unknown key density.interva (did you mean interval?)"),
@@ -185,7 +185,7 @@ def test_preset_by_path_and_a_run_config_as_preset(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [("papr", "did you mean paper?"), ("no/such.toml", "there is no such file"), ("", "there is no such preset")],
 )
 def test_unknown_presets(name: str, message: str) -> None:

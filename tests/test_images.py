@@ -13,11 +13,12 @@ import pytest
 import torch
 from PIL import Image, features
 
+from gs_train.cameras.camera import Camera
 from gs_train.errors import UserError
 from gs_train.scene.photos.cache import ImageCache
-from gs_train.scene.photos.composite import over
+from gs_train.scene.photos.composite import composite
 from gs_train.scene.photos.decode import check_images, decode_image, image_size
-from gs_train.scene.types import Camera, View
+from gs_train.scene.types import View
 
 
 def _view(path: Path, size: tuple[int, int]) -> View:
@@ -60,7 +61,7 @@ def test_alpha_is_composited_over_the_background(tmp_path: Path) -> None:
     Image.fromarray(pixels).save(tmp_path / "a.png")
     decoded = decode_image(_view(tmp_path / "a.png", (3, 2)))
     np.testing.assert_allclose(decoded[:, :, 0], [[200, 100, 0], [0, 200, 100]], atol=1)
-    over_white = over(decoded, torch.ones(3)).numpy() * 255.0
+    over_white = composite(decoded, torch.ones(3)).numpy() * 255.0
     np.testing.assert_allclose(over_white[:, :, 0], [[200, 227, 255], [255, 200, 227]], atol=1)
 
 

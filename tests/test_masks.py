@@ -19,13 +19,14 @@ from torch import Tensor
 from transforms_files import document, write, write_blender
 
 from gs_train import losses
+from gs_train.cameras.camera import Camera
 from gs_train.errors import UserError
 from gs_train.evaluate.metrics import view_metrics
 from gs_train.scene.load import SceneConfig, load_scene
 from gs_train.scene.photos.cache import ImageCache
-from gs_train.scene.photos.composite import over, weight
+from gs_train.scene.photos.composite import composite, pixel_weights
 from gs_train.scene.photos.decode import decode_image, decode_mask
-from gs_train.scene.types import AlphaUse, Camera, View
+from gs_train.scene.types import AlphaUse, View
 
 ALL = SceneConfig(test_every=0)
 
@@ -111,7 +112,7 @@ def test_what_alpha_is_for(tmp_path: Path) -> None:
     weighed = decode_image(_view(photo, (40, 30), alpha="mask"))
     assert weighed.shape == (30, 40, 5)
     assert weighed[0, 0].tolist() == [200, 100, 50, 255, 255] and weighed[0, 39].tolist() == [200, 100, 50, 255, 51]
-    assert torch.equal(over(weighed, torch.ones(3)), over(ignored, torch.ones(3))), "nothing is composited"
+    assert torch.equal(composite(weighed, torch.ones(3)), composite(ignored, torch.ones(3))), "nothing is composited"
 
 
 @pytest.mark.parametrize("alpha", ["mask", "ignore"])
@@ -135,10 +136,10 @@ def test_masks_and_alpha_together(tmp_path: Path, alpha: AlphaUse, right: int) -
 def test_weights_as_tensors(tmp_path: Path) -> None:
     photo = _save(tmp_path / "a.png", np.full((30, 40, 3), 51, np.uint8))
     pixels = decode_image(_view(photo, (40, 30), _save(tmp_path / "m.png", _half_mask())))
-    found = weight(pixels, torch.device("cpu"))
+    found = pixel_weights(pixels, torch.device("cpu"))
     assert found is not None and found.shape == (30, 40, 1) and found.unique().tolist() == [0.0, 1.0]
-    assert torch.equal(over(pixels, torch.ones(3)), torch.full((30, 40, 3), 0.2))
-    assert weight(pixels[:, :, :4], torch.device("cpu")) is None
+    assert torch.equal(composite(pixels, torch.ones(3)), torch.full((30, 40, 3), 0.2))
+    assert pixel_weights(pixels[:, :, :4], torch.device("cpu")) is None
 
 
 # ---- finding

@@ -226,5 +226,5 @@ def test_every_variant_goes_on_exactly_and_keeps_to_the_cap(scene: Scene, tmp_pa
     assert parts.counts == whole.counts
     assert whole.counts[44] != whole.counts[0] and max(whole.counts) <= CAP
     assert variant != "learned background" or not torch.equal(
-        left.state["background"]["settled"], torch.full((3,), 0.5)
+        left.state["background"]["eval_color"], torch.full((3,), 0.5)
     )

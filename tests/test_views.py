@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 from gs_train.scene.photos.cache import ImageCache
-from gs_train.scene.photos.composite import over
-from gs_train.scene.types import Camera, View
+from gs_train.scene.photos.composite import composite
+from gs_train.cameras.camera import Camera
+from gs_train.scene.types import View
 from gs_train.training.background import Background
 from gs_train.training.schedule import BackgroundKind, batch_size_at, downscale_at
 
@@ -60,8 +61,8 @@ def test_only_photos_with_alpha_show_the_background() -> None:
     opaque = np.full((2, 2, 3), 51, np.uint8)
     clear = np.dstack([np.full((2, 2, 3), 51, np.uint8), np.full((2, 2, 1), 102, np.uint8)])
     background = torch.tensor([1.0, 0.5, 0.0])
-    assert torch.equal(over(opaque, background), torch.full((2, 2, 3), 0.2))
-    torch.testing.assert_close(over(clear, background)[0, 0], 0.2 + 0.6 * background)
+    assert torch.equal(composite(opaque, background), torch.full((2, 2, 3), 0.2))
+    torch.testing.assert_close(composite(clear, background)[0, 0], 0.2 + 0.6 * background)
 
 
 def test_a_photo_that_is_opaque_throughout_is_plain_colour(tmp_path: Path) -> None:
@@ -69,7 +70,7 @@ def test_a_photo_that_is_opaque_throughout_is_plain_colour(tmp_path: Path) -> No
     assert ImageCache([make_view(tmp_path / "a.png", 4, 3)]).get(0).shape == (3, 4, 3)
 
 
-@pytest.mark.parametrize(("kind", "settled"), [("black", 0.0), ("white", 1.0), ("random", 0.0), ("learned", 0.5)])
+@pytest.mark.parametrize(("kind", "eval_color"), [("black", 0.0), ("white", 1.0), ("random", 0.0), ("learned", 0.5)])
 def test_backgrounds(kind: BackgroundKind, eval_color: float) -> None:
     generator = torch.Generator().manual_seed(0)
     background = Background(kind, generator, "cpu")

@@ -1,64 +1,71 @@
-"""Where a TrainConfig comes from: defaults < preset < flags, and the exact reload of a run's config.toml.
+"""Reads and writes settings as TOML: presets, and a run's config.toml, which reads back to an equal config.
 
-Not the settings themselves (they live beside their owners; the root is ``TrainConfig``). The invariant: a key, a type or a value that is
-not understood is refused by name, never dropped.
+The settings themselves are in ``settings.py`` and beside their owners. Unknown keys and values of the wrong type are errors.
 """
 
 from __future__ import annotations
 
-import difflib
 import tomllib
+from collections.abc import Iterable
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from gs_train.config.settings import TrainConfig
-from gs_train.errors import UserError
-
-__all__ = ["DEFAULT_PRESET", "TrainConfig", "load_preset", "nearest", "preset_names", "read_config"]
+from gs_train.errors import UserError, nearest
 
 DEFAULT_PRESET = "default"
 
 _Config = TypeVar("_Config")
 
 
-def load_preset(name: str) -> TrainConfig:
-    """A preset by name (``paper``) or by the path of a .toml file, over the defaults of ``TrainConfig``, which are the preset classic.
+# ---- presets
 
-    A run's config.toml serves as a preset too; its ``scene_path`` is passed over.
+
+def load_preset(name: str) -> TrainConfig:
+    """A preset by name (``paper``) or by the path of a .toml file, laid over the defaults of ``TrainConfig`` (the preset classic).
+
+    The config.toml of a run is a preset, too; its ``scene_path`` is ignored.
 
     Raises:
-        UserError: no such preset, or a key or value in it is not understood.
+        UserError: there is no such preset, or a key or value in it is not understood.
     """
+    known = preset_names()
     if name.endswith(".toml"):
         path = Path(name)
         if not path.is_file():
-            raise UserError(f"--preset {name}: there is no such file; presets by name are {_listed(preset_names())}.")
+            raise UserError(f"--preset {name}: there is no such file; presets by name are {', '.join(known)}.")
         return read_config(path)[0]
-    if name not in preset_names():
+    if name not in known:
         raise UserError(
-            f"--preset {name}: there is no such preset{nearest(name, preset_names())}; presets are {_listed(preset_names())}."
+            f"--preset {name}: there is no such preset{nearest(name, known)}; presets are {', '.join(known)}."
         )
     return read_config(_preset_folder() / f"{name}.toml")[0]
 
 
 def preset_names() -> list[str]:
-    """Names of the presets that come with gs-train, sorted."""
+    """Names of the presets that come with gs_train, sorted."""
     return sorted(path.stem for path in _preset_folder().glob("*.toml"))
 
 
 def _preset_folder() -> Path:
-    """``configs/`` travels inside the package in a wheel, and stands beside it in a source tree (also when installed as editable)."""
+    """The folder ``configs``: inside the package in a wheel, beside it in a checkout (editable installs included)."""
     package = Path(__file__).resolve().parent.parent
     inside = package / "configs"
     return inside if inside.is_dir() else package.parent / "configs"
 
 
+# ---- reading
+
+
 def read_config(path: Path) -> tuple[TrainConfig, Path | None]:
-    """Read a config file: the TrainConfig over the defaults, and the scene it was trained on where the file says so.
+    """Read a config file over the defaults.
+
+    Returns:
+        The config, and the path of the scene it was trained on if the file has the key ``scene_path``.
 
     Raises:
-        UserError: the file cannot be read, is not TOML, or holds a key or a value that is not understood.
+        UserError: the file cannot be read, is not TOML, or has a key or value that is not understood.
     """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -72,19 +79,19 @@ def read_config(path: Path) -> tuple[TrainConfig, Path | None]:
     try:
         config = _fill(TrainConfig(), table, path, "")
     except UserError as error:
-        # A check of the config names the flag; the file's name is what the user needs besides.
+        # The range checks name the flag; the message also needs the file.
         raise error if str(path) in str(error) else UserError(f"{path}: {error}") from None
     return config, None if scene_path is None else Path(scene_path)
 
 
 def _fill(config: _Config, table: dict[str, Any], path: Path, prefix: str) -> _Config:
-    """``config`` with the values of a TOML table, nested tables included. Every check of the config classes runs again."""
+    """``config`` with the values of a TOML table, nested tables included. ``replace`` runs the range checks again."""
     hints = get_type_hints(type(config))
     names = [field.name for field in fields(config)]  # type: ignore[arg-type]
     changed: dict[str, Any] = {}
     for key, value in table.items():
         if key not in names:
-            raise UserError(f"{path}: unknown key {prefix}{key}{nearest(key, names)}; remove it or mend its name.")
+            raise UserError(f"{path}: unknown key {prefix}{key}{nearest(key, names)}; remove it or correct its name.")
         current = getattr(config, key)
         if not is_dataclass(current):
             changed[key] = _typed(value, hints[key], f"{path}: key {prefix}{key}")
@@ -96,13 +103,12 @@ def _fill(config: _Config, table: dict[str, Any], path: Path, prefix: str) -> _C
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:
-    """``value`` if it has the field's type. A whole number is taken for a float; a truth value is never taken for a number."""
+    """``value`` if it has the field's type. A whole number passes for a float, a boolean never for a number."""
     if get_origin(hint) is Literal:
         if any(value == choice and type(value) is type(choice) for choice in get_args(hint)):
             return value
-        raise UserError(
-            f"{where} is {value!r}; it must be one of {_listed(repr(choice) for choice in get_args(hint))}."
-        )
+        choices: Iterable[str] = (repr(choice) for choice in get_args(hint))
+        raise UserError(f"{where} is {value!r}; it must be one of {', '.join(choices)}.")
     if hint is float and type(value) is int:
         return float(value)
     if type(value) in (get_args(hint) or (hint,)):
@@ -111,11 +117,40 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     raise UserError(f"{where} is {value!r}; it must be {kind}.")
 
 
-def nearest(word: str, known: list[str]) -> str:
-    """`` (did you mean X?)`` for a mistyped word, or nothing when no known word is near."""
-    close = difflib.get_close_matches(word, known, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
+# ---- writing
 
 
-def _listed(words: Any) -> str:
-    return ", ".join(words)
+def write_toml(config: TrainConfig, scene_path: Path | None = None) -> str:
+    """TOML text that ``read_config`` reads back to an equal config.
+
+    Args:
+        config: the settings.
+        scene_path: the scene, written as the key ``scene_path``, so that a run knows its scene.
+    """
+    head = [] if scene_path is None else [f"scene_path = {_toml_value(str(scene_path))}"]
+    tables = []
+    for entry in fields(config):
+        value = getattr(config, entry.name)
+        if is_dataclass(value):
+            body = [f"{inner.name} = {_toml_value(getattr(value, inner.name))}" for inner in fields(value)]
+            tables += ["", f"[{entry.name}]", *body]
+        else:
+            head.append(f"{entry.name} = {_toml_value(value)}")
+    return "\n".join([*head, *tables]) + "\n"
+
+
+def _toml_value(value: str | bool | int | float) -> str:
+    """One TOML value. Python's ``repr`` of a finite float is valid TOML and reads back to the same float."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return '"' + "".join(_toml_character(character) for character in value) + '"'
+    return repr(value)
+
+
+def _toml_character(character: str) -> str:
+    if character in '"\\':
+        return "\\" + character
+    if ord(character) < 0x20 or ord(character) == 0x7F:
+        return f"\\u{ord(character):04x}"
+    return character

@@ -1,1 +1,1 @@
-"""Density control: watch the gradients, plan what to clone, split, drop and reset."""
+"""Density control: where Gaussians are added, moved and removed."""

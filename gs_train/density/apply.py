@@ -1,7 +1,7 @@
-"""Carrying out a density plan on a model: new rows are appended, then parents and dropped rows go in one prune.
+"""Applies a density plan to a model: new rows are appended, then parents and pruned rows are removed in one call.
 
-It decides nothing; controllers do. The invariant: the rows that a plan does not name keep their order, values and Adam moments, but for
-positions that the plan shifts.
+Controllers decide; this module only executes. Rows that a plan does not name keep their order, values and Adam moments, except
+for positions that the plan shifts.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from gs_train.density.types import SPLIT_CHILDREN, SPLIT_SHRINK, DensityPlan
 from gs_train.model.gaussians import GaussianModel
 from gs_train.model.quaternions import rotate
 
-_MOST_PARTS = 51
-"""A row is divided into at most so many; beyond, the formula's binomials lose their digits (3DGS-MCMC: 51)."""
+_MOST_COPIES = 51
+"""Limit of the copies of one relocated row. Above it the binomials of the formula lose their digits (3DGS-MCMC: 51)."""
 
 
 def apply_plan(plan: DensityPlan, model: GaussianModel, generator: torch.Generator, *, reset_opacity_to: float) -> None:
-    """Change ``model`` as ``plan`` says.
+    """Change ``model`` in place as ``plan`` says.
 
-    The kept rows come first in their old order, divided ones among them, then the clones, then the first child of every split row, then
-    the second, then the further parts of the divided rows.
+    Rows afterwards: the kept rows in their old order (relocated rows among them), the clones, the first child of every split row,
+    the second child of every split row, the further copies of the relocated rows.
 
     Args:
-        plan: with rows of ``model`` as it is.
-        model: changed in place, through its door to Adam.
-        generator: on the CPU, so that the draws for the split children are the same on every device.
-        reset_opacity_to: the opacity that a reset lowers to.
+        plan: rows of ``model`` as it is.
+        model: changed through its optimizer door.
+        generator: on the CPU, so that the children are drawn alike on every device.
+        reset_opacity_to: opacity that a reset lowers to.
 
     Raises:
-        ValueError: the plan names a row twice, or one that the model does not have. Nothing is changed then.
+        ValueError: the plan names a row twice, or a row that the model does not have. The model is unchanged then.
     """
     gone = torch.cat([rows.to(model.device) for rows in (plan.split, plan.drop)])
     named = torch.cat([rows.to(model.device) for rows in (plan.clone, plan.relocate, gone)])
@@ -63,11 +63,14 @@ def apply_plan(plan: DensityPlan, model: GaussianModel, generator: torch.Generat
 
 
 def _new_rows(plan: DensityPlan, model: GaussianModel, generator: torch.Generator) -> dict[str, Tensor]:
-    """Copies of the cloned rows, then ``SPLIT_CHILDREN`` children of every split row, then further parts of the divided rows, which have
-    their new opacity and scale already; children and parts sampled from the distribution of the row they come from."""
+    """The rows to append: clones, then ``SPLIT_CHILDREN`` children per split row, then the further copies of relocated rows.
+
+    The position of a child or copy is drawn from the distribution of its parent. Relocated parents already have their new opacity
+    and scale.
+    """
     children = plan.split.repeat(SPLIT_CHILDREN)
-    parts = plan.relocate.repeat_interleave(plan.relocate_into - 1)
-    sources = torch.cat([rows.to(model.device) for rows in (plan.clone, children, parts)])
+    copies = plan.relocate.repeat_interleave(plan.relocate_into - 1)
+    sources = torch.cat([rows.to(model.device) for rows in (plan.clone, children, copies)])
     new = {name: tensor[sources] for name, tensor in model.parameters.items()}
     moved, first = sources[len(plan.clone) :], len(plan.clone)
     if len(moved) > 0:
@@ -78,27 +81,26 @@ def _new_rows(plan: DensityPlan, model: GaussianModel, generator: torch.Generato
 
 
 def relocated(opacities: Tensor, into: Tensor) -> tuple[Tensor, Tensor]:
-    """What n equal Gaussians in one place must be to look like the one (3DGS-MCMC, Kheradmand et al. 2024, eq. 9).
+    """Opacity and scale factor of n identical Gaussians in one place that look like one (3DGS-MCMC, Kheradmand et al. 2024, eq. 9).
 
-    Their opacity p gives 1 - (1 - p)^n = o. Blended, their profiles sum to sum_j C(n, j) (-1)^(j-1) p^j exp(-j d^2 / 2), whose integral
-    along a line is that of the one when the scales shrink by o / sum_j C(n, j) (-1)^(j-1) p^j / sqrt(j).
+    The new opacity p solves 1 - (1 - p)^n = o. Blended, the n profiles sum to sum_j C(n, j) (-1)^(j-1) p^j exp(-j d^2 / 2). The
+    integral of this sum along a line equals the original's when the scales shrink by o / sum_j C(n, j) (-1)^(j-1) p^j / sqrt(j).
 
     Args:
-        opacities: [K] of the ones.
-        into: [K] int64, n >= 1 each; more than 51 counts as 51.
+        opacities: [K] original opacities o, 0 to 1.
+        into: [K] int64, n >= 1; more than 51 counts as 51.
 
     Returns:
-        [K] float64 opacities of the parts, and [K] float64 factors on their scales.
+        [K] float64 new opacities, and [K] float64 factors on the scales.
     """
-    one, n = opacities.double(), into.clamp(max=_MOST_PARTS).double()
-    part = -torch.expm1(torch.log1p(-one.clamp(max=1.0 - 1e-7)) / n)
-    j = torch.arange(1, _MOST_PARTS + 1, dtype=torch.float64, device=one.device)
-    # exp(lgamma) of counts beyond n would be that of poles; those terms are left out.
+    original, n = opacities.double(), into.clamp(max=_MOST_COPIES).double()
+    copy = -torch.expm1(torch.log1p(-original.clamp(max=1.0 - 1e-7)) / n)
+    j = torch.arange(1, _MOST_COPIES + 1, dtype=torch.float64, device=original.device)
+    # lgamma has poles at the counts beyond n, so the terms there are left out.
     inside = j <= n[:, None]
     log_binomial = (
         torch.lgamma(n + 1)[:, None] - torch.lgamma(j + 1) - torch.lgamma(torch.where(inside, n[:, None] - j, 0.0) + 1)
     )
-    terms = torch.where(
-        inside, torch.exp(log_binomial + j * part[:, None].log()) * (1 - 2 * ((j - 1) % 2)) / j.sqrt(), 0.0
-    )
-    return part, one / terms.sum(dim=1)
+    signs = 1 - 2 * ((j - 1) % 2)
+    terms = torch.where(inside, torch.exp(log_binomial + j * copy[:, None].log()) * signs / j.sqrt(), 0.0)
+    return copy, original / terms.sum(dim=1)

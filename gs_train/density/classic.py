@@ -1,87 +1,75 @@
-"""Density control of the original paper: clone and split where the screen-space gradient is large, drop the transparent and the huge.
+"""Density control of the original paper: clone and split at large screen-space gradients, prune transparent and huge Gaussians.
 
-With absolute gradients (AbsGS; Ye et al. 2024) the pull of different pixels on one Gaussian does not cancel, so a large one that blurs
-detail is found; the threshold is then larger. It watches and plans; it never touches the model. It has no screen-size pruning, as the
-original's never fires. The invariant: the statistics belong to the rows of the model as it is, and start from zero after every round.
+``AbsgradDensity`` sums absolute gradients (AbsGS; Ye et al. 2024), so that the pulls of different pixels on one Gaussian do not
+cancel and large Gaussians that blur detail are found; its threshold is larger. Screen-space pruning is absent, because the
+original's never fires. The statistics always belong to the current rows of the model and restart from zero after every round.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from gs_train.density.config import DensityConfig, check_resolved
-from gs_train.density.types import SPLIT_SHRINK, DensityPlan, rows_of, spare_one
+from gs_train.density.config import check_resolved
+from gs_train.density.types import SPLIT_SHRINK, DensityPlan, DensitySetup, rows_of, spare_one
 from gs_train.model.gaussians import GaussianModel
 from gs_train.render.types import RenderOutput
-from gs_train.scene.types import Camera
 
 
 class ClassicDensity:
-    """The controller of the original paper and trainer (section 5 of the paper), with a hard cap on the number of Gaussians."""
+    """The controller of the original paper (section 5) and trainer, with a hard cap on the number of Gaussians.
 
-    def __init__(
-        self,
-        config: DensityConfig,
-        *,
-        extent: float,
-        max_gaussians: int,
-        count: int,
-        device: torch.device | str,
-        white_background: bool = False,
-    ) -> None:
-        """Start with empty statistics.
+    Raises:
+        ValueError: a schedule point is still a fraction, or ``max_gaussians`` is below 1.
+    """
 
-        Args:
-            config: with whole iterations in every schedule field.
-            extent: the scene's extent, world units.
-            max_gaussians: hard cap; growth is trimmed to the largest gradients.
-            count: rows of the model now.
-            device: where the model lives.
-            white_background: the original then resets opacities once more, at ``from_iteration``.
+    needs_absgrad: ClassVar[bool] = False
 
-        Raises:
-            ValueError: a schedule field is still a fraction, or ``max_gaussians`` is below 1.
-        """
-        check_resolved(config, max_gaussians)
-        self.config = config
-        self._absolute = config.kind == "absgrad"
-        self._extent = extent
-        self._max_gaussians = max_gaussians
-        self._white_background = white_background
-        self._device = torch.device(device)
-        self._clear(count)
+    def __init__(self, setup: DensitySetup) -> None:
+        """Start with empty statistics."""
+        check_resolved(setup.config, setup.max_gaussians)
+        self.config = setup.config
+        self._extent = setup.extent
+        self._max_gaussians = setup.max_gaussians
+        self._white_background = setup.white_background
+        self._device = setup.device
+        self._clear(setup.gaussians)
+
+    @property
+    def _threshold(self) -> float:
+        return self.config.grad_threshold
 
     def regulariser(self, model: GaussianModel) -> Tensor | None:
-        """None: the loss is the photometric one."""
+        """None: the loss is the photometric loss alone."""
         return None
 
-    def observe(self, render: RenderOutput, camera: Camera) -> None:
-        """Add one view's gradient norms, over the Gaussians it sees.
+    def observe(self, render: RenderOutput) -> None:
+        """Add the gradient norms of one view for the Gaussians it sees.
 
-        The gradient in px is multiplied by half the image size, which makes it one of normalised device coordinates as in the original.
+        Gradients are in px. Multiplied by half the image size they are in normalised device coordinates, as in the original.
 
         Raises:
             ValueError: there is no gradient, or its rows are not the model's.
         """
-        grad = render.means2d.absgrad if self._absolute else render.means2d.grad  # type: ignore[attr-defined]
+        grad = render.means2d.absgrad if self.needs_absgrad else render.means2d.grad  # type: ignore[attr-defined]
         if grad is None:
             raise ValueError("means2d has no gradient; call observe after backward")
         if len(grad) != len(self._grad_sum):
             raise ValueError(f"means2d: expected {len(self._grad_sum)} rows, got {len(grad)}")
-        norm = torch.hypot(grad[:, 0] * (0.5 * camera.width), grad[:, 1] * (0.5 * camera.height))
+        height, width = render.image.shape[:2]
+        norm = torch.hypot(grad[:, 0] * (0.5 * width), grad[:, 1] * (0.5 * height))
         visible = render.visible()
-        # Rows that are not visible may hold anything, and one bad gradient must not spoil a whole round: both count as 0.
+        # The gradient of rows that the view does not see is undefined, and one NaN would spoil a whole round: both count as 0.
         self._grad_sum += norm.nan_to_num_(nan=0.0, posinf=0.0).mul_(visible)
         self._grad_count += visible
 
-    def plan(self, model: GaussianModel, iteration: int) -> DensityPlan | None:
-        """Say what to change after ``iteration`` (counted from 1), or None. Every round clears the statistics, whatever it finds.
+    def plan(self, model: GaussianModel, iteration: int, background: Tensor) -> DensityPlan | None:
+        """Changes to make after this iteration, or None. Every round clears the statistics.
 
         Raises:
-            ValueError: the model's rows are not those of the statistics.
+            ValueError: the model's rows are not the rows of the statistics.
         """
         if len(model) != len(self._grad_sum):
             raise ValueError(f"model: expected {len(self._grad_sum)} rows, got {len(model)}")
@@ -98,16 +86,15 @@ class ClassicDensity:
         return {"grad_sum": self._grad_sum, "grad_count": self._grad_count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over copies of saved statistics, with their own number of rows.
+        """Restore copies of saved statistics; their number of rows may differ from the current one.
 
         Raises:
-            ValueError: the two do not have the same shape [N].
+            ValueError: the two tensors do not have the same shape [N].
         """
         grad_sum, grad_count = state["grad_sum"], state["grad_count"]
         if grad_sum.dim() != 1 or grad_sum.shape != grad_count.shape:
-            raise ValueError(
-                f"grad_sum and grad_count: expected one shape [N], got {list(grad_sum.shape)} and {list(grad_count.shape)}"
-            )
+            shapes = f"{list(grad_sum.shape)} and {list(grad_count.shape)}"
+            raise ValueError(f"grad_sum and grad_count: expected one shape [N], got {shapes}")
         self._grad_sum = grad_sum.to(self._device, torch.float32, copy=True)
         self._grad_count = grad_count.to(self._device, torch.int64, copy=True)
 
@@ -116,12 +103,12 @@ class ClassicDensity:
         self._grad_count = torch.zeros(count, dtype=torch.int64, device=self._device)
 
     def _resets_at(self, iteration: int) -> bool:
+        """Whether opacities are reset after ``iteration``. Over white the original resets once more, at ``from_iteration``."""
         config = self.config
         if not 0 < iteration < config.until_iteration or config.opacity_reset_interval == 0:
             return False
-        return iteration % config.opacity_reset_interval == 0 or (
-            self._white_background and iteration == config.from_iteration
-        )
+        first = self._white_background and iteration == config.from_iteration
+        return iteration % config.opacity_reset_interval == 0 or first
 
     def _plan_round(self, model: GaussianModel, iteration: int, reset: bool) -> DensityPlan:
         config = self.config
@@ -129,14 +116,10 @@ class ClassicDensity:
         largest_scale = model.scales().amax(dim=1)
         opacities = model.opacities()
 
-        # The original grows first and drops afterwards, so a new row falls by the same rules as an old one. Deciding both at once: a weak
-        # Gaussian does not grow, and one that is split is judged by its children's size.
+        # The original densifies first and prunes afterwards, so new rows are pruned by the same rules. Here both are decided at
+        # once: transparent Gaussians do not densify, and a split Gaussian is judged by the size of its children.
         weak = opacities < config.min_opacity
-        hot = (
-            (mean_grad >= (config.absgrad_threshold if self._absolute else config.grad_threshold))
-            & (self._grad_count > 0)
-            & ~weak
-        )
+        hot = (mean_grad >= self._threshold) & (self._grad_count > 0) & ~weak
         large = largest_scale > config.percent_dense * self._extent
         split = hot & large
         drop = weak
@@ -153,7 +136,7 @@ class ClassicDensity:
         )
 
     def _trim(self, grow: Tensor, mean_grad: Tensor, *, room: int) -> Tensor:
-        """Leave at most ``room`` rows in ``grow`` (each adds one Gaussian): those with the largest gradients, ties to the lower row."""
+        """Leave at most ``room`` rows in ``grow``, because each adds one Gaussian: the largest gradients, ties to the lower row."""
         rows = rows_of(grow)
         if len(rows) <= room:
             return grow
@@ -161,3 +144,13 @@ class ClassicDensity:
         trimmed = torch.zeros_like(grow)
         trimmed[rows[order[: max(room, 0)]]] = True
         return trimmed
+
+
+class AbsgradDensity(ClassicDensity):
+    """Classic density control by absolute gradients (AbsGS)."""
+
+    needs_absgrad: ClassVar[bool] = True
+
+    @property
+    def _threshold(self) -> float:
+        return self.config.absgrad_threshold

@@ -1,112 +1,98 @@
-"""The configuration of density control. Only data and its checks: no torch, so that the command line can build its help from it quickly.
-
-The invariant: a field typed ``int | float`` is a point in the schedule. A whole number is an iteration, a number with a decimal point a
-fraction of ``--iterations``; the controllers take whole numbers only.
-"""
+"""The settings of density control. This module imports no torch, so that ``gs-train --help`` stays fast."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated
 
-from gs_train.errors import UserError
+import tyro
 
-SCHEDULE_POINTS = ("from_iteration", "until_iteration", "interval", "opacity_reset_interval", "refine_until_iteration")
-"""The fields that may be fractions of --iterations until the config is resolved."""
-_NOT_NEGATIVE = (
-    "grad_threshold", "absgrad_threshold", "percent_dense", "max_world_scale",
-    "growth", "noise_lr", "opacity_reg", "scale_reg", "high_error", "min_contribution",
-)  # fmt: skip
-_BETWEEN_0_AND_1 = ("min_opacity", "reset_opacity_to")
+from gs_train.density.registry import CONTROLLERS
+from gs_train.errors import UserError, nearest
+from gs_train.options import check, schedule_points, setting
+
+_GROUP = "Density control"
 
 
 @dataclass(frozen=True, kw_only=True)
 class DensityConfig:
-    """When Gaussians are cloned, split, dropped and made transparent again.
+    """When and where Gaussians are added, moved and removed.
 
-    A field whose help begins with kinds in brackets is read by those kinds alone. The defaults are the original papers'. The window of
-    densification is a fraction of the run. The intervals are not: however short the run, a decision to grow needs some hundred views behind
-    it, and opacities need some hundred steps to come back from a reset.
+    Kinds in brackets at the start of a field's help are the only kinds that read the field. Defaults are the papers' values, except
+    for ``noise_lr``. Most schedule points are fractions of the run. The intervals are whole iterations, because a decision to
+    densify needs some hundred views and opacities need some hundred steps to recover from a reset, however short the run is.
     """
 
-    kind: Literal["classic", "absgrad", "mcmc", "multiview"] = "classic"
-    """classic clones and splits by the mean screen-space gradient, absgrad by absolute gradients; mcmc moves transparent Gaussians to where
-    errors remain; multiview grows where several training views still have errors, at most to one for 40 pixels of the photos, and drops
-    what none of them needs."""
-    from_iteration: int | float = 0.01667
-    """Change Gaussians only after this iteration, or with a decimal point after this fraction of --iterations."""
-    until_iteration: int | float = 0.5
-    """(classic, absgrad, multiview) Clone, split, drop and reset only until this iteration, or with a decimal point until this
-    fraction of --iterations."""
-    refine_until_iteration: int | float = 0.8333
-    """(mcmc) Move Gaussians only before this iteration, or with a decimal point before this fraction of --iterations."""
-    interval: int | float = 100
-    """Iterations, or with a decimal point the fraction of --iterations, from one round to the next; 0 for never."""
-    opacity_reset_interval: int | float = 3000
-    """(classic, absgrad) Iterations, or with a decimal point the fraction of --iterations, from one opacity reset to the next; 0 for
-    never."""
-    grad_threshold: float = 0.0002
-    """(classic) Mean screen-space gradient from which a Gaussian is cloned or split."""
-    absgrad_threshold: float = 0.0008
-    """(absgrad) The same for absolute gradients."""
-    percent_dense: float = 0.01
-    """(classic, absgrad, multiview) A Gaussian larger than this fraction of the scene's extent is split, a smaller one cloned."""
-    min_opacity: float = 0.005
-    """A Gaussian with less opacity than this is dropped, or moved."""
-    reset_opacity_to: float = 0.01
-    """(classic, absgrad) An opacity reset lowers every opacity to at most this."""
-    max_world_scale: float = 0.1
-    """(classic, absgrad) After the first opacity reset, a Gaussian larger than this fraction of the scene's extent is dropped."""
-    growth: float = 0.05
-    """(mcmc) Grow by this fraction a round, up to --max-gaussians."""
-    noise_lr: float = 5e5
-    """(mcmc) Strength of the noise on positions, times their learning rate."""
-    opacity_reg: float = 0.01
+    kind: Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(CONTROLLERS)}}}")] = setting(
+        "classic", group="Most used", shapes_state=True
+    )
+    """How Gaussians are added and removed. classic: clone and split by the screen-space gradient. absgrad: the same with absolute
+    gradients. mcmc: relocate transparent Gaussians to where errors remain, always up to --max-gaussians. multiview: densify where
+    several training views have errors; the smallest splats."""
+    from_iteration: int | float = setting(0.01667, group=_GROUP)
+    """First iteration after which Gaussians change; 500, or 0.02 for a fraction of --iterations."""
+    until_iteration: int | float = setting(0.5, group=_GROUP)
+    """(classic, absgrad, multiview) Iteration at which densification ends; 15000, or 0.5 for a fraction of --iterations. Lower it
+    for fewer Gaussians."""
+    refine_until_iteration: int | float = setting(0.8333, group=_GROUP)
+    """(mcmc) Iteration at which relocation ends; 25000, or 0.8 for a fraction of --iterations."""
+    interval: int | float = setting(100, group=_GROUP)
+    """Iterations between two rounds of densification, or a fraction of --iterations; 0 turns densification off."""
+    opacity_reset_interval: int | float = setting(3000, group=_GROUP)
+    """(classic, absgrad) Iterations between two opacity resets, or a fraction of --iterations; 0 turns resets off."""
+    grad_threshold: float = setting(0.0002, group=_GROUP, at_least=0)
+    """(classic) Mean screen-space gradient above which a Gaussian is cloned or split. Lower it for more Gaussians."""
+    absgrad_threshold: float = setting(0.0008, group=_GROUP, at_least=0)
+    """(absgrad) Mean absolute screen-space gradient above which a Gaussian is cloned or split."""
+    percent_dense: float = setting(0.01, group=_GROUP, at_least=0)
+    """(classic, absgrad, multiview) Gaussians larger than this fraction of the scene's extent are split, smaller Gaussians cloned."""
+    min_opacity: float = setting(0.005, group=_GROUP, above=0, below=1)
+    """Gaussians with a lower opacity are pruned, or with mcmc relocated."""
+    reset_opacity_to: float = setting(0.01, group=_GROUP, above=0, below=1)
+    """(classic, absgrad) An opacity reset lowers every opacity to at most this value."""
+    max_world_scale: float = setting(0.1, group=_GROUP, at_least=0)
+    """(classic, absgrad) After the first opacity reset, Gaussians larger than this fraction of the scene's extent are pruned."""
+    growth: float = setting(0.05, group=_GROUP, at_least=0)
+    """(mcmc) Fraction of new Gaussians per round, up to --max-gaussians."""
+    noise_lr: float = setting(1e5, group=_GROUP, at_least=0)
+    """(mcmc) Strength of the noise on positions, times their learning rate. Use the paper's 5e5 with --optimizer.xyz-lr-init
+    1.6e-4."""
+    opacity_reg: float = setting(0.01, group=_GROUP, at_least=0)
     """(mcmc) Weight of the mean opacity in the loss."""
-    scale_reg: float = 0.01
+    scale_reg: float = setting(0.01, group=_GROUP, at_least=0)
     """(mcmc) Weight of the mean scale in the loss."""
-    score_views: int = 10
-    """(mcmc, multiview) Training views that a round looks at; the last one of multiview looks at ten times as many."""
-    high_error: float = 0.05
-    """(mcmc, multiview) Mean absolute error of a pixel, of 1, from which on it asks for more Gaussians."""
-    min_contribution: float = 1.0
-    """(multiview) When growth ends, a Gaussian that has less than this share in the pixels of every view, in px, is dropped."""
+    score_views: int = setting(10, group=_GROUP, at_least=1)
+    """(mcmc, multiview) Training views that one round renders to measure errors; the last round of multiview renders ten times as
+    many. Fewer is faster, more is steadier."""
+    high_error: float = setting(0.05, group=_GROUP, at_least=0)
+    """(mcmc, multiview) Pixels with a mean absolute error (0 to 1) above this trigger densification. Lower it (0.02) for finer
+    detail when there are many photos."""
+    min_contribution: float = setting(1.0, group=_GROUP, at_least=0)
+    """(multiview) After densification, Gaussians whose summed blending weight stays below this value (px) in every view are
+    pruned. Raise it for a smaller splat."""
 
     def __post_init__(self) -> None:
-        for name in SCHEDULE_POINTS:
-            value = getattr(self, name)
-            if isinstance(value, float) and not 0.0 <= value <= 1.0:
-                raise UserError(
-                    f"{_flag(name)} is {value}; with a decimal point it is a fraction of --iterations, so give 0.0 to 1.0, "
-                    "or a whole number of iterations."
-                )
-            if value < 0:
-                raise UserError(f"{_flag(name)} is {value}; give a number of iterations of at least 0.")
-        for name in _NOT_NEGATIVE:
-            if not 0.0 <= getattr(self, name) < math.inf:
-                raise UserError(f"{_flag(name)} is {getattr(self, name)}; give a number of at least 0.")
-        for name in _BETWEEN_0_AND_1:
-            if not 0.0 < getattr(self, name) < 1.0:
-                raise UserError(f"{_flag(name)} is {getattr(self, name)}; give a number between 0 and 1.")
-        if self.score_views < 1:
-            raise UserError(f"--density.score-views is {self.score_views}; give at least 1.")
+        """Raise UserError, naming the flag, for a value outside its range."""
+        if self.kind not in CONTROLLERS:
+            known = list(CONTROLLERS)
+            raise UserError(
+                f"--density.kind is {self.kind}{nearest(self.kind, known)}: give one of {', '.join(known)}."
+            )
+        check(self, "density.")
 
     def is_round(self, iteration: int, until: float) -> bool:
-        """Whether ``iteration`` is one of the rounds after ``from_iteration`` and before ``until``."""
+        """Whether densification has a round at ``iteration``: after ``from_iteration``, before ``until``, every ``interval``."""
         return self.from_iteration < iteration < until and self.interval > 0 and iteration % self.interval == 0
 
 
 def check_resolved(config: DensityConfig, max_gaussians: int) -> None:
-    """What every controller refuses: ValueError where a schedule field is still a fraction, or ``max_gaussians`` is below 1."""
-    fractions = [name for name in SCHEDULE_POINTS if isinstance(getattr(config, name), float)]
+    """Check the arguments of a controller.
+
+    Raises:
+        ValueError: a schedule point is still a fraction, or ``max_gaussians`` is below 1.
+    """
+    fractions = [name for name in schedule_points(config) if isinstance(getattr(config, name), float)]
     if fractions:
-        raise ValueError(
-            f"{', '.join(fractions)}: still fractions of the iterations; resolve them to whole iterations first"
-        )
+        raise ValueError(f"{', '.join(fractions)}: still fractions of the run; resolve them to whole iterations first")
     if max_gaussians < 1:
         raise ValueError(f"max_gaussians: expected at least 1, got {max_gaussians}")
-
-
-def _flag(name: str) -> str:
-    return f"--density.{name.replace('_', '-')}"

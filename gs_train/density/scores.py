@@ -1,7 +1,6 @@
-"""What several training views say of every Gaussian: how much of the error that remains is its, and how much it contributes at all.
+"""Scores of every Gaussian over several training views: the error it is blended into, and its contribution.
 
-It looks and changes nothing; controllers decide. The invariant: no view is rendered but those asked for, and no gradient of the model is
-touched.
+The module renders and measures only; controllers decide what to change. It leaves the gradients of the model untouched.
 """
 
 from __future__ import annotations
@@ -19,53 +18,57 @@ from gs_train.model.spherical_harmonics import SH_C0
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ViewScores:
-    """What some views say of each Gaussian; [N] each."""
+    """Scores of N Gaussians over some views."""
 
     error: Tensor
-    """Its share in the pixels whose error is high, times that error, summed over pixels and views; float32, px."""
-    share: Tensor
-    """Its share in the pixels of the view that it has most of: alpha times the light that is left in front of it, summed; float32, px."""
+    """[N] float32, px: sum of blending weight times pixel error, over the pixels with a high error of all views."""
+    contribution: Tensor
+    """[N] float32, px: largest per-view sum of blending weights (alpha times transmittance)."""
     seen: Tensor
-    """Whether it is in one of the views; bool."""
+    """[N] bool: whether at least one of the views sees the Gaussian."""
 
 
 def draw_views(views: Views, count: int, generator: torch.Generator) -> list[int]:
-    """Numbers of at most ``count`` different views."""
+    """Indices of at most ``count`` different views, in random order."""
     return torch.randperm(len(views), generator=generator)[:count].tolist()
 
 
-def score_views(model: GaussianModel, views: Views, indices: list[int], high_error: float) -> ViewScores:
-    """Render the views and distribute their errors to the Gaussians.
+def score_views(
+    model: GaussianModel, views: Views, indices: list[int], high_error: float, background: Tensor
+) -> ViewScores:
+    """Render some views and distribute their pixel errors to the Gaussians.
 
-    A Gaussian's share in a pixel is the derivative of the pixel's colour by the Gaussian's. So a copy of the model in one grey is
-    rendered, and its backward pass, with the errors as the image's gradient, sums them by share: on any rasterizer, at the price of a
-    training step.
+    The blending weight of a Gaussian in a pixel is the derivative of the pixel's colour by the Gaussian's colour. So a copy of the
+    model in one grey is rendered, and its backward pass sums any per-pixel quantity by blending weight when that quantity is
+    the gradient of the image. This works with every rasterizer and costs as much as a training step per view.
 
     Args:
-        model: not changed.
-        views: where to look.
-        indices: which of them.
-        high_error: mean absolute error of a pixel, 0..1, from which on it counts.
+        model: left unchanged.
+        views: the training views.
+        indices: views to render.
+        high_error: pixels with a mean absolute error (0 to 1) above this count.
+        background: [3] RGB, 0 to 1.
     """
     count, device = len(model), model.device
-    error_sum, most = torch.zeros(count, device=device), torch.zeros(count, device=device)
+    error_sum, contribution = torch.zeros(count, device=device), torch.zeros(count, device=device)
     seen = torch.zeros(count, dtype=torch.bool, device=device)
     grey = {name: tensor.detach() for name, tensor in model.parameters.items()}
     grey["f_dc"], grey["f_rest"] = torch.zeros_like(grey["f_dc"]), grey["f_rest"][:, :0]
     for index in indices:
         with torch.no_grad():
-            photo, weight = views.photo(index)
-            image = views.exposed(views.render(model, index).image, index)
-            error = (apply_mask(image, photo, weight) - photo).abs().mean(dim=2)
+            photo, weights = views.photo(index, background)
+            image = views.exposed(views.render(model, index, background).image, index)
+            error = (apply_mask(image, photo, weights) - photo).abs().mean(dim=2)
         probe = GaussianModel(grey)
-        render = views.render(probe, index)
+        render = views.render(probe, index, background)
         high = torch.where(error > high_error, error, 0.0)
+        # Red carries the high errors, green the number 1 in every pixel.
         render.image.backward(torch.stack([high, torch.ones_like(error), torch.zeros_like(error)], dim=2))
         assert probe.f_dc.grad is not None
         visible = render.visible()
-        # Rows that the view does not see may hold anything.
-        of_high, of_all, _ = torch.where(visible, probe.f_dc.grad[:, 0].T / SH_C0, 0.0)
-        error_sum += of_high
-        most = torch.maximum(most, of_all)
+        # The gradient of rows that the view does not see is undefined.
+        by_error, by_weight, _ = torch.where(visible, probe.f_dc.grad[:, 0].T / SH_C0, 0.0)
+        error_sum += by_error
+        contribution = torch.maximum(contribution, by_weight)
         seen |= visible
-    return ViewScores(error=error_sum, share=most, seen=seen)
+    return ViewScores(error=error_sum, contribution=contribution, seen=seen)

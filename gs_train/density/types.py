@@ -1,97 +1,144 @@
-"""What density controllers share: the plan they return, what they may look at, what a split means, and how rows are chosen.
+"""The interface of density control: the controller protocol, the setup it receives, the plan it returns.
 
-A controller never touches the model. It watches renders (``observe``), and at its iterations says what to change (``plan``). The
-invariant: a plan's row numbers refer to the model as it was when ``plan`` was called.
+A controller never changes the model. ``observe`` collects statistics from renders, ``plan`` names rows to change, and
+``apply.apply_plan`` changes them. Row numbers in a plan refer to the model as it was when ``plan`` was called.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
+from gs_train.density.config import DensityConfig
 from gs_train.model.gaussians import GaussianModel
 from gs_train.render.types import RenderOutput
-from gs_train.scene.types import Camera
 
 SPLIT_CHILDREN = 2
-"""How many Gaussians take the place of a split one (paper, section 5.2)."""
+"""Number of Gaussians that replace a split one (3DGS paper, section 5.2)."""
 SPLIT_SHRINK = 0.8 * SPLIT_CHILDREN
-"""A child's scales are its parent's divided by this (original: 0.8 N = 1.6)."""
+"""The scales of a child are the scales of its parent divided by this (original: 0.8 N = 1.6)."""
 
 
-def _none() -> Tensor:
+def _no_rows() -> Tensor:
     return torch.zeros(0, dtype=torch.int64)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DensityPlan:
-    """What to change, in rows of the model as it stands. A row is in at most one of clone, split, divide and drop."""
+    """Changes to the rows of a model. A row appears at most once in clone, split, relocate and drop together."""
 
-    clone: Tensor = field(default_factory=_none)
-    """[C] int64 rows to duplicate as they are."""
-    split: Tensor = field(default_factory=_none)
-    """[S] int64 rows to replace by two smaller ones."""
-    relocate: Tensor = field(default_factory=_none)
-    """[K] int64 rows that become several equal ones, which in one place would look like the one. The row itself stays as one of
-    them and keeps its moments: with equal moments they would never part."""
-    relocate_into: Tensor = field(default_factory=_none)
-    """[K] int64, how many each of them becomes; at least 2."""
-    drop: Tensor = field(default_factory=_none)
-    """[D] int64 rows to remove."""
+    clone: Tensor = field(default_factory=_no_rows)
+    """[C] int64, rows to duplicate unchanged."""
+    split: Tensor = field(default_factory=_no_rows)
+    """[S] int64, rows to replace by two smaller Gaussians."""
+    relocate: Tensor = field(default_factory=_no_rows)
+    """[K] int64, rows split into n identical copies with the same total appearance. The original row keeps its Adam moments. The
+    copies start with zero moments, or they would move in lockstep with it."""
+    relocate_into: Tensor = field(default_factory=_no_rows)
+    """[K] int64, n for each row of ``relocate``; at least 2."""
+    drop: Tensor = field(default_factory=_no_rows)
+    """[D] int64, rows to prune."""
     reset_opacity: bool = False
-    """Whether to lower every opacity afterwards."""
+    """Whether to lower every opacity after the other changes."""
     shift: Tensor | None = None
-    """[N, 3] to add to the positions before anything else, world units; Adam's moments stay."""
+    """[N, 3] added to the positions before the other changes, world units. Adam's moments stay."""
 
     def changes_rows(self) -> bool:
-        """Whether rows come or go."""
+        """Whether the plan adds or removes rows."""
         return any(len(rows) > 0 for rows in (self.clone, self.split, self.relocate, self.drop))
 
     def row_count(self, count: int) -> int:
-        """How many rows a model of ``count`` has afterwards."""
-        relocated = int(self.relocate_into.sum()) - len(self.relocate)
-        return count + len(self.clone) + (SPLIT_CHILDREN - 1) * len(self.split) + relocated - len(self.drop)
+        """The number of rows of a model of ``count`` rows after the plan."""
+        copies = int(self.relocate_into.sum()) - len(self.relocate)
+        return count + len(self.clone) + (SPLIT_CHILDREN - 1) * len(self.split) + copies - len(self.drop)
 
 
 class Views(Protocol):
-    """The training views, for controllers that look at several of them at once."""
+    """The training views, for controllers that render several of them in one round."""
 
     def __len__(self) -> int: ...
 
-    def photo(self, index: int) -> tuple[Tensor, Tensor | None]:
-        """[H, W, 3] float32 in 0..1, at the size that is trained now; and [H, W, 1] how much each pixel counts, None for all."""
+    def photo(self, index: int, background: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The photo of view ``index`` at the current training size, composited over ``background`` ([3] RGB, 0 to 1).
+
+        Returns:
+            [H, W, 3] float32, 0 to 1; and pixel weights [H, W, 1], 0 to 1, or None if every pixel counts fully.
+        """
         ...
 
-    def render(self, model: GaussianModel, index: int) -> RenderOutput:
-        """The model from the photo's camera, at its size."""
+    def render(self, model: GaussianModel, index: int, background: Tensor) -> RenderOutput:
+        """Render the model from the camera of view ``index``, at the photo's size."""
         ...
 
     def exposed(self, image: Tensor, index: int) -> Tensor:
-        """[H, W, 3] of that render as it is to be compared with the photo."""
+        """[H, W, 3], a render of view ``index`` with the learned exposure of its photo."""
         ...
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DensitySetup:
+    """Everything a controller may use throughout a run."""
+
+    config: DensityConfig
+    """Settings, with whole iterations in every schedule point."""
+    max_gaussians: int
+    """Upper limit of the number of Gaussians."""
+    extent: float
+    """The scene's extent, world units."""
+    gaussians: int
+    """Number of Gaussians at the start."""
+    photo_pixels: int
+    """Number of pixels of all training photos at full training size."""
+    white_background: bool
+    """Whether training composites over white."""
+    views: Views
+    """The training views."""
+    generator: torch.Generator
+    """Source of every random draw. It lives on the CPU and is saved in checkpoints."""
+    device: torch.device
+    """Device of the model."""
+
+
 class DensityController(Protocol):
-    """Watches training and plans where Gaussians are needed or useless."""
+    """Plans where Gaussians are added and removed. ``train(..., density=MyController)`` uses a class of your own.
+
+    ``examples/`` has a complete controller. Every number that changes during training belongs in ``state_dict``, so that a
+    resumed run continues exactly.
+    """
+
+    needs_absgrad: ClassVar[bool]
+    """Whether ``observe`` reads ``render.means2d.absgrad``; the renderer computes it only then."""
+
+    def __init__(self, setup: DensitySetup) -> None: ...
 
     def regulariser(self, model: GaussianModel) -> Tensor | None:
         """A scalar to add to the loss, or None."""
         ...
 
-    def observe(self, render: RenderOutput, camera: Camera) -> None:
-        """Take in one view after its backward pass (``render.means2d.grad`` is there)."""
+    def observe(self, render: RenderOutput) -> None:
+        """Collect statistics of one view after its backward pass (``render.means2d.grad`` is set)."""
         ...
 
-    def plan(self, model: GaussianModel, iteration: int) -> DensityPlan | None:
-        """Say what to change after this iteration (counted from 1), or None. A round of densification also clears the statistics."""
+    def plan(self, model: GaussianModel, iteration: int, background: Tensor) -> DensityPlan | None:
+        """Changes to make after this iteration, or None.
+
+        Args:
+            model: the Gaussians after the Adam step; must not be changed.
+            iteration: the step just taken, from 1.
+            background: [3] RGB of this step, for renders of the controller's own.
+        """
         ...
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers and tensors to resume from; loadable with ``weights_only=True``."""
+        ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the result of ``state_dict``."""
+        ...
 
 
 def rows_of(mask: Tensor) -> Tensor:
@@ -100,7 +147,10 @@ def rows_of(mask: Tensor) -> Tensor:
 
 
 def spare_one(drop: Tensor, opacities: Tensor) -> Tensor:
-    """``drop``, less the most opaque row (ties to the lower) where every row would go: an empty model cannot learn any more."""
+    """The mask ``drop`` [N], without the most opaque row (the lower of equal rows) if it covers every row.
+
+    An empty model cannot learn any more.
+    """
     if len(drop) == 0 or not bool(drop.all()):
         return drop
     spared = drop.clone()

@@ -1,8 +1,7 @@
 """The model: N Gaussians as six raw tensors, their activations, and the Adam that trains them.
 
-It does not render, grow or prune by itself and knows no files: rasterizers read it, density control changes it through the methods that
-end in ``_optimizer``. The invariant: the six tensors agree on their rows, and while there is an optimizer its six groups of the same names
-hold exactly these tensors and no state for any other.
+Rasterizers read the model; density control changes it through the methods that end in ``_optimizer``. The six tensors always have
+the same number of rows, and the optimizer's six groups of the same names always hold exactly these tensors.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from gs_train.formats.splat_data import SplatData
 from gs_train.model import optimizer as door
 from gs_train.model.schedule import OptimizerConfig, get_expon_lr_func
 from gs_train.model.spherical_harmonics import degree_of_rest
-from gs_train.model.visible_adam import VisibleAdam
 
 PARAMETER_NAMES = ("xyz", "f_dc", "f_rest", "opacity", "scaling", "rotation")
 """The six names, in the order of the Adam groups."""
@@ -32,23 +30,23 @@ class GaussianModel:
     """N Gaussians with raw (unactivated) parameters.
 
     Shapes: xyz [N, 3] world units; f_dc [N, 1, 3]; f_rest [N, (d + 1)^2 - 1, 3]; opacity [N, 1] logit; scaling [N, 3] log;
-    rotation [N, 4] wxyz, not normalised.
+    rotation [N, 4] wxyz, unnormalised.
     """
 
-    optimizer: torch.optim.Adam | VisibleAdam | None
-    """Adam over the six tensors; None until ``training_setup``."""
+    optimizer: torch.optim.Adam | None
+    """Adam over the six tensors; None before ``training_setup``."""
     active_sh_degree: int
-    """The degree rendered now, from 0 to ``max_sh_degree``."""
+    """Spherical-harmonics degree that is rendered, 0 to ``max_sh_degree``."""
     spatial_lr_scale: float
-    """Factor on the positions' learning rate: the scene's extent, world units."""
+    """Factor on the learning rate of the positions: the scene's extent, world units."""
 
     def __init__(
         self, tensors: Mapping[str, Tensor], *, spatial_lr_scale: float = 1.0, active_sh_degree: int = 0
     ) -> None:
-        """Take copies of the six raw tensors.
+        """Copy the six raw tensors.
 
         Args:
-            tensors: the six by name, of one floating dtype (float32 in training) and on one device.
+            tensors: the six tensors by name, all of one floating dtype (float32 in training) and on one device.
             spatial_lr_scale: see the attribute.
             active_sh_degree: see the attribute.
 
@@ -67,7 +65,7 @@ class GaussianModel:
         self._config: OptimizerConfig | None = None
         self._xyz_lr: Callable[[int], float] | None = None
 
-    # ---- what it holds ----
+    # ---- contents ----
 
     def __len__(self) -> int:
         """The number of Gaussians, N."""
@@ -75,7 +73,7 @@ class GaussianModel:
 
     @property
     def parameters(self) -> dict[str, Parameter]:
-        """The six parameters in use, by name (a new dict each time)."""
+        """The six current parameters by name (a new dict each time)."""
         return dict(self._parameters)
 
     @property
@@ -90,7 +88,7 @@ class GaussianModel:
 
     @property
     def f_rest(self) -> Parameter:
-        """[N, (d + 1)^2 - 1, 3] the higher SH coefficients."""
+        """[N, (d + 1)^2 - 1, 3] SH coefficients of the degrees above 0."""
         return self._parameters["f_rest"]
 
     @property
@@ -105,25 +103,25 @@ class GaussianModel:
 
     @property
     def rotation(self) -> Parameter:
-        """[N, 4] quaternions wxyz, not normalised."""
+        """[N, 4] quaternions wxyz, unnormalised."""
         return self._parameters["rotation"]
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors live."""
+        """Device of the tensors."""
         return self.xyz.device
 
     @property
     def max_sh_degree(self) -> int:
-        """The degree ``f_rest`` has room for."""
+        """The spherical-harmonics degree that ``f_rest`` has coefficients for."""
         return degree_of_rest(self.f_rest.shape[1])
 
     def scales(self) -> Tensor:
-        """[N, 3] standard deviations along the own axes, world units."""
+        """[N, 3] standard deviations along the axes of each Gaussian, world units."""
         return self.scaling.exp()
 
     def opacities(self) -> Tensor:
-        """[N] opacities in 0..1."""
+        """[N] opacities, 0 to 1."""
         return self.opacity.sigmoid().squeeze(-1)
 
     def quaternions(self) -> Tensor:
@@ -133,7 +131,7 @@ class GaussianModel:
     # ---- training ----
 
     def training_setup(self, config: OptimizerConfig) -> None:
-        """Build a fresh Adam with six named groups of one tensor each (eps and defaults as in the original trainer).
+        """Build a new Adam with six named groups of one tensor each (eps and learning rates as in the original trainer).
 
         Raises:
             ValueError: ``xyz_lr_max_steps`` is still a fraction of the iterations.
@@ -149,16 +147,12 @@ class GaussianModel:
         }
         groups = [{"params": [self._parameters[name]], "lr": rates[name], "name": name} for name in PARAMETER_NAMES]
         # The fused step is one pass over memory per tensor, several times faster than the default on a CPU.
-        self.optimizer = (
-            VisibleAdam(groups, eps=_EPS)
-            if config.visible_only
-            else torch.optim.Adam(groups, lr=0.0, eps=_EPS, fused=True)
-        )
+        self.optimizer = torch.optim.Adam(groups, lr=0.0, eps=_EPS, fused=True)
         self._config = config
         self._xyz_lr = schedule
 
     def update_learning_rate(self, iteration: int) -> float:
-        """Set the rate of the group ``xyz`` for this iteration and return it; the other groups keep theirs.
+        """Set and return the learning rate of the group ``xyz`` for this iteration; the other groups keep their rates.
 
         Raises:
             ValueError: ``training_setup`` has not been called.
@@ -169,31 +163,22 @@ class GaussianModel:
         door.set_lr(self.optimizer, "xyz", rate)
         return rate
 
-    def step(self, iteration: int, visible: Tensor) -> None:
-        """Take the Adam step of this iteration, and drop the gradients.
-
-        Args:
-            iteration: counted from 1; says whether ``f_rest`` is due.
-            visible: [N] bool, the Gaussians that the view sees.
+    def step(self) -> None:
+        """Take one Adam step and drop the gradients.
 
         Raises:
             ValueError: ``training_setup`` has not been called.
         """
-        if self.optimizer is None or self._config is None:
+        if self.optimizer is None:
             raise ValueError("step needs training_setup to be called first")
-        if iteration % self._config.f_rest_interval != 0:
-            self.f_rest.grad = None
-        if isinstance(self.optimizer, VisibleAdam):
-            self.optimizer.step(visible)
-        else:
-            self.optimizer.step()
+        self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
     def cat_tensors_to_optimizer(self, tensors_dict: Mapping[str, Tensor]) -> dict[str, Parameter]:
-        """Append rows to all six tensors, with zero moments; returns the parameters now in use. Works without an optimizer, too.
+        """Append rows with zero moments to all six tensors; returns the new parameters. Also works without an optimizer.
 
         Raises:
-            ValueError: not exactly the six names, or a shape, dtype or device that does not fit. Nothing is changed then.
+            ValueError: the names are not exactly the six, or a shape, dtype or device does not fit. The model is unchanged then.
         """
         self._parameters = door.append_rows(self._parameters, self.optimizer, tensors_dict)
         return self.parameters

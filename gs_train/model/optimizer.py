@@ -163,8 +163,7 @@ def load_state(
         for key, value in loaded.items():
             if not isinstance(value, Tensor):
                 continue
-            fits = len(value) == len(tensor) if key == "steps" else key == "step" or value.shape == tensor.shape
-            if not fits:
+            if key != "step" and value.shape != tensor.shape:
                 raise ValueError(f"{name}: {key} has shape {list(value.shape)}, the parameter {list(tensor.shape)}")
             # A fused Adam keeps ``step`` beside the parameter, too.
             loaded[key] = value.to(tensor.device)
@@ -212,12 +211,11 @@ def _select(parameters: Parameters, optimizer: Optimizer | None, rows: Tensor) -
 def _build(
     optimizer: Optimizer | None, old: Parameter, values: Tensor, on_moment: Callable[[Tensor], Tensor]
 ) -> tuple[Parameter, dict[str, Any] | None]:
-    """The new parameter and its Adam state. Entries with the parameter's rows go with them (moments, ``steps``); the others (``step``) stay
-    the same object."""
+    """The new parameter and its Adam state. ``on_moment`` maps each moment to the new rows; ``step`` stays the same object."""
     state = None if optimizer is None else optimizer.state.get(old)
     if state is not None:
         state = {
-            key: on_moment(value) if isinstance(value, Tensor) and value.dim() == old.dim() else value
+            key: value if key == "step" or not isinstance(value, Tensor) else on_moment(value)
             for key, value in state.items()
         }
     return Parameter(values), state

@@ -10,67 +10,40 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gs_train.errors import UserError
+from gs_train.options import check, setting
+
+_GROUP = "Learning rates"
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """Learning rates of the six parameter groups (defaults: the original trainer's)."""
 
-    xyz_lr_init: float = 1.6e-4
-    """Learning rate of the positions at the start, times the scene's extent."""
-    xyz_lr_final: float = 1.6e-6
+    xyz_lr_init: float = setting(1.6e-4, group=_GROUP, at_least=0)
+    """Learning rate of the positions at the start, times the scene's extent. Raise it (4e-4) for short runs."""
+    xyz_lr_final: float = setting(1.6e-6, group=_GROUP, at_least=0)
     """Learning rate of the positions at the end of their decay, times the scene's extent."""
-    xyz_lr_delay_steps: int = 0
-    """Iterations over which the positions' rate is eased in; 0 leaves the easing out."""
-    xyz_lr_delay_mult: float = 0.01
-    """Factor on the positions' rate at the start of the easing."""
-    xyz_lr_max_steps: int | float = 1.0
-    """When the positions' rate reaches its final value: an iteration, or with a decimal point a fraction of --iterations."""
-    f_dc_lr: float = 0.0025
+    xyz_lr_delay_steps: int = setting(0, group=_GROUP, at_least=0)
+    """Iterations over which the learning rate of the positions warms up; 0 for no warm-up."""
+    xyz_lr_delay_mult: float = setting(0.01, group=_GROUP, at_least=0)
+    """Factor on the learning rate of the positions at the start of the warm-up."""
+    xyz_lr_max_steps: int | float = setting(1.0, group=_GROUP, above=0)
+    """Iteration at which the learning rate of the positions reaches its final value; 30000, or 1.0 for a fraction of
+    --iterations."""
+    f_dc_lr: float = setting(0.0025, group=_GROUP, at_least=0)
     """Learning rate of the base colour."""
-    f_rest_lr: float = 0.000125
+    f_rest_lr: float = setting(0.000125, group=_GROUP, at_least=0)
     """Learning rate of the view-dependent colour."""
-    opacity_lr: float = 0.025
-    """Learning rate of the opacity (logit)."""
-    scaling_lr: float = 0.005
-    """Learning rate of the scales (log)."""
-    rotation_lr: float = 0.001
+    opacity_lr: float = setting(0.025, group=_GROUP, at_least=0)
+    """Learning rate of the opacity (logit). Raise it (0.05) for short runs."""
+    scaling_lr: float = setting(0.005, group=_GROUP, at_least=0)
+    """Learning rate of the scales (log). Raise it (0.01) for short runs."""
+    rotation_lr: float = setting(0.001, group=_GROUP, at_least=0)
     """Learning rate of the rotations (quaternion)."""
-    f_rest_interval: int = 1
-    """Step the view-dependent colour every so many iterations only."""
-    visible_only: bool = False
-    """Step only the Gaussians that the view sees, each with moments and a bias correction of its own."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "xyz_lr_init",
-            "xyz_lr_final",
-            "xyz_lr_delay_mult",
-            "f_dc_lr",
-            "f_rest_lr",
-            "opacity_lr",
-            "scaling_lr",
-            "rotation_lr",
-        ):
-            value = getattr(self, name)
-            if not (0.0 <= value < math.inf):
-                raise UserError(f"--optimizer.{name.replace('_', '-')} is {value}; give a number of at least 0.")
-        if self.f_rest_interval < 1:
-            raise UserError(
-                f"--optimizer.f-rest-interval is {self.f_rest_interval}; give a number of iterations of at least 1."
-            )
-        if self.xyz_lr_delay_steps < 0:
-            raise UserError(
-                f"--optimizer.xyz-lr-delay-steps is {self.xyz_lr_delay_steps}; give 0 or a number of iterations."
-            )
-        if isinstance(self.xyz_lr_max_steps, float) and not (0.0 < self.xyz_lr_max_steps <= 1.0):
-            raise UserError(
-                f"--optimizer.xyz-lr-max-steps is {self.xyz_lr_max_steps}; with a decimal point it is a fraction of --iterations, "
-                "so give one above 0.0 and up to 1.0, or a whole number of iterations."
-            )
-        if self.xyz_lr_max_steps <= 0:
-            raise UserError(f"--optimizer.xyz-lr-max-steps is {self.xyz_lr_max_steps}; give at least 1 iteration.")
+        """Raise UserError, naming the flag, for a value outside its range."""
+        check(self, "optimizer.")
 
 
 def get_expon_lr_func(

@@ -10,21 +10,18 @@ import math
 
 from torch import Tensor
 
+from gs_train.formats import splat_data
+
 SH_C0 = 0.28209479177387814
 """The degree-0 basis function, 1 / (2 sqrt(pi))."""
 
-MAX_SH_DEGREE = 4
-"""The highest degree the rasterizers define; training uses 0 to 3."""
+MAX_SH_DEGREE = splat_data.MAX_SH_DEGREE
+"""The highest degree a model may have and the rasterizers evaluate. Training uses 0 to 3."""
 
 
 def rgb_to_f_dc(rgb: Tensor) -> Tensor:
     """Degree-0 coefficients of the colour ``rgb`` in 0..1, any shape (original: RGB2SH)."""
     return (rgb - 0.5) / SH_C0
-
-
-def f_dc_to_rgb(f_dc: Tensor) -> Tensor:
-    """The colour in 0..1 that degree-0 coefficients alone give, any shape (original: SH2RGB)."""
-    return f_dc * SH_C0 + 0.5
 
 
 def rest_count(degree: int) -> int:

@@ -1,7 +1,7 @@
-"""Checkpoints: a TrainState in a file, written whole or not at all, and found again.
+"""Checkpoints: a training state in a file, written atomically, found and checked again.
 
-Not the state itself (``state.py``). The invariant: a checkpoint that loads continues the run it was taken from; one of another scene or
-of a newer gs-train is refused, and a damaged one is passed over for the one before.
+The state itself is in ``training/state.py``; here it is a dict. A checkpoint that loads continues its run exactly. Checkpoints of another
+scene, of an older format or of a newer program are refused; a damaged checkpoint is skipped for the one before it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,10 +23,9 @@ from gs_train.config.settings import TrainConfig
 from gs_train.errors import UserError
 from gs_train.model.gaussians import PARAMETER_NAMES, describe_non_finite
 from gs_train.scene.types import Scene
-from gs_train.training.state import TrainState
 
-FORMAT = 1
-"""Raised when a checkpoint of this version could no longer be read by the version before."""
+FORMAT = 2
+"""Number of the file format. Raise it when older or newer programs could not read the other's checkpoints."""
 
 _NAME = re.compile(r"iteration_(\d+)\.pt")
 _STATE_KEYS = {
@@ -38,38 +37,40 @@ _STATE_KEYS = {
     "density_generator",
     "model",
     "density",
+    "density_controller",
     "background",
+    "corrections",
 }
 _MODEL_KEYS = {"parameters", "active_sh_degree", "spatial_lr_scale", "optimizer"}
 
 
 class DamagedCheckpoint(Exception):
-    """The file is not a whole checkpoint."""
+    """The file is not a complete checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Checkpoint:
-    """What a checkpoint file holds."""
+    """The content of a checkpoint file."""
 
     path: Path
     """The file."""
     state: dict[str, Any]
     """``TrainState.state_dict()``, tensors on the CPU."""
     config: dict[str, Any]
-    """The resolved config as nested dicts, for reading; a run goes on with its config.toml."""
+    """The resolved config as nested dicts, for information; a resumed run reads its config.toml."""
     scene_fingerprint: str
-    """``scene_fingerprint`` of the scene trained on."""
+    """``scene_fingerprint`` of the training scene."""
     versions: dict[str, str]
-    """Versions of gs_train and torch that wrote it."""
+    """Versions of gs_train and torch that wrote the file."""
 
     @property
     def iteration(self) -> int:
-        """Steps taken when it was saved."""
+        """Number of steps taken before it was saved."""
         return int(self.state["iteration"])
 
 
 def scene_fingerprint(scene: Scene) -> str:
-    """Hash of the views' names, sizes, intrinsics and poses, in order. Poses count to a millionth, so that another CPU agrees."""
+    """Hash of the views' names, sizes, intrinsics and poses, in order. Numbers are rounded to 1e-6, so that CPUs agree."""
     digest = hashlib.sha256()
     for role, views in (("train", scene.train_views), ("test", scene.test_views)):
         for view in views:
@@ -86,32 +87,45 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found, reverse=True)]
 
 
-def save_checkpoint(folder: Path, state: TrainState, *, config: TrainConfig, fingerprint: str, keep: int) -> Path:
-    """Write ``iteration_N.pt`` whole, then remove all but the newest ``keep``; returns its path.
+def save_checkpoint(
+    folder: Path, state: Mapping[str, Any], *, config: TrainConfig, fingerprint: str, keep: int
+) -> Path:
+    """Write ``iteration_N.pt`` atomically, then remove all but the newest ``keep`` checkpoints.
+
+    Args:
+        folder: created if missing.
+        state: ``TrainState.state_dict()``.
+        config: resolved.
+        fingerprint: ``scene_fingerprint`` of the training scene.
+        keep: at least 1.
+
+    Returns:
+        The path of the new checkpoint.
 
     Raises:
-        OSError: the disk is full or not writable; earlier checkpoints are intact then.
-        FloatingPointError: a parameter is not finite; saving it would in time push out the sound checkpoints.
+        OSError: the disk is full or not writable. Earlier checkpoints are intact then.
+        FloatingPointError: a parameter is not finite. Such a checkpoint would in time replace the intact ones.
     """
+    iteration = state["iteration"]
     content = {
         "format": FORMAT,
         "versions": {"gs_train": __version__, "torch": str(torch.__version__)},
         "scene_fingerprint": fingerprint,
         "config": asdict(config),
-        "state": state.state_dict(),
+        "state": dict(state),
     }
-    fault = describe_non_finite(state.model.parameters)
+    fault = describe_non_finite(state["model"]["parameters"])
     if fault:
-        raise FloatingPointError(f"{fault} at iteration {state.iteration}: not saved")
+        raise FloatingPointError(f"{fault} at iteration {iteration}: not saved")
     folder.mkdir(parents=True, exist_ok=True)
-    # Left over from a run that was killed while saving; there is one writer per run.
+    # A run that was killed while saving leaves its temporary file. There is one writer per run, so it can be removed.
     for leftover in folder.glob(".iteration_*.tmp"):
         leftover.unlink()
-    path = folder / f"iteration_{state.iteration:06d}.pt"
+    path = folder / f"iteration_{iteration:06d}.pt"
     atomic_write(path, lambda file: _save(content, file))
-    # Newer ones than this can only be damaged ones that a resume passed over; they must not be found first again.
+    # Newer checkpoints are damaged ones that the resume skipped. The next resume must not try them first again.
     for other in list_checkpoints(folder):
-        if int(_number(other)) > state.iteration:
+        if int(_number(other)) > iteration:
             other.unlink()
     for old in list_checkpoints(folder)[keep:]:
         old.unlink()
@@ -122,42 +136,41 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read one checkpoint onto the CPU.
 
     Raises:
-        DamagedCheckpoint: it is cut short, altered, or no checkpoint at all.
-        UserError: a newer gs-train wrote it.
+        DamagedCheckpoint: the file is truncated, altered, or no checkpoint.
+        UserError: the file has the format of an older or a newer gs_train.
     """
     try:
-        # torch does not compare the checksums that it writes, so a flipped bit would pass unseen.
+        # torch does not verify the checksums it writes, so it would accept a flipped bit.
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
         if broken is not None:
             raise DamagedCheckpoint(f"{path}: the checksum of {broken} does not match")
         content = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(content, dict):
-            raise DamagedCheckpoint(f"{path} holds no dict")
-        written_as = int(content["format"])
-        if written_as > FORMAT:
-            raise UserError(
-                f"{path} was written by a newer gs-train (checkpoint format {written_as}; this version reads up to {FORMAT}): "
-                f"update gs-train, or train afresh with {_afresh(path.parent)}."
-            )
+            raise DamagedCheckpoint(f"{path} does not contain a dict")
+        _check_format(path, int(content["format"]))
         names = ("state", "config", "scene_fingerprint", "versions")
         checkpoint = Checkpoint(path=path, **{name: content[name] for name in names})
         _check_keys(checkpoint)
     except (PermissionError, UserError, DamagedCheckpoint):
-        # Unreadable is not damaged: going on from an older one would in time remove this one.
+        # An unreadable file is not damaged: resuming from an older checkpoint would in time remove it.
         raise
     except (
         Exception
-    ) as error:  # zipfile, its decompressors, torch and pickle each fail in their own ways on altered bytes
+    ) as error:  # zipfile, its decompressors, torch and pickle raise errors of many types on altered bytes
         raise DamagedCheckpoint(f"{path}: {error}") from error
     return checkpoint
 
 
 def newest_intact(folder: Path, notify: Callable[[str], None]) -> Checkpoint:
-    """The newest checkpoint of a folder that is whole; says aloud which damaged ones it passes over.
+    """The newest intact checkpoint of a folder.
+
+    Args:
+        folder: the run's ``checkpoints`` folder.
+        notify: receives a sentence for each damaged checkpoint that is skipped.
 
     Raises:
-        UserError: there is none, or the newest one comes from a newer gs-train.
+        UserError: there is none, or the newest one has the format of an older or a newer gs_train.
     """
     paths = list_checkpoints(folder)
     for number, path in enumerate(paths, start=1):
@@ -168,25 +181,35 @@ def newest_intact(folder: Path, notify: Callable[[str], None]) -> Checkpoint:
                 notify(f"{path} is damaged: trying the one before.")
     if paths:
         message = f"all {len(paths)} are damaged" if len(paths) > 1 else f"{paths[0].name}, the only one, is damaged"
-        raise UserError(f"{folder} holds no sound checkpoint ({message}): train afresh with {_afresh(folder)}.")
-    raise UserError(f"{folder} holds no checkpoint to go on from: train afresh with {_afresh(folder)}.")
+        raise UserError(f"{folder} has no intact checkpoint ({message}): start again with {_start_again(folder)}.")
+    raise UserError(f"{folder} has no checkpoint to resume from: start again with {_start_again(folder)}.")
 
 
 def check_scene(checkpoint: Checkpoint, scene: Scene) -> None:
-    """Refuse a checkpoint of another scene.
+    """Check that a checkpoint was trained on this scene.
 
     Raises:
-        UserError: names, sizes or poses of the views differ from those that the checkpoint was trained on.
+        UserError: the names, sizes or poses of the views differ.
     """
     if checkpoint.scene_fingerprint != scene_fingerprint(scene):
         raise UserError(
-            f"{checkpoint.path} belongs to another scene than {scene.path} (the views' names, sizes or poses differ): "
-            "name the scene it was trained on, or train afresh in another --out."
+            f"{checkpoint.path} belongs to another scene than {scene.path} (names, sizes or poses of the views differ): "
+            "name the scene it was trained on, or start again in another --out."
         )
 
 
+def _check_format(path: Path, written_as: int) -> None:
+    if written_as == FORMAT:
+        return
+    age, remedy = ("a newer", "update gs_train") if written_as > FORMAT else ("an older", "use that version")
+    raise UserError(
+        f"{path} was written by {age} gs_train (checkpoint format {written_as}, this version reads format {FORMAT}): "
+        f"{remedy}, or start again with {_start_again(path.parent)}."
+    )
+
+
 def _check_keys(checkpoint: Checkpoint) -> None:
-    """Raise where something is missing that a resume, eval or info would look up later."""
+    """Raise DamagedCheckpoint if a key is missing that resume, eval or info would read later."""
     model = checkpoint.state["model"]
     parameters = model["parameters"]
     for held, needed in (
@@ -199,10 +222,10 @@ def _check_keys(checkpoint: Checkpoint) -> None:
         if missing:
             raise DamagedCheckpoint(f"{checkpoint.path} lacks {', '.join(missing)}")
     if checkpoint.iteration < 0 or len({len(parameters[name]) for name in PARAMETER_NAMES}) != 1:
-        raise DamagedCheckpoint(f"{checkpoint.path} does not fit together")
+        raise DamagedCheckpoint(f"{checkpoint.path} is inconsistent")
 
 
-def _afresh(checkpoints: Path) -> str:
+def _start_again(checkpoints: Path) -> str:
     return f"gs-train train SCENE --out {checkpoints.parent} --overwrite"
 
 
@@ -213,7 +236,7 @@ def _number(path: Path) -> str:
 
 
 def _save(content: dict[str, Any], file: BinaryIO) -> None:
-    """``torch.save`` that lets an OSError through: torch's own writer reports a full disk as a RuntimeError about positions."""
+    """``torch.save`` that raises the OSError of a full disk; torch itself reports a RuntimeError about file positions."""
     watched = _WatchedFile(file)
     try:
         torch.save(content, watched)  # type: ignore[arg-type]
@@ -224,7 +247,7 @@ def _save(content: dict[str, Any], file: BinaryIO) -> None:
 
 
 class _WatchedFile:
-    """What ``torch.save`` needs of a file, remembering the fault of a write."""
+    """The part of a file that ``torch.save`` needs; it remembers the error of a failed write."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

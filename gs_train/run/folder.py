@@ -1,7 +1,7 @@
-"""RunFolder: where a run keeps what, and the files it writes besides checkpoints.
+"""``RunFolder``: the layout of a run's folder, and its files other than checkpoints.
 
-The layout of ``point_cloud/`` and ``cameras.json`` is the original trainer's, so that viewers made for it open a run. The invariant: a
-run's files are replaced only when that was asked for, and files that are not a run's are never touched.
+The layout of ``point_cloud/`` and ``cameras.json`` is the original trainer's, so viewers made for it open a run. A run's files are
+replaced only on request, and files that do not belong to a run are never touched.
 """
 
 from __future__ import annotations
@@ -10,24 +10,20 @@ import json
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from gs_train.atomic_write import atomic_write_text
+from gs_train.cameras.poses import camera_to_world
 from gs_train.config.settings import TrainConfig
+from gs_train.config.toml import write_toml
 from gs_train.errors import UserError
 from gs_train.formats.ply import write_ply
+from gs_train.formats.splat_data import SplatData
 from gs_train.scene.types import Scene, View
 
-if TYPE_CHECKING:
-    # The command line looks at run folders before it loads torch.
-    from gs_train.model.gaussians import GaussianModel
-    from gs_train.training.poses import PoseRefinement
-
-# config.toml makes the folder a run, so it goes last: a run that is cleared halfway can be cleared again.
+# config.toml marks the folder as a run, so ``clear`` removes it last: a run that is cleared halfway can be cleared again.
 _FILES = ("metrics.jsonl", "cameras.json", "cameras_refined.json", "results.json", "per_view.json", "config.toml")
 _FOLDERS = ("checkpoints", "point_cloud", "renders")
 
@@ -61,7 +57,7 @@ class RunFolder:
 
     @property
     def cameras_refined(self) -> Path:
-        """The same with the training views' poses as pose refinement left them."""
+        """As ``cameras``, with the refined poses of the training views."""
         return self.path / "cameras_refined.json"
 
     def point_cloud(self, iteration: int) -> Path:
@@ -69,27 +65,28 @@ class RunFolder:
         return self.path / "point_cloud" / f"iteration_{iteration}" / "point_cloud.ply"
 
     def nearest_existing(self) -> Path:
-        """The folder, or where it is not there yet the nearest one above it that is: on the disk that the run is written to."""
+        """The folder, or its nearest parent that exists: a place on the disk that the run is written to."""
         return next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
 
     def is_run(self) -> bool:
-        """Whether a run lives here."""
+        """Whether the folder is a run."""
         return self.config.is_file()
 
     def check_run(self) -> None:
-        """Raise UserError unless a run lives here."""
+        """Raise UserError unless the folder is a run."""
         if not self.is_run():
             raise UserError(f"{self.path} is not a run (it has no config.toml): name the --out folder of a training.")
 
     def check_free(self, *, overwrite: bool) -> None:
-        """Refuse a folder that a new run may not be written to.
+        """Check that a new run may be written to the folder.
 
         Raises:
-            UserError: it is a file; it cannot be made or written; it holds a run and ``overwrite`` is off; it holds anything else.
+            UserError: it is a file, it cannot be created or written, it is a run and ``overwrite`` is false, or it contains
+                other files.
         """
         try:
             self._refuse_taken(overwrite=overwrite)
-            # Tried out rather than asked for: permissions do not tell of read-only disks. Nothing of it stays.
+            # A write is tried, because permissions do not show read-only disks. The trial folder is removed.
             with tempfile.TemporaryDirectory(dir=self.nearest_existing()):
                 pass
         except OSError as error:
@@ -111,7 +108,7 @@ class RunFolder:
             )
 
     def clear(self, *, overwrite: bool) -> None:
-        """Make room for a new run: an old run's own files go, others stay. Raises as ``check_free`` does."""
+        """Remove the files of an old run and keep all others. Raises as ``check_free`` does."""
         self.check_free(overwrite=overwrite)
         for name in _FOLDERS:
             shutil.rmtree(self.path / name, ignore_errors=True)
@@ -119,9 +116,9 @@ class RunFolder:
             (self.path / name).unlink(missing_ok=True)
 
     def check_config(self, config: TrainConfig, scene: Scene) -> None:
-        """Raise UserError where ``write_config`` would fail: some file systems allow names that are no text."""
+        """Raise UserError if ``write_config`` would fail: some file systems allow names that are not text."""
         try:
-            config.to_toml(scene.path.resolve()).encode()
+            write_toml(config, scene.path.resolve()).encode()
         except UnicodeEncodeError:
             named = f"{scene.path.resolve()}{f' or --init-from {config.init_from}' if config.init_from else ''}"
             raise UserError(
@@ -129,27 +126,24 @@ class RunFolder:
             ) from None
 
     def write_config(self, config: TrainConfig, scene: Scene) -> None:
-        """Write the resolved config, so that a resume needs nothing but this folder."""
-        atomic_write_text(self.config, config.to_toml(scene.path.resolve()))
+        """Write the resolved config, so that a resume needs only this folder."""
+        atomic_write_text(self.config, write_toml(config, scene.path.resolve()))
 
     def write_results(
-        self,
-        model: GaussianModel,
-        scene: Scene,
-        iteration: int,
-        *,
-        antialiased: bool,
-        poses: PoseRefinement | None = None,
+        self, splat: SplatData, scene: Scene, iteration: int, *, refined_views: Sequence[View] | None = None
     ) -> None:
-        """Write the splat and the cameras at the end of training, and the cameras as they were refined, where they were."""
-        write_ply(self.point_cloud(iteration), model.to_splat_data(antialiased=antialiased))
+        """Write the splat and the cameras at the end of training.
+
+        Args:
+            splat: the trained Gaussians.
+            scene: the training scene.
+            iteration: number of steps taken.
+            refined_views: the training views with refined poses, if poses were refined; written to ``cameras_refined``.
+        """
+        write_ply(self.point_cloud(iteration), splat)
         _write_cameras(self.cameras, (*scene.test_views, *scene.train_views))
-        if poses is not None:
-            refined = [
-                replace(view, world_to_camera=poses.refined_array(view.world_to_camera, index))
-                for index, view in enumerate(scene.train_views)
-            ]
-            _write_cameras(self.cameras_refined, (*scene.test_views, *refined))
+        if refined_views is not None:
+            _write_cameras(self.cameras_refined, (*scene.test_views, *refined_views))
 
 
 def _write_cameras(path: Path, views: Sequence[View]) -> None:
@@ -158,15 +152,15 @@ def _write_cameras(path: Path, views: Sequence[View]) -> None:
 
 
 def _camera_entry(number: int, view: View) -> dict[str, Any]:
-    """One view as the original's cameras.json has it: position and rotation are camera-to-world, OpenCV axes."""
-    camera_to_world = np.linalg.inv(view.world_to_camera)
+    """One entry of the original's cameras.json: position and rotation are camera-to-world, OpenCV axes."""
+    pose = camera_to_world(view.world_to_camera)
     return {
         "id": number,
         "img_name": view.name,
         "width": view.camera.width,
         "height": view.camera.height,
-        "position": camera_to_world[:3, 3].tolist(),
-        "rotation": camera_to_world[:3, :3].tolist(),
+        "position": pose[:3, 3].tolist(),
+        "rotation": pose[:3, :3].tolist(),
         "fx": view.camera.fx,
         "fy": view.camera.fy,
     }

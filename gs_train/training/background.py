@@ -1,4 +1,4 @@
-"""What training renders over: black, white, a random colour each step, or one that is learned with the Gaussians."""
+"""The colour behind the Gaussians: black, white, a random colour each step, or a colour learned with the Gaussians."""
 
 from __future__ import annotations
 
@@ -7,54 +7,54 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gs_train.training.schedule import BackgroundKind
+from gs_train.config.settings import BackgroundKind
 
 _LEARNING_RATE = 0.01
-"""Of the learned colour's logit: some hundred steps cross the range, fewer than the Gaussians need to settle."""
+"""Of the logit of a learned colour. Some hundred steps cross the range, fewer than the Gaussians need to settle."""
 
 
 class Background:
-    """The colour behind the Gaussians, [3] RGB in 0..1."""
+    """The background colour of a run, [3] RGB, 0 to 1."""
 
     def __init__(self, kind: BackgroundKind, generator: torch.Generator, device: torch.device | str) -> None:
-        """Start; a learned colour starts from middle grey.
+        """Start; a learned colour starts from mid grey.
 
         Args:
             kind: see ``--background``.
-            generator: on the CPU; draws the random colours, saved by its owner.
-            device: where the colours go.
+            generator: on the CPU; draws random colours and is saved by its owner.
+            device: device of the colours.
         """
         self._kind, self._generator, self._device = kind, generator, torch.device(device)
         self._logit = torch.zeros(3, device=self._device, requires_grad=kind == "learned")
         self._optimizer = torch.optim.Adam([self._logit], lr=_LEARNING_RATE) if kind == "learned" else None
 
     def sample(self) -> Tensor:
-        """The colour of the next step; differentiable if it is learned."""
+        """The colour of the next render in training; differentiable if it is learned."""
         if self._kind == "random":
             return torch.rand(3, generator=self._generator).to(self._device)
         return self._logit.sigmoid() if self._kind == "learned" else self.eval_color()
 
     def eval_color(self) -> Tensor:
-        """The colour to evaluate over: what was learned, or black where it was random."""
+        """The colour for evaluation: the learned colour, or black if training used random colours."""
         if self._kind == "learned":
             return self._logit.detach().sigmoid()
         return torch.full((3,), 1.0 if self._kind == "white" else 0.0, device=self._device)
 
     def step(self) -> None:
-        """Take a step on a learned colour after ``backward``."""
+        """Take an Adam step on a learned colour, after ``backward``."""
         if self._optimizer is not None:
             self._optimizer.step()
             self._optimizer.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """``settled`` for whoever renders, and what is needed to go on. Tensors are copied: they are small."""
+        """``eval_color`` for every program that renders a checkpoint, and the optimizer of a learned colour. Tensors are copied."""
         state: dict[str, Any] = {"eval_color": self.eval_color().clone()}
         if self._optimizer is not None:
             state |= {"logit": self._logit.detach().clone(), "optimizer": self._optimizer.state_dict()}
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what ``state_dict`` gave for the same kind."""
+        """Restore the result of ``state_dict`` for the same kind."""
         if self._optimizer is not None:
             with torch.no_grad():
                 self._logit.copy_(state["logit"])

@@ -1,6 +1,6 @@
-"""Depth from the sparse points: a rendered depth should agree with the points that the photo was matched by.
+"""Depth supervision by the sparse points: a rendered depth should agree with the points that the photo was matched by.
 
-Only the points that a view saw when its pose was found: others may be hidden in it. The invariant: the error has no unit, so a weight
+Each view uses only the points that were matched in it, because other points may be hidden there. The error has no unit, so a weight
 means the same in every scene.
 """
 
@@ -17,15 +17,15 @@ from gs_train.scene.types import Scene, View
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Seen:
+class _SeenPoints:
     """The points that a view sees."""
 
     places: Tensor
-    """[K, 2] float32, where: px at the training size, pixel centres at +0.5."""
+    """[K, 2] float32, px at the training size, pixel centres at +0.5."""
     inverse_depth: Tensor
-    """[K] float32, 1 / world units along the camera's axis, divided by their mean."""
+    """[K] float32, inverse depth along the camera's axis divided by its mean; no unit."""
     mean: float
-    """That mean."""
+    """Mean inverse depth, 1 / world units."""
 
 
 class PointDepths:
@@ -35,27 +35,27 @@ class PointDepths:
         """Project the points into the views that saw them.
 
         Raises:
-            UserError: the scene does not say which view saw which point.
+            UserError: the scene does not record which view saw which point.
         """
         self._views = [_seen(view, scene, device) for view in scene.train_views]
         if not any(len(seen.inverse_depth) for seen in self._views):
             raise UserError(
-                f"--depth-weight needs points and which photo saw which, and {scene.path} does not say that: leave the flag out, or train "
-                "on a COLMAP model with its points3D."
+                f"--depth-weight needs points and the photos that saw them, which {scene.path} does not record: leave the "
+                "flag out, or train on a COLMAP model with its points3D."
             )
 
     def error(self, depth: Tensor, index: int, downscale: int = 1) -> Tensor:
-        """Mean absolute difference of the inverse depths, in means of the view's own; scalar.
+        """Mean absolute difference of inverse depths, divided by the view's mean inverse depth; scalar.
 
         Args:
-            depth: [H, W] of training view ``index`` at 1/``downscale`` of its size (``Camera.reduced``), world units.
+            depth: [H, W] rendered depth of training view ``index`` at 1/``downscale`` of its size, world units.
             index: the view.
-            downscale: how many pixels of the view's lie along one of ``depth``.
+            downscale: pixels of the view per pixel of ``depth`` along one axis (``Camera.reduced``).
         """
         seen = self._views[index]
         if len(seen.inverse_depth) == 0:
             return depth.new_zeros(())
-        # Inverse depths, in which the errors of triangulated points are even, and the far do not drown the near.
+        # Errors of triangulated points are even in inverse depth, and far points do not drown near ones.
         size = torch.tensor([depth.shape[1], depth.shape[0]], device=depth.device)
         grid = (2.0 * seen.places / (downscale * size) - 1.0)[None, None]
         at_points = torch.nn.functional.grid_sample(
@@ -65,7 +65,8 @@ class PointDepths:
         return (inverse - seen.inverse_depth).abs().mean()
 
 
-def _seen(view: View, scene: Scene, device: torch.device | str) -> _Seen:
+def _seen(view: View, scene: Scene, device: torch.device | str) -> _SeenPoints:
+    """Project the points matched in ``view`` into it."""
     points, camera = scene.points, view.camera
     if view.point_ids is None or points.ids is None:
         xyz = points.xyz[:0]
@@ -79,7 +80,7 @@ def _seen(view: View, scene: Scene, device: torch.device | str) -> _Seen:
     places = np.stack([x, y], axis=1)[inside]
     inverse = 1.0 / z[inside]
     mean = float(inverse.mean()) if len(inverse) else 1.0
-    return _Seen(
+    return _SeenPoints(
         places=torch.from_numpy(places).to(device, torch.float32),
         inverse_depth=torch.from_numpy(inverse / mean).to(device, torch.float32),
         mean=mean,

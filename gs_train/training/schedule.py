@@ -1,25 +1,17 @@
-"""Schedules that are plain functions of the iteration, and words that the configuration shares with what it configures.
-
-No torch, so that the command line can build its help from the configuration quickly.
-"""
+"""Schedules that are plain functions of the iteration: batch size and training size."""
 
 from __future__ import annotations
 
-from typing import Literal
-
-BackgroundKind = Literal["black", "white", "random", "learned"]
-ExposureKind = Literal["none", "affine"]
-
 
 def batch_size_at(iteration: int, size: int, start: int) -> int:
-    """How many views the step at ``iteration`` (from 1) takes: one, and ``size`` from iteration ``start`` on."""
+    """Number of views in the step at ``iteration`` (from 1): 1 before iteration ``start``, ``size`` from ``start`` on."""
     return size if iteration >= start else 1
 
 
 def downscale_at(iteration: int, start: int, full_size_from: int) -> int:
-    """By what the photos are reduced at ``iteration`` (from 1): ``start``, half of it, ... and 1 from ``full_size_from`` on.
+    """Factor by which photos are reduced at ``iteration``: ``start``, half of it, and so on, and 1 from ``full_size_from`` on.
 
-    Each size has an equal share of the iterations before.
+    The sizes before ``full_size_from`` last equally long.
 
     Args:
         iteration: from 1.

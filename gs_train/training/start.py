@@ -1,0 +1,232 @@
+"""Everything between the settings and the first step: rasterizer, photos, training views, the first state, the checkpoint to resume."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gs_train import losses
+from gs_train.config.settings import TrainConfig
+from gs_train.density.types import DensityController, DensitySetup, Views
+from gs_train.errors import UserError
+from gs_train.formats.ply import read_ply
+from gs_train.model.gaussians import GaussianModel, describe_non_finite
+from gs_train.model.initialise import initialise_model
+from gs_train.model.spherical_harmonics import rest_count
+from gs_train.options import names_where
+from gs_train.render.select import select_rasterizer
+from gs_train.run.checkpoint import Checkpoint, check_scene, newest_intact
+from gs_train.run.folder import RunFolder
+from gs_train.scene.extent import initial_bounds
+from gs_train.scene.photos.cache import ImageCache
+from gs_train.scene.types import Scene
+from gs_train.training.background import Background
+from gs_train.training.corrections import Corrections
+from gs_train.training.depth import PointDepths
+from gs_train.training.schedule import downscale_at
+from gs_train.training.state import TrainState
+from gs_train.training.views import TrainingViews
+
+
+def start_training(
+    scene: Scene,
+    config: TrainConfig,
+    folder: RunFolder,
+    controller: type[DensityController],
+    *,
+    resume: bool,
+    notify: Callable[[str], None],
+) -> tuple[TrainState, TrainingViews]:
+    """Build the training views and the state before the next step. Writes no file.
+
+    Args:
+        scene: from ``load_scene``.
+        config: resolved.
+        folder: the run.
+        controller: class of density control.
+        resume: restore the newest intact checkpoint of ``folder``.
+        notify: receives sentences for the user.
+
+    Raises:
+        UserError: there is nothing to resume, the device is missing, a photo cannot be decoded, the disk has no room for
+            photos, or the splat to start from does not fit.
+    """
+    checkpoint = checkpoint_to_resume(scene, config, folder, notify) if resume else None
+    selection = select_rasterizer(
+        config.device,
+        notify,
+        antialiased=config.antialiased,
+        absgrad=controller.needs_absgrad,
+        depth=config.depth_weight > 0,
+        also_compile=[losses.warm_up],
+    )
+    notify(f"Device {selection.reason}.")
+    corrections = Corrections(scene, config, selection.device)
+    views = TrainingViews(
+        cache_images(scene, config, folder, notify),
+        scene.train_views,
+        selection,
+        corrections,
+        downscale_at=partial(downscale_at, start=config.start_downscale, full_size_from=int(config.full_size_from)),
+        depths=PointDepths(scene, selection.device) if config.depth_weight > 0 else None,
+        absgrad=controller.needs_absgrad,
+    )
+    state = start_state(scene, config, selection.device, views, corrections, controller, resumed=resume)
+    if checkpoint is not None:
+        state.load_state_dict(checkpoint.state)
+        notify(f"Resuming from {checkpoint.path}.")
+    return state, views
+
+
+def start_state(
+    scene: Scene,
+    config: TrainConfig,
+    device: torch.device,
+    views: Views,
+    corrections: Corrections,
+    controller: type[DensityController],
+    *,
+    resumed: bool = False,
+) -> TrainState:
+    """The state before the first step.
+
+    Args:
+        scene: gives the points and the extent.
+        config: resolved.
+        device: device of the Gaussians. The generators live on the CPU, so that a seed gives the same draws everywhere.
+        views: the training views, for density control.
+        corrections: learned exposures and poses, as ``views`` uses them.
+        controller: class of density control.
+        resumed: a saved state is loaded next, so the splat of ``config.init_from`` may be missing.
+
+    Raises:
+        UserError: the splat to start from cannot be read, or does not fit ``config``.
+    """
+    # Two streams, so that changes in density control keep the order of the views. Even and odd seeds keep them apart.
+    view_generator = torch.Generator().manual_seed(2 * config.seed)
+    density_generator = torch.Generator().manual_seed(2 * config.seed + 1)
+    if config.init_from and not resumed:
+        model = _model_of(Path(config.init_from), config, scene.extent, device)
+    else:
+        model = initialise_model(
+            scene.points,
+            sh_degree=config.sh_degree,
+            extent=scene.extent,
+            box=initial_bounds(scene.train_views, scene.extent),
+            max_gaussians=config.max_gaussians,
+            generator=density_generator,
+            device=device,
+        )
+    model.training_setup(config.optimizer)
+    setup = DensitySetup(
+        config=config.density,
+        max_gaussians=config.max_gaussians,
+        extent=scene.extent,
+        gaussians=len(model),
+        photo_pixels=sum(view.camera.width * view.camera.height for view in scene.train_views),
+        white_background=config.background == "white",
+        views=views,
+        generator=density_generator,
+        device=model.device,
+    )
+    return TrainState(
+        model=model,
+        density=controller(setup),
+        background=Background(config.background, density_generator, device),
+        corrections=corrections,
+        view_generator=view_generator,
+        density_generator=density_generator,
+    )
+
+
+def _model_of(path: Path, config: TrainConfig, extent: float, device: torch.device) -> GaussianModel:
+    """The model to start from, read from a splat file, with coefficients up to the SH degree of ``config``."""
+    data = read_ply(path)
+    if len(data) == 0:
+        raise UserError(f"--init-from {path} has no Gaussians: choose another splat.")
+    if len(data) > config.max_gaussians:
+        raise UserError(
+            f"--init-from {path} has {len(data):,} Gaussians but --max-gaussians is {config.max_gaussians}: raise it or "
+            "choose another splat."
+        )
+    if data.sh_degree > config.sh_degree:
+        raise UserError(
+            f"--init-from {path} has SH degree {data.sh_degree} but --sh-degree is {config.sh_degree}: raise it to "
+            f"{data.sh_degree}."
+        )
+    if data.antialiased != config.antialiased:
+        trained, flag = ("with", "--antialiased") if data.antialiased else ("without", "--no-antialiased")
+        raise UserError(f"--init-from {path} was trained {trained} --antialiased: continue with {flag}.")
+    added = rest_count(config.sh_degree) - data.f_rest.shape[1]
+    padded = replace(data, f_rest=np.pad(data.f_rest, ((0, 0), (0, added), (0, 0))))
+    model = GaussianModel.from_splat_data(
+        padded, device=device, spatial_lr_scale=extent, active_sh_degree=data.sh_degree
+    )
+    fault = describe_non_finite(model.parameters)
+    if fault:
+        raise UserError(f"--init-from {path} is damaged ({fault}): choose another splat.")
+    return model
+
+
+def cache_images(scene: Scene, config: TrainConfig, folder: RunFolder, notify: Callable[[str], None]) -> ImageCache:
+    """The decoded photos of the training views; photos beyond ``config.image_cache_gb`` lie on the run's disk.
+
+    Raises:
+        UserError: a photo cannot be decoded, or the disk has no room.
+    """
+    # The system's folder for temporary files lies in memory on many systems, so the run's disk is used.
+    disk = folder.nearest_existing().absolute()
+    budget = round(config.image_cache_gb * 1e9) if config.image_cache_gb > 0 else None
+    images = ImageCache(scene.train_views, budget, disk)
+    if stored := images.stored_byte_count():
+        notify(
+            f"The decoded photos take {stored / 1e9:.1f} GB, more than --image-cache-gb: they are read from an unnamed "
+            f"file in {disk}."
+        )
+    return images
+
+
+def checkpoint_to_resume(
+    scene: Scene, config: TrainConfig, folder: RunFolder, notify: Callable[[str], None]
+) -> Checkpoint:
+    """The newest intact checkpoint of a run, checked against the scene and the config.
+
+    Raises:
+        UserError: there is none, it belongs to another scene or version, it lies past ``config.iterations``, or a setting
+            that decides the parts of the state has changed.
+    """
+    checkpoint = newest_intact(folder.checkpoints, notify)
+    check_scene(checkpoint, scene)
+    now = asdict(config)
+    for name in names_where(TrainConfig, "shapes_state"):
+        saved, wanted = _lookup(checkpoint.config, name), _lookup(now, name)
+        if saved != wanted:
+            raise UserError(
+                f"{folder.config} says {name} = {wanted!r} but {checkpoint.path} was trained with {saved!r}: restore the "
+                "old value, or start again in another --out."
+            )
+    if checkpoint.iteration > config.iterations:
+        raise UserError(
+            f"--iterations is {config.iterations} but {checkpoint.path} already has {checkpoint.iteration}: give a "
+            "larger number."
+        )
+    written = checkpoint.versions["torch"]
+    if written != torch.__version__:
+        notify(
+            f"{checkpoint.path} was written with torch {written}: with {torch.__version__} the last bits may differ."
+        )
+    return checkpoint
+
+
+def _lookup(table: dict[str, Any], name: str) -> Any:
+    """The value of a dotted name in nested dicts."""
+    value: Any = table
+    for part in name.split("."):
+        value = value[part]
+    return value
