@@ -1,4 +1,4 @@
-"""``python -m gs_train``: the same as ``gs-train``."""
+"""``python -m gs_train`` runs the command ``gs-train``."""
 
 from gs_train.cli import main
 

@@ -1,6 +1,6 @@
-"""Files that appear whole or not at all: temporary file beside the target, fsync, rename.
+"""Atomic writes: write a temporary file beside the target, fsync it, then rename it.
 
-The invariant: whatever happens in between, a full disk or a lost power line, the target is either as it was or entirely new.
+After an error, a full disk or a power failure, the target is either unchanged or completely new.
 """
 
 from __future__ import annotations
@@ -12,20 +12,21 @@ from typing import BinaryIO
 
 
 def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Create or replace ``path`` with what ``write`` puts into the file it is handed.
+    """Create or replace the file ``path`` with the content that ``write`` produces.
 
     Args:
-        path: the target; its folder is created.
-        write: writes the content; may raise, and then nothing is changed.
+        path: the target. A missing folder is created.
+        write: writes the content to the open binary file that it receives. If it raises, the target stays unchanged.
 
     Raises:
-        OSError: the file cannot be written. The target is untouched and the temporary file is gone.
+        OSError: the file cannot be written. The target is unchanged and the temporary file is deleted.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, because a rename is atomic within one file system only; with the process number, so that two runs do not collide.
+    # A rename is atomic within one file system only, so the temporary file is in the target's folder. The process
+    # number in its name keeps two runs from colliding.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        # Binary and buffered: a full disk shows on write, flush or fsync, and all three are inside the try.
+        # The file is buffered, so a full disk raises in write, flush or fsync. All three are inside the try block.
         file = temporary.open("wb")
         try:
             write(file)
@@ -41,21 +42,24 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def atomic_write_text(path: Path, text: str) -> None:
-    """Create or replace a UTF-8 text file; see ``write_whole``."""
+    """Create or replace a UTF-8 text file, as ``atomic_write`` does."""
     atomic_write(path, lambda file: file.write(text.encode("utf-8")))
 
 
 def _close(file: BinaryIO) -> None:
-    """Close without a second complaint: closing flushes again, and on a full disk that raises what was already raised."""
+    """Close ``file`` and ignore errors.
+
+    On a full disk, closing flushes again and would repeat the error of the first flush.
+    """
     try:
         file.close()
     except OSError:
-        # Everything that counts was flushed and synced before; what is left over belongs to a file that is about to be removed.
+        # After a successful fsync no bytes are left to write. After a failure the file is deleted next.
         pass
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable, where the system can (Windows cannot open a folder)."""
+    """Make the rename durable. Windows cannot open a folder, so there it does nothing."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)

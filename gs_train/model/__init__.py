@@ -1,1 +1,1 @@
-"""The Gaussians, their learning rates and the one door to their optimizer."""
+"""The Gaussian model: its parameters, initialisation, learning rates and Adam optimizer."""

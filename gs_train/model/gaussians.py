@@ -1,7 +1,8 @@
-"""The model: N Gaussians as six raw tensors, their activations, and the Adam that trains them.
+"""The model: N Gaussians as six raw tensors, their activations, and the Adam optimizer that trains them.
 
-Rasterizers read the model; density control changes it through the methods that end in ``_optimizer``. The six tensors always have
-the same number of rows, and the optimizer's six groups of the same names always hold exactly these tensors.
+Rasterizers read the model. Density control adds, removes and replaces rows through the methods whose names end in
+``_optimizer``. The six tensors always have the same number of rows, and the optimizer has six groups of the same names
+that hold exactly these tensors.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from gs_train.model.schedule import OptimizerConfig, get_expon_lr_func
 from gs_train.model.spherical_harmonics import degree_of_rest
 
 PARAMETER_NAMES = ("xyz", "f_dc", "f_rest", "opacity", "scaling", "rotation")
-"""The six names, in the order of the Adam groups."""
+"""Names of the six tensors, in the order of the Adam groups."""
 _EPS = 1e-15
 """Adam's epsilon (original: 1e-15)."""
 
@@ -29,14 +30,14 @@ _EPS = 1e-15
 class GaussianModel:
     """N Gaussians with raw (unactivated) parameters.
 
-    Shapes: xyz [N, 3] world units; f_dc [N, 1, 3]; f_rest [N, (d + 1)^2 - 1, 3]; opacity [N, 1] logit; scaling [N, 3] log;
-    rotation [N, 4] wxyz, unnormalised.
+    Shapes: xyz [N, 3] world units; f_dc [N, 1, 3]; f_rest [N, (d + 1)^2 - 1, 3] for the spherical-harmonics degree d;
+    opacity [N, 1] logit; scaling [N, 3] log; rotation [N, 4] wxyz, unnormalised.
     """
 
     optimizer: torch.optim.Adam | None
     """Adam over the six tensors; None before ``training_setup``."""
     active_sh_degree: int
-    """Spherical-harmonics degree that is rendered, 0 to ``max_sh_degree``."""
+    """Spherical-harmonics degree that rasterizers use, 0 to ``max_sh_degree``."""
     spatial_lr_scale: float
     """Factor on the learning rate of the positions: the scene's extent, world units."""
 
@@ -46,12 +47,13 @@ class GaussianModel:
         """Copy the six raw tensors.
 
         Args:
-            tensors: the six tensors by name, all of one floating dtype (float32 in training) and on one device.
+            tensors: the six tensors by name, with the same floating dtype (float32 in training) and on the same device.
             spatial_lr_scale: see the attribute.
             active_sh_degree: see the attribute.
 
         Raises:
-            ValueError: a name is missing or unknown, a shape, dtype or device does not fit, or the degree is out of range.
+            ValueError: a name is missing or unknown, a tensor has the wrong shape, dtype or device, or the degree is
+                out of range.
         """
         _check_tensors(tensors)
         self._parameters = {
@@ -73,7 +75,7 @@ class GaussianModel:
 
     @property
     def parameters(self) -> dict[str, Parameter]:
-        """The six current parameters by name (a new dict each time)."""
+        """The six current parameters by name, in a new dict."""
         return dict(self._parameters)
 
     @property
@@ -83,12 +85,12 @@ class GaussianModel:
 
     @property
     def f_dc(self) -> Parameter:
-        """[N, 1, 3] degree-0 SH coefficients."""
+        """[N, 1, 3] spherical-harmonics coefficients of degree 0."""
         return self._parameters["f_dc"]
 
     @property
     def f_rest(self) -> Parameter:
-        """[N, (d + 1)^2 - 1, 3] SH coefficients of the degrees above 0."""
+        """[N, (d + 1)^2 - 1, 3] spherical-harmonics coefficients of degrees 1 to d."""
         return self._parameters["f_rest"]
 
     @property
@@ -103,7 +105,7 @@ class GaussianModel:
 
     @property
     def rotation(self) -> Parameter:
-        """[N, 4] quaternions wxyz, unnormalised."""
+        """[N, 4] quaternions wxyz, unnormalised: the rotation from each Gaussian's axes to the world."""
         return self._parameters["rotation"]
 
     @property
@@ -113,7 +115,7 @@ class GaussianModel:
 
     @property
     def max_sh_degree(self) -> int:
-        """The spherical-harmonics degree that ``f_rest`` has coefficients for."""
+        """Spherical-harmonics degree d that ``f_rest`` holds the coefficients of."""
         return degree_of_rest(self.f_rest.shape[1])
 
     def scales(self) -> Tensor:
@@ -131,10 +133,12 @@ class GaussianModel:
     # ---- training ----
 
     def training_setup(self, config: OptimizerConfig) -> None:
-        """Build a new Adam with six named groups of one tensor each (eps and learning rates as in the original trainer).
+        """Build a new Adam with six named groups of one tensor each.
+
+        Epsilon and the default learning rates of ``config`` are the original trainer's.
 
         Raises:
-            ValueError: ``xyz_lr_max_steps`` is still a fraction of the iterations.
+            ValueError: ``config.xyz_lr_max_steps`` is still a fraction of the iterations.
         """
         schedule = _xyz_schedule(config, self.spatial_lr_scale)
         rates = {
@@ -146,13 +150,13 @@ class GaussianModel:
             "rotation": config.rotation_lr,
         }
         groups = [{"params": [self._parameters[name]], "lr": rates[name], "name": name} for name in PARAMETER_NAMES]
-        # The fused step is one pass over memory per tensor, several times faster than the default on a CPU.
+        # The fused step makes one pass over memory per tensor. On a CPU it is several times faster than the default.
         self.optimizer = torch.optim.Adam(groups, lr=0.0, eps=_EPS, fused=True)
         self._config = config
         self._xyz_lr = schedule
 
     def update_learning_rate(self, iteration: int) -> float:
-        """Set and return the learning rate of the group ``xyz`` for this iteration; the other groups keep their rates.
+        """Set and return the learning rate of the group ``xyz`` for this iteration. The other groups keep their rates.
 
         Raises:
             ValueError: ``training_setup`` has not been called.
@@ -164,7 +168,7 @@ class GaussianModel:
         return rate
 
     def step(self) -> None:
-        """Take one Adam step and drop the gradients.
+        """Take one Adam step and free the gradients.
 
         Raises:
             ValueError: ``training_setup`` has not been called.
@@ -175,43 +179,63 @@ class GaussianModel:
         self.optimizer.zero_grad(set_to_none=True)
 
     def cat_tensors_to_optimizer(self, tensors_dict: Mapping[str, Tensor]) -> dict[str, Parameter]:
-        """Append rows with zero moments to all six tensors; returns the new parameters. Also works without an optimizer.
+        """Append rows with zero moments to all six tensors. Works with and without an optimizer.
+
+        Args:
+            tensors_dict: M >= 0 new rows for each of the six names.
+
+        Returns:
+            The current parameters, N + M rows each.
 
         Raises:
-            ValueError: the names are not exactly the six, or a shape, dtype or device does not fit. The model is unchanged then.
+            ValueError: ``tensors_dict`` does not have exactly the six names, or a tensor has the wrong shape, dtype or
+                device. The model stays unchanged.
         """
         self._parameters = door.append_rows(self._parameters, self.optimizer, tensors_dict)
         return self.parameters
 
     def prune_optimizer(self, keep_mask: Tensor) -> dict[str, Parameter]:
-        """Keep the rows where ``keep_mask`` ([N] bool) is true; returns the parameters now in use. Works without an optimizer, too.
+        """Keep the rows where ``keep_mask`` ([N] bool) is true. Works with and without an optimizer.
+
+        Returns:
+            The current parameters.
 
         Raises:
-            ValueError: the mask is not [N] bool. Nothing is changed then.
+            ValueError: the mask is not [N] bool. The model stays unchanged.
         """
         self._parameters = door.keep_rows(self._parameters, self.optimizer, keep_mask)
         return self.parameters
 
     def replace_tensor_to_optimizer(self, tensor: Tensor, name: str) -> dict[str, Parameter]:
-        """Replace the tensor ``name`` and zero its moments; returns the parameters now in use. Works without an optimizer, too.
+        """Replace the tensor ``name`` and zero its moments. Works with and without an optimizer.
+
+        Returns:
+            The current parameters.
 
         Raises:
-            ValueError: an unknown name, or a shape, dtype or device that does not fit. Nothing is changed then.
+            ValueError: the name is unknown, or the tensor has the wrong shape, dtype or device. The model stays
+                unchanged.
         """
         self._parameters = door.replace(self._parameters, self.optimizer, name, tensor)
         return self.parameters
 
     def reorder_optimizer(self, order: Tensor) -> dict[str, Parameter]:
-        """Put the rows into ``order`` ([N] int64, a permutation); returns the parameters now in use. Works without an optimizer, too.
+        """Reorder the rows. Works with and without an optimizer.
+
+        Args:
+            order: [N] int64, a permutation. Row i of the result is row ``order[i]`` of the current tensors.
+
+        Returns:
+            The current parameters.
 
         Raises:
-            ValueError: not a permutation of the rows. Nothing is changed then.
+            ValueError: ``order`` is not a permutation of the rows. The model stays unchanged.
         """
         self._parameters = door.reorder(self._parameters, self.optimizer, order)
         return self.parameters
 
     def oneup_sh_degree(self) -> None:
-        """Render one SH degree more, up to ``max_sh_degree``."""
+        """Raise the active spherical-harmonics degree by one, up to ``max_sh_degree``."""
         self.active_sh_degree = min(self.active_sh_degree + 1, self.max_sh_degree)
 
     def reset_opacity(self, to: float = 0.01) -> None:
@@ -222,13 +246,16 @@ class GaussianModel:
         """
         if not 0.0 < to < 1.0:
             raise ValueError(f"reset_opacity: expected a value between 0 and 1, got {to}")
-        # The sigmoid is monotonic, so the minimum may be taken of the logits; lower ones then keep their exact bits.
+        # The sigmoid is monotonic, so clamping the logits clamps the opacities. Logits below the limit keep their bits.
         self.replace_tensor_to_optimizer(self.opacity.detach().clamp(max=math.log(to / (1.0 - to))), "opacity")
 
     # ---- saving and loading ----
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that changes in training, as tensors and numbers (loadable with ``weights_only=True``). Tensors are not copied."""
+        """All values that change during training, as tensors and numbers, loadable with ``weights_only=True``.
+
+        The tensors are the model's own, not copies.
+        """
         return {
             "parameters": {name: parameter.detach() for name, parameter in self._parameters.items()},
             "active_sh_degree": self.active_sh_degree,
@@ -237,13 +264,15 @@ class GaussianModel:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over copies of a state, with its own number of rows, on this model's device.
+        """Restore copies of a saved state on this model's device. The number of rows may change.
 
-        A model with an optimizer takes over moments, steps and rates, so ``training_setup`` comes before this call; a state saved without
-        an optimizer leaves it without moments. A model without an optimizer takes the parameters only.
+        A model with an optimizer also restores moments, step counts and learning rates, so call ``training_setup``
+        first. If the state was saved without an optimizer, the model keeps its learning rates and starts with zero
+        moments. A model without an optimizer ignores the saved optimizer state.
 
         Raises:
-            ValueError: names or shapes do not fit. Nothing is changed then.
+            ValueError: a name is missing or unknown, a tensor has the wrong shape or dtype, or the degree is out of
+                range. The model stays unchanged.
         """
         tensors = {name: tensor.to(self.device) for name, tensor in state["parameters"].items()}
         _check_tensors(tensors)
@@ -262,14 +291,21 @@ class GaussianModel:
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any], device: torch.device | str = "cpu") -> GaussianModel:
-        """A model without an optimizer, holding copies of a state's parameters on ``device``; ValueError where they do not fit."""
+        """Build a model without an optimizer from copies of a saved state's parameters on ``device``.
+
+        Raises:
+            ValueError: as ``load_state_dict`` does.
+        """
         tensors = {name: tensor.to(device) for name, tensor in state["parameters"].items()}
         return cls(tensors, spatial_lr_scale=state["spatial_lr_scale"], active_sh_degree=state["active_sh_degree"])
 
     # ---- to and from files ----
 
     def to_splat_data(self, *, antialiased: bool = False) -> SplatData:
-        """The raw parameters as float32 NumPy copies; ``antialiased`` says how they were trained."""
+        """Copy the raw parameters to float32 NumPy arrays.
+
+        ``antialiased`` records whether training used antialiasing.
+        """
         arrays = {name: np.array(p.detach().cpu().numpy(), dtype=np.float32) for name, p in self._parameters.items()}
         return SplatData(**arrays, antialiased=antialiased)
 
@@ -282,14 +318,17 @@ class GaussianModel:
         spatial_lr_scale: float = 1.0,
         active_sh_degree: int | None = None,
     ) -> GaussianModel:
-        """A model without an optimizer from raw arrays; all SH degrees are active unless said otherwise."""
+        """Build a model without an optimizer from raw arrays.
+
+        ``active_sh_degree`` defaults to the degree of the arrays.
+        """
         tensors = {name: torch.from_numpy(np.array(getattr(data, name))).to(device) for name in PARAMETER_NAMES}
         degree = data.sh_degree if active_sh_degree is None else active_sh_degree
         return cls(tensors, spatial_lr_scale=spatial_lr_scale, active_sh_degree=degree)
 
 
 def describe_non_finite(tensors: Mapping[str, Tensor]) -> str:
-    """Which of the tensors hold NaN or infinity, and how many of their values; empty if none does."""
+    """A phrase that names each tensor with NaN or infinite values and counts them; empty if all values are finite."""
     counts = {name: int((~tensor.detach().isfinite()).sum()) for name, tensor in tensors.items()}
     return ", ".join(
         f"{count} of {tensors[name].numel()} values of {name} are not finite"
@@ -299,7 +338,7 @@ def describe_non_finite(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _check_tensors(tensors: Mapping[str, Tensor]) -> None:
-    """Raise ValueError, with the name and both shapes, unless these are the six tensors of one model."""
+    """Raise ValueError unless ``tensors`` are the six tensors of one model. The message names the faulty tensor."""
     unknown = [name for name in tensors if name not in PARAMETER_NAMES]
     missing = [name for name in PARAMETER_NAMES if name not in tensors]
     if unknown or missing:

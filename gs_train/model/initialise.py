@@ -1,7 +1,7 @@
-"""The first Gaussians: one per sparse point, or random ones in a box when there are no points.
+"""Initial Gaussians: one per sparse point, or random Gaussians in a bounding box if the scene has no points.
 
-It does not train and does not choose the learning rates. The invariant: every draw comes from the generator handed in, so the same points
-and seed give the same model on any device.
+Every random draw comes from the generator argument, so the same points and seed give the same model on every device.
+Learning rates are in ``schedule.py``.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from gs_train.model.spherical_harmonics import rest_count, rgb_to_f_dc
 from gs_train.scene.types import PointCloud
 
 RANDOM_COUNT = 100_000
-"""How many random Gaussians stand in for missing points (original: 100000)."""
+"""Number of random Gaussians for a scene without points (original: 100000)."""
 START_OPACITY = 0.1
-"""Opacity of a new Gaussian (original: 0.1)."""
+"""Opacity of an initial Gaussian (original: 0.1)."""
 NEIGHBOURS = 3
-"""The start scale is the root mean square distance to this many nearest points (original: 3)."""
+"""The initial scale is the root mean square distance to this many nearest points (original: 3)."""
 MIN_SQUARED_DISTANCE = 1e-7
-"""Lower limit of the mean squared distance, so that coinciding points keep a finite log scale (original: 1e-7)."""
+"""Lower limit of the mean squared distance. It keeps the log scale of coinciding points finite (original: 1e-7)."""
 LONELY_FRACTION = 0.01
-"""Start scale of a point without any neighbour, as a fraction of the extent: the border between small and large in density control."""
+"""Initial scale of a single point, which has no neighbours, as a fraction of the extent. It equals the default of
+``percent_dense``, density control's limit between small and large Gaussians."""
 
 
 def initialise_model(
@@ -40,16 +41,17 @@ def initialise_model(
     generator: torch.Generator,
     device: torch.device | str,
 ) -> GaussianModel:
-    """Make the model that training starts from.
+    """Build the model at the start of training.
 
     Args:
-        points: sparse points; when there are more than ``max_gaussians``, a random subset is taken; when none, random ones are made.
-        sh_degree: the degree the model has room for; 0 is active at first.
+        points: sparse points. More than ``max_gaussians`` points are reduced to a random subset; an empty cloud is
+            replaced by random points.
+        sh_degree: highest spherical-harmonics degree of the model. Degree 0 is active at first.
         extent: the scene's extent, world units; becomes ``spatial_lr_scale``.
-        box: [2, 3] lower and upper corner, world units; only used when there are no points.
-        max_gaussians: upper limit of the rows, at least 1.
-        generator: on the CPU; the source of every draw.
-        device: where the model goes.
+        box: [2, 3] lower and upper corner of the random points, world units; unused if the scene has points.
+        max_gaussians: upper limit of the number of Gaussians, at least 1.
+        generator: source of every random draw; on the CPU.
+        device: device of the model.
 
     Raises:
         ValueError: ``max_gaussians`` is below 1.
@@ -62,7 +64,7 @@ def initialise_model(
     else:
         rows = np.arange(len(points.xyz))
         if len(rows) > max_gaussians:
-            # Sorted, because a reader's order of points often keeps neighbours together.
+            # Sorting keeps the reader's order, in which neighbours are often close together.
             rows = np.sort(torch.randperm(len(rows), generator=generator)[:max_gaussians].numpy())
         xyz = points.xyz[rows]
         rgb = torch.from_numpy(points.rgb[rows].astype(np.float32) / 255.0)
@@ -80,18 +82,18 @@ def initialise_model(
 
 
 def _random_points(box: NDArray[np.float64], count: int, generator: torch.Generator) -> NDArray[np.float64]:
-    """[count, 3] uniform in the box."""
+    """[count, 3] positions, uniformly distributed in the box."""
     unit = torch.rand(count, 3, generator=generator, dtype=torch.float64).numpy()
     points: NDArray[np.float64] = box[0] + unit * (box[1] - box[0])
     return points
 
 
 def _mean_squared_distance(xyz: NDArray[np.float64], extent: float) -> NDArray[np.float64]:
-    """[P] mean squared distance to the nearest other points, at least ``MIN_SQUARED_DISTANCE``."""
+    """[P] mean squared distance of each point to its nearest neighbours, at least ``MIN_SQUARED_DISTANCE``."""
     neighbours = min(NEIGHBOURS, len(xyz) - 1)
     if neighbours == 0:
         return np.full(len(xyz), max((LONELY_FRACTION * extent) ** 2, MIN_SQUARED_DISTANCE))
-    # The nearest of all is the point itself, or one that coincides with it: distance 0 either way.
+    # The first match is the point itself or a coinciding point, at distance 0 in both cases.
     distances, _ = cKDTree(xyz).query(xyz, k=neighbours + 1, workers=-1)
     mean: NDArray[np.float64] = np.mean(distances[:, 1:] ** 2, axis=1)
     return np.maximum(mean, MIN_SQUARED_DISTANCE)

@@ -1,6 +1,8 @@
-"""The order of the Gaussians in memory: along a Morton curve, so that what is near in space, and so in most views, is near in memory.
+"""The order of the Gaussians in memory along a Morton curve.
 
-It only computes an order; the model's ``reorder_optimizer`` carries it out. The invariant: the same positions give the same order.
+Gaussians that are near in space are near in most views. Storing them near in memory makes a training step faster
+(``docs/benchmarks.md`` has the figures). This module only computes the order, and only from the positions;
+``GaussianModel.reorder_optimizer`` applies it.
 """
 
 from __future__ import annotations
@@ -9,19 +11,22 @@ import torch
 from torch import Tensor
 
 _BITS = 10
-"""Cells along each axis: 2 to this power."""
+"""Bits per axis: each axis has 2 to this power cells."""
 _MOST_SAMPLES = 100_000
-"""Positions that the curve's ends are estimated from; quantiles of all would take longer than the sort."""
+"""Upper limit of the positions that estimate the curve's bounds. Quantiles of all positions would take longer than the
+sort."""
 
 
 def morton_order(xyz: Tensor) -> Tensor:
-    """The rows along a Morton curve (Z-order) through the middle 98 % of the positions; those beyond count as on its border.
+    """The order of the rows along a Morton curve (Z-order curve).
+
+    The curve covers the middle 98 % of the positions along each axis. Positions outside are clamped to its bounds.
 
     Args:
         xyz: [N, 3] positions, world units.
 
     Returns:
-        [N] int64, a permutation on the device of ``xyz``; rows of one cell keep their order.
+        [N] int64, a permutation on the device of ``xyz``. Rows of the same cell keep their order.
     """
     xyz = xyz.detach()
     if len(xyz) == 0:

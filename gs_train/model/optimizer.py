@@ -1,8 +1,9 @@
-"""The one door to Adam: every change of the number, order or value of rows passes through here, parameters and moments together.
+"""Changes to the rows of parameters together with their Adam moments: append, keep, reorder, replace, save, load.
 
-It knows nothing of Gaussians: it works on named tensors that share their rows, and on an Adam whose groups carry the same names with one
-tensor each (or on no Adam at all). It is the only module that touches ``optimizer.state``. The invariant: a call either does all of its
-work or raises and leaves the optimizer as it was. Everything is checked, then everything is built, and only then swapped in.
+This is the only module that touches ``optimizer.state``. It does not know about Gaussians: it works on named tensors
+with the same number of rows, and on an Adam whose groups have the same names and one tensor each, or on no optimizer at
+all. A call either succeeds, or raises and leaves the optimizer unchanged, because it checks and builds everything
+before it swaps the first tensor in.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ _Built = dict[str, tuple[Parameter, dict[str, Any] | None]]
 
 
 def group_by_name(optimizer: Optimizer, name: str) -> dict[str, Any]:
-    """The parameter group called ``name``.
+    """The parameter group with the name ``name``.
 
     Raises:
-        ValueError: there is no such group.
+        ValueError: no group has this name.
     """
     for group in optimizer.param_groups:
         if group.get("name") == name:
@@ -36,12 +37,12 @@ def group_by_name(optimizer: Optimizer, name: str) -> dict[str, Any]:
 
 
 def get_lr(optimizer: Optimizer, name: str) -> float:
-    """The learning rate of the group called ``name``; ValueError if there is none."""
+    """The learning rate of the group ``name``. Raises ValueError if no group has this name."""
     return float(group_by_name(optimizer, name)["lr"])
 
 
 def set_lr(optimizer: Optimizer, name: str, lr: float) -> None:
-    """Set the learning rate of the group called ``name``; ValueError if there is none."""
+    """Set the learning rate of the group ``name``. Raises ValueError if no group has this name."""
     group_by_name(optimizer, name)["lr"] = lr
 
 
@@ -51,18 +52,18 @@ def set_lr(optimizer: Optimizer, name: str, lr: float) -> None:
 def append_rows(
     parameters: Parameters, optimizer: Optimizer | None, tensors: Mapping[str, Tensor]
 ) -> dict[str, Parameter]:
-    """Append rows to every parameter; the new rows' moments are zero, the kept ones' are untouched, ``step`` stays.
+    """Append rows to every parameter. The moments of new rows are zero; existing moments and ``step`` stay.
 
     Args:
-        parameters: the tensors in use, by name, with N rows each.
-        optimizer: the Adam that steps them, or None.
-        tensors: for each of the names, M >= 0 new rows.
+        parameters: the current parameters by name, N rows each.
+        optimizer: their Adam, or None.
+        tensors: M >= 0 new rows for each name.
 
     Returns:
-        The parameters now in use, N + M rows each, without gradients.
+        The new parameters, N + M rows each, without gradients.
 
     Raises:
-        ValueError: a name is missing or unknown, or a shape, dtype or device does not fit.
+        ValueError: a name is missing or unknown, or a tensor has the wrong shape, dtype or device.
     """
     _check_names(parameters, tensors)
     added = next((len(tensor) for tensor in tensors.values() if tensor.dim() > 0), 0)
@@ -79,7 +80,9 @@ def append_rows(
 
 
 def keep_rows(parameters: Parameters, optimizer: Optimizer | None, keep_mask: Tensor) -> dict[str, Parameter]:
-    """Keep the rows where ``keep_mask`` ([N] bool) is true, parameters and moments alike. Keeping none is allowed: the caller guards.
+    """Keep the rows of parameters and moments where ``keep_mask`` ([N] bool) is true.
+
+    A mask that is false everywhere is allowed. Callers must prevent it if they need at least one row.
 
     Raises:
         ValueError: the mask is not a bool tensor of shape [N].
@@ -93,7 +96,7 @@ def keep_rows(parameters: Parameters, optimizer: Optimizer | None, keep_mask: Te
 
 
 def reorder(parameters: Parameters, optimizer: Optimizer | None, order: Tensor) -> dict[str, Parameter]:
-    """Put the rows into ``order`` ([N] int64): row i of the result is row ``order[i]`` of now, parameters and moments alike.
+    """Reorder the rows of parameters and moments: row i of the result is the current row ``order[i]`` ([N] int64).
 
     Raises:
         ValueError: ``order`` is not a permutation of the rows.
@@ -109,10 +112,10 @@ def reorder(parameters: Parameters, optimizer: Optimizer | None, order: Tensor) 
 
 
 def replace(parameters: Parameters, optimizer: Optimizer | None, name: str, tensor: Tensor) -> dict[str, Parameter]:
-    """Put ``tensor`` in the place of the parameter ``name`` and zero that parameter's moments; ``step`` stays.
+    """Replace the parameter ``name`` by a copy of ``tensor`` and zero its moments; ``step`` stays.
 
     Returns:
-        All parameters now in use; the others are the same objects as before.
+        All current parameters. The other parameters are the same objects as before.
 
     Raises:
         ValueError: the name is unknown, or the tensor's shape, dtype or device differs from the parameter's.
@@ -130,7 +133,11 @@ def replace(parameters: Parameters, optimizer: Optimizer | None, name: str, tens
 
 
 def dump_state(optimizer: Optimizer) -> dict[str, dict[str, Any]]:
-    """For each group by name: ``lr`` and ``state`` (moments and step; empty before the first step). The tensors are not copied."""
+    """``lr`` and ``state`` of each group, by name.
+
+    ``state`` holds the moments and ``step``, and is empty before the first step. Its tensors are the optimizer's own,
+    not copies.
+    """
     groups = optimizer.param_groups
     return {
         group["name"]: {"lr": float(group["lr"]), "state": dict(optimizer.state.get(group["params"][0], {}))}
@@ -141,13 +148,16 @@ def dump_state(optimizer: Optimizer) -> dict[str, dict[str, Any]]:
 def load_state(
     parameters: Parameters, optimizer: Optimizer, tensors: Mapping[str, Tensor], state: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Parameter]:
-    """Put ``tensors`` (any number of rows) and the dumped ``state`` in the place of everything the optimizer holds.
+    """Replace all parameters by copies of ``tensors``, and their learning rates and Adam state by copies of ``state``.
 
     Args:
-        parameters: the tensors in use, by name.
-        optimizer: the Adam that steps them.
-        tensors: the new values, by the same names.
-        state: what ``dump_state`` gave for them.
+        parameters: the current parameters by name.
+        optimizer: their Adam.
+        tensors: the new values by the same names, with any number of rows.
+        state: the result of ``dump_state`` for ``tensors``.
+
+    Returns:
+        The new parameters.
 
     Raises:
         ValueError: names are missing or unknown, or a moment's shape differs from its parameter's.
@@ -165,7 +175,7 @@ def load_state(
                 continue
             if key != "step" and value.shape != tensor.shape:
                 raise ValueError(f"{name}: {key} has shape {list(value.shape)}, the parameter {list(tensor.shape)}")
-            # A fused Adam keeps ``step`` beside the parameter, too.
+            # A fused Adam needs ``step`` on the device of the parameter, too.
             loaded[key] = value.to(tensor.device)
         built[name] = (Parameter(tensor.detach().clone()), loaded)
     rates = {name: float(state[name]["lr"]) for name in built}
@@ -211,7 +221,7 @@ def _select(parameters: Parameters, optimizer: Optimizer | None, rows: Tensor) -
 def _build(
     optimizer: Optimizer | None, old: Parameter, values: Tensor, on_moment: Callable[[Tensor], Tensor]
 ) -> tuple[Parameter, dict[str, Any] | None]:
-    """The new parameter and its Adam state. ``on_moment`` maps each moment to the new rows; ``step`` stays the same object."""
+    """The new parameter and its Adam state. ``on_moment`` maps each moment to the new rows; ``step`` is not copied."""
     state = None if optimizer is None else optimizer.state.get(old)
     if state is not None:
         state = {
@@ -222,7 +232,10 @@ def _build(
 
 
 def _swap(parameters: Parameters, optimizer: Optimizer | None, built: _Built) -> dict[str, Parameter]:
-    """Exchange the old parameters for the built ones. The checks come first; after them nothing can fail."""
+    """Swap the built parameters in.
+
+    All checks come before the first change, so an error leaves the optimizer unchanged.
+    """
     if optimizer is not None:
         groups = {name: group_by_name(optimizer, name) for name in built}
         for name, group in groups.items():

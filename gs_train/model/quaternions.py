@@ -14,5 +14,5 @@ def rotate(quaternions: Tensor, vectors: Tensor) -> Tensor:
 
 
 def rotate_back(quaternions: Tensor, vectors: Tensor) -> Tensor:
-    """The inverse of ``rotate``."""
+    """Rotate [M, 3] vectors by the inverses of [M, 4] unit quaternions wxyz."""
     return rotate(quaternions * quaternions.new_tensor([1.0, -1.0, -1.0, -1.0]), vectors)

@@ -1,7 +1,7 @@
-"""Learning rates: the configuration of the six Adam groups and the exponential decay of the positions' rate.
+"""Learning rates of the six Adam groups, and the learning-rate schedule of the positions: an exponential decay.
 
-It does not touch an optimizer, and it does not import torch, so that the command line can build its help from it quickly. The invariant:
-only the group ``xyz`` has a schedule; the other five rates stay as configured.
+Only the group ``xyz`` has a schedule; the other five learning rates stay constant. ``gaussians.py`` applies both to the
+optimizer. This module imports no torch, so that ``gs-train --help`` stays fast.
 """
 
 from __future__ import annotations
@@ -53,20 +53,24 @@ def get_expon_lr_func(
     lr_delay_mult: float = 1.0,
     max_steps: int = 1_000_000,
 ) -> Callable[[int], float]:
-    """Log-linear decay from ``lr_init`` to ``lr_final`` with an optional eased start (the schedule of JaxNeRF and Plenoxels).
+    """Log-linear decay from ``lr_init`` to ``lr_final`` with an optional warm-up, as in JaxNeRF and Plenoxels.
 
-    The rate at a step is ``delay * lr_init^(1 - t) * lr_final^t`` with ``t = clip(step / max_steps, 0, 1)``, and ``delay`` rises on a
-    quarter sine from ``lr_delay_mult`` to 1 over ``lr_delay_steps``. It is exactly 0 before step 0 and where both rates are 0.
+    The rate at a step is ``delay * lr_init^(1 - t) * lr_final^t`` with ``t = clip(step / max_steps, 0, 1)``. ``delay``
+    rises along a quarter sine from ``lr_delay_mult`` to 1 over ``lr_delay_steps``. The rate is exactly 0 before step 0,
+    and exactly 0 if both rates are 0.
 
     Args:
         lr_init: rate at step 0.
-        lr_final: rate from ``max_steps`` on.
-        lr_delay_steps: steps of easing; 0 means none.
-        lr_delay_mult: factor at step 0 when there is easing.
-        max_steps: step at which ``lr_final`` is reached.
+        lr_final: rate at ``max_steps`` and afterwards.
+        lr_delay_steps: number of warm-up steps; 0 means no warm-up.
+        lr_delay_mult: factor on the rate at step 0 of a warm-up.
+        max_steps: step at which the rate reaches ``lr_final``.
+
+    Returns:
+        A function from the step to the learning rate.
 
     Raises:
-        ValueError: a negative rate, a negative ``lr_delay_steps``, or ``max_steps`` below 1.
+        ValueError: a rate or ``lr_delay_steps`` is negative, or ``max_steps`` is below 1.
     """
     if lr_init < 0 or lr_final < 0:
         raise ValueError(f"learning rates must not be negative, got lr_init {lr_init} and lr_final {lr_final}")
@@ -83,7 +87,7 @@ def get_expon_lr_func(
             eased = min(max(step / lr_delay_steps, 0.0), 1.0)
             delay = lr_delay_mult + (1.0 - lr_delay_mult) * math.sin(0.5 * math.pi * eased)
         t = min(max(step / max_steps, 0.0), 1.0)
-        # Powers instead of exp of logarithms: both ends are then exact, and a single rate of 0 needs no special case.
+        # Unlike exp of logarithms, powers are exact at both ends and need no special case for a single rate of 0.
         return float(delay * lr_init ** (1.0 - t) * lr_final**t)
 
     return rate_at

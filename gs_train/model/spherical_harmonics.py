@@ -1,7 +1,7 @@
-"""Constants of the spherical harmonics a model stores: the degree-0 factor and how many coefficients a degree has.
+"""Constants of the stored spherical harmonics: the degree-0 basis function and the number of coefficients of a degree.
 
-It does not evaluate harmonics; the rasterizers do. The invariant: degree d has (d + 1)^2 coefficients per colour channel, of which the
-first is ``f_dc`` and the others are ``f_rest``.
+A model of degree d has (d + 1)^2 coefficients per colour channel: the first is ``f_dc``, the others are ``f_rest``. The
+rasterizers evaluate the harmonics.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ SH_C0 = 0.28209479177387814
 """The degree-0 basis function, 1 / (2 sqrt(pi))."""
 
 MAX_SH_DEGREE = splat_data.MAX_SH_DEGREE
-"""The highest degree a model may have and the rasterizers evaluate. Training uses 0 to 3."""
+"""Highest degree that models may have and rasterizers evaluate. Training uses 0 to 3."""
 
 
 def rgb_to_f_dc(rgb: Tensor) -> Tensor:
-    """Degree-0 coefficients of the colour ``rgb`` in 0..1, any shape (original: RGB2SH)."""
+    """Degree-0 coefficients of the colours ``rgb`` (0 to 1, any shape); RGB2SH in the original."""
     return (rgb - 0.5) / SH_C0
 
 
 def rest_count(degree: int) -> int:
-    """How many coefficients per channel ``f_rest`` holds at ``degree``: (degree + 1)^2 - 1."""
+    """Number of coefficients per channel in ``f_rest`` at ``degree``: (degree + 1)^2 - 1."""
     return (degree + 1) ** 2 - 1
 
 
@@ -33,7 +33,7 @@ def degree_of_rest(count: int) -> int:
     """The degree whose ``f_rest`` has ``count`` coefficients per channel.
 
     Raises:
-        ValueError: no degree from 0 to ``MAX_SH_DEGREE`` has that many.
+        ValueError: no degree from 0 to ``MAX_SH_DEGREE`` has ``count`` coefficients.
     """
     degree = math.isqrt(count + 1) - 1
     if degree > MAX_SH_DEGREE or rest_count(degree) != count:

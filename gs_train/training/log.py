@@ -1,7 +1,7 @@
-"""TrainLog: the progress bar on stderr and metrics.jsonl.
+"""The training log: a progress bar on stderr, and metrics.jsonl.
 
-It never asks the device for a number by itself: the loop hands numbers in on logging steps. The invariant: metrics.jsonl holds one line
-per logging step of the run as it now stands, so a resume cuts what was logged after its checkpoint.
+The loop passes numbers to the log on logging steps only, so the log itself never waits for the device. metrics.jsonl
+has one line per logging step of the run in its current state: a resume removes the lines after its checkpoint.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from gs_train.atomic_write import atomic_write
 
 
 class TrainLog:
-    """Context manager around the loop."""
+    """Context manager around the training loop."""
 
     def __init__(self, metrics: Path, *, first: int, last: int) -> None:
-        """Open metrics.jsonl for appending and show the bar.
+        """Open metrics.jsonl for appending and show the progress bar.
 
         Args:
-            metrics: path of metrics.jsonl; lines past iteration ``first`` are cut.
-            first: steps already taken.
-            last: the step at which training ends.
+            metrics: path of metrics.jsonl. Lines after iteration ``first`` are removed.
+            first: number of steps already taken.
+            last: step at which training ends.
         """
         cut_metrics(metrics, first)
         metrics.parent.mkdir(parents=True, exist_ok=True)
         self._file = metrics.open("a", encoding="utf-8")
-        # A log file gets a line every ten seconds instead of ten a second.
+        # A terminal gets ten updates per second, a log file one line every ten seconds.
         interval_s = 0.1 if sys.stderr.isatty() else 10.0
         self._bar = tqdm(
             initial=first,
@@ -44,13 +44,13 @@ class TrainLog:
         )
 
     def step(self) -> None:
-        """One step is done."""
+        """Advance the progress bar by one step."""
         self._bar.update()
 
     def record(self, line: dict[str, Any], *, loss: float, psnr: float) -> None:
-        """A logging step: ``line`` goes to metrics.jsonl, the smoothed ``loss`` and ``psnr`` to the bar."""
+        """Write ``line`` to metrics.jsonl, and the smoothed ``loss`` and ``psnr`` (dB) to the progress bar."""
         self._file.write(json.dumps(line) + "\n")
-        # Flushed at once, so that a run that is killed has logged what it did.
+        # The immediate flush keeps every logged step of a run that is killed.
         self._file.flush()
         self._bar.set_postfix_str(f"loss {loss:.4f}, PSNR {psnr:.2f} dB, {line['gaussians']} Gaussians", refresh=False)
 
@@ -64,16 +64,19 @@ class TrainLog:
         try:
             self._file.close()
         except OSError:
-            # A full disk was reported by the write that met it; closing tries the same bytes once more.
+            # Closing writes the buffered bytes again. On a full disk an earlier write already raised ``error``.
             if error is None:
                 raise
 
 
 def cut_metrics(path: Path, iteration: int) -> None:
-    """Drop from metrics.jsonl the lines after ``iteration``, a last line that was cut off and what is no JSON; no file is fine."""
+    """Remove the lines of metrics.jsonl after ``iteration``, an incomplete last line, and invalid lines.
+
+    A missing file is not an error.
+    """
     if not path.is_file():
         return
-    # Bytes, because a lost power line leaves anything at the end of a file.
+    # The file is read as bytes, because a power failure may leave arbitrary data at its end.
     lines = path.read_bytes().splitlines(keepends=True)
     kept = [line for line in lines if line.endswith(b"\n") and _iteration_of(line) <= iteration]
     if kept != lines:
