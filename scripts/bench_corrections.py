@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
+from gs_train.cameras.poses import camera_centre, pose_at
 from gs_train.config.settings import TrainConfig
 from gs_train.config.toml import load_preset
 from gs_train.evaluate.evaluate import evaluate
@@ -61,8 +62,8 @@ def with_wrong_poses(scene: Scene, seed: int) -> Scene:
     def spoil(view: View, turn: np.ndarray, shift: np.ndarray) -> View:
         pose = view.world_to_camera
         rotation = pose[:3, :3] @ Rotation.from_rotvec(np.radians(ANGLE_DEG) * turn).as_matrix()
-        centre = -pose[:3, :3].T @ pose[:3, 3] + SHIFT * scene.extent * shift
-        return replace(view, world_to_camera=np.block([[rotation, -(rotation @ centre)[:, None]], [np.eye(4)[3:]]]))
+        centre = camera_centre(pose) + SHIFT * scene.extent * shift
+        return replace(view, world_to_camera=pose_at(centre, rotation))
 
     return replace(scene, train_views=tuple(map(spoil, scene.train_views, directions(), directions())))
 

@@ -41,12 +41,12 @@ class Iteration:
     def __init__(self, gaussians: int, width: int, height: int) -> None:
         import torch
 
+        from gs_train.cameras.camera import Camera
         from gs_train.density.classic import ClassicDensity
         from gs_train.density.config import DensityConfig
         from gs_train.model.gaussians import GaussianModel
         from gs_train.model.schedule import OptimizerConfig
         from gs_train.render.cpu.rasterizer import CpuRasterizer
-        from gs_train.scene.types import Camera
 
         g = torch.Generator().manual_seed(0)
         depth = torch.rand(gaussians, generator=g) * 6 + 2

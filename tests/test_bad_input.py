@@ -24,7 +24,7 @@ from PIL import Image
 from gs_train import cli
 from gs_train.run.checkpoint import list_checkpoints, read_checkpoint
 from gs_train.scene.load import SceneConfig, load_scene
-from gs_train.scene.readers.colmap import CAMERA_MODELS
+from gs_train.scene.readers.colmap_records import CAMERA_MODELS
 from gs_train.training import loop
 
 SHORT = ("--iterations", 2, "--device", "cpu", "--max-gaussians", 300)
@@ -283,13 +283,15 @@ def test_a_scene_that_has_moved(own_run: Path, tmp_path: Path) -> None:
     config = own_run / "config.toml"
     lines = [line for line in config.read_text().splitlines(keepends=True) if not line.startswith("scene_path")]
     config.write_text("".join([f"scene_path = '{tmp_path / 'gone'}'\n", *lines]))
-    assert refused_here("eval", own_run).endswith(f"where the scene of {own_run} is now with --scene DIR.")
+    assert refused_here("eval", own_run) == (
+        f"{tmp_path / 'gone'} does not exist: name the scene of {own_run} with --scene DIR."
+    )
     sentence = refused_here("train", "--resume", own_run)
     assert sentence.startswith(f"{tmp_path / 'gone'} does not exist")
     assert sentence.endswith(f"gs-train train SCENE --resume {own_run}.")
     config.write_text("".join(lines))
     sentence = refused_here("train", "--resume", own_run)
-    assert sentence.startswith(f"{config} does not say which scene")
+    assert sentence.startswith(f"{config} does not name the scene")
     assert sentence.endswith(f"gs-train train SCENE --resume {own_run}.")
 
 

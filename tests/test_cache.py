@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from test_resume import Trace, differences
 
+from gs_train.cameras.camera import Camera
 from gs_train.config.settings import TrainConfig
 from gs_train.density.config import DensityConfig
 from gs_train.errors import UserError
@@ -27,7 +28,7 @@ from gs_train.scene.photos import cache as module
 from gs_train.scene.photos import decode as decode_module
 from gs_train.scene.photos.cache import READ_AHEAD, ImageCache, free_memory
 from gs_train.scene.photos.decode import decode_image, decode_images
-from gs_train.scene.types import Camera, View
+from gs_train.scene.types import View
 from gs_train.training.loop import train
 from gs_train.training.state import TrainState
 

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from colmap_files import Model, read_observations
+from colmap_files import MODEL_NAMES, Model, read_observations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from gs_train.errors import UserError
-from gs_train.scene.readers.colmap import ColmapModel, find_model, read_model
+from gs_train.scene.readers.colmap import find_model, read_model
+from gs_train.scene.readers.reconstruction import Reconstruction
 
 WRITERS = {"bin": Model.write_binary, "txt": Model.write_text}
 
@@ -25,10 +26,13 @@ def suffix(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def _check_matches(read: ColmapModel, model: Model) -> None:
-    assert {i: (c.width, c.height, c.params) for i, c in read.cameras.items()} == {
-        i: (w, h, p) for i, _, w, h, p in model.cameras
+def _check_matches(read: Reconstruction, model: Model) -> None:
+    assert {i: (c.model, c.width, c.height) for i, c in read.cameras.items()} == {
+        i: (MODEL_NAMES[m], w, h) for i, m, w, h, _ in model.cameras
     }
+    for camera_id, _, _, _, params in model.cameras:
+        fx, fy = (params[0], params[1]) if len(params) == 4 else (params[0], params[0])
+        assert read.cameras[camera_id].pinhole_intrinsics() == (fx, fy, *params[-2:])
     assert [(image.name, image.camera_id) for image in read.images] == [(row[4], row[3]) for row in model.images]
     for image, (_, wxyz, translation, _, _) in zip(read.images, model.images, strict=True):
         expected = Rotation.from_quat(wxyz, scalar_first=True).as_matrix()
@@ -44,8 +48,8 @@ def test_reads_what_was_written(tmp_path: Path, suffix: str) -> None:
     WRITERS[suffix](model, tmp_path)
     read = read_model(tmp_path)
     _check_matches(read, model)
-    assert read.cameras[1].focal_and_centre() == (42.0, 43.0, 21.0, 14.0)
-    assert read.cameras[7].focal_and_centre() == (33.0, 33.0, 10.5, 15.5)
+    assert read.cameras[1].pinhole_intrinsics() == (42.0, 43.0, 21.0, 14.0)
+    assert read.cameras[7].pinhole_intrinsics() == (33.0, 33.0, 10.5, 15.5)
     assert read.points.rgb.dtype == np.uint8
 
 
@@ -109,7 +113,7 @@ def test_text_cut_anywhere_is_refused_or_loses_no_record(tmp_path: Path, name: s
             read = read_model(tmp_path)
         except UserError as error:
             refused += 1
-            assert f"{name}, line " in str(error) or "does not list" in str(error)
+            assert f"{name}, line " in str(error) or "which is not in" in str(error)
         else:
             assert (len(read.cameras), len(read.images), len(read.points.xyz)) == (
                 len(whole_model.cameras), len(whole_model.images), len(whole_model.points.xyz))  # fmt: skip
@@ -122,7 +126,7 @@ def test_absurd_counts_allocate_nothing(tmp_path: Path, name: str, count: int) -
     Model().write_binary(tmp_path)
     file = tmp_path / name
     file.write_bytes(struct.pack("<Q", count) + file.read_bytes()[8:])
-    with pytest.raises(UserError, match=rf"{name}, byte 0: truncated or corrupt, it announces {count} "):
+    with pytest.raises(UserError, match=rf"{name}, byte 0: truncated or corrupt, the file announces {count} "):
         read_model(tmp_path)
 
 
@@ -141,7 +145,7 @@ def test_absurd_track_and_observation_counts(tmp_path: Path) -> None:
     data[at : at + 8] = struct.pack("<Q", 2**60)
     images.write_bytes(data)
     with pytest.raises(
-        UserError, match=rf"images\.bin, byte {at}: truncated or corrupt, it announces {2**60} observations"
+        UserError, match=rf"images\.bin, byte {at}: truncated or corrupt, the file announces {2**60} observations"
     ):
         read_model(tmp_path)
 
@@ -188,14 +192,14 @@ def _set_image(**changes: object) -> Change:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_set_camera(width=0), "a camera of 0x30 px"),
-        (_set_camera(height=2**40), "a camera of 40x1099511627776 px"),
+        (_set_camera(width=0), "invalid image size 0x30"),
+        (_set_camera(height=2**40), "invalid image size 40x1099511627776"),
         (_set_camera(params=(0.0, 43.0, 1.0, 1.0)), "positive focal length"),
         (_set_camera(params=(42.0, -43.0, 1.0, 1.0)), "positive focal length"),
         (_set_camera(params=(42.0, 43.0, float("nan"), 1.0)), "finite numbers"),
-        (_set_image(wxyz=(0.0, 0.0, 0.0, 0.0)), "no rotation"),
-        (_set_image(wxyz=(float("nan"), 0.0, 0.0, 1.0)), "no rotation"),
-        (_set_image(translation=(0.0, float("inf"), 0.0)), "no rotation and position"),
+        (_set_image(wxyz=(0.0, 0.0, 0.0, 0.0)), "is not a rotation and a position"),
+        (_set_image(wxyz=(float("nan"), 0.0, 0.0, 1.0)), "is not a rotation and a position"),
+        (_set_image(translation=(0.0, float("inf"), 0.0)), "is not a rotation and a position"),
         (_set_image(name="../a.png"), "leads out of the images folder"),
         (_set_image(name="x/../../a.png"), "leads out of the images folder"),
         (_set_image(name="/etc/a.png"), "leads out of the images folder"),
@@ -231,7 +235,7 @@ def test_a_header_comment_with_thousands_of_digits(tmp_path: Path) -> None:
     file = tmp_path / "cameras.txt"
     file.write_text(file.read_text().replace("Number of cameras: 2", "Number of cameras: " + "9" * 5000))
     with pytest.raises(
-        UserError, match=r"cameras\.txt, line \d+: the file ends after 2 cameras and its header comment announces 9+:"
+        UserError, match=r"cameras\.txt, line \d+: the file ends after 2 cameras, but its header comment announces 9+:"
     ):
         read_model(tmp_path)
 
@@ -286,7 +290,7 @@ def test_bytes_that_are_no_text_name_the_line(tmp_path: Path) -> None:
     Model().write_text(tmp_path)
     file = tmp_path / "points3D.txt"
     file.write_bytes(file.read_bytes() + b"\xff\xfe")
-    with pytest.raises(UserError, match=r"points3D\.txt, line 12: corrupt, this is not UTF-8"):
+    with pytest.raises(UserError, match=r"points3D\.txt, line 12: corrupt, not UTF-8 text"):
         read_model(tmp_path)
 
 
@@ -299,7 +303,7 @@ def _reprojection_errors(folder: Path) -> np.ndarray:
     errors = []
     for image in model.images:
         x, y, rows = np.array(observed[image.name]).T
-        fx, fy, cx, cy = model.cameras[image.camera_id].focal_and_centre()
+        fx, fy, cx, cy = model.cameras[image.camera_id].pinhole_intrinsics()
         local = model.points.xyz[rows.astype(int)] @ image.world_to_camera[:3, :3].T + image.world_to_camera[:3, 3]
         assert (local[:, 2] > 0).all()
         errors.append(np.hypot(fx * local[:, 0] / local[:, 2] + cx - x, fy * local[:, 1] / local[:, 2] + cy - y))

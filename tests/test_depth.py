@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from gs_train.cameras.camera import Camera
 from gs_train.config.settings import TrainConfig
 from gs_train.errors import UserError
 from gs_train.model.gaussians import GaussianModel
 from gs_train.render.cpu.rasterizer import CpuRasterizer
 from gs_train.scene.load import SceneConfig, load_scene
-from gs_train.scene.types import Camera, PointCloud, Scene, View
+from gs_train.scene.types import PointCloud, Scene, View
 from gs_train.training.depth import PointDepths
 from gs_train.training.loop import train
 

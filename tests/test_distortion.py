@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from gs_train.cameras import distortion
-from gs_train.cameras.distortion import fold_radius, is_fisheye, is_pinhole, project, unproject
-from gs_train.scene.types import Lens
+from gs_train.cameras.camera import Camera
+from gs_train.cameras.distortion import fold_radius, project, unproject
 
 # One lens of each model with every parameter at work, and how far out on the plane it is tried.
 DISTORTIONS: dict[str, tuple[tuple[float, ...], float]] = {
@@ -36,10 +36,10 @@ DISTORTIONS: dict[str, tuple[tuple[float, ...], float]] = {
 ONE_FOCAL_LENGTH = ("SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE")
 
 
-def lens_of(model: str, distortion: tuple[float, ...] | None = None) -> Lens:
+def lens_of(model: str, distortion: tuple[float, ...] | None = None) -> Camera:
     fy = 500.0 if model in ONE_FOCAL_LENGTH else 480.0
     chosen = DISTORTIONS[model][0] if distortion is None else distortion
-    return Lens(model=model, width=800, height=600, fx=500.0, fy=fy, cx=410.0, cy=293.0, distortion=chosen)
+    return Camera(model=model, width=800, height=600, fx=500.0, fy=fy, cx=410.0, cy=293.0, distortion=chosen)
 
 
 def _points(model: str, count: int = 3000) -> np.ndarray:
@@ -116,13 +116,13 @@ def test_beyond_ninety_degrees_there_is_no_plane() -> None:
 
 
 def test_which_lenses_need_nothing() -> None:
-    assert (
-        is_pinhole(lens_of("PINHOLE"))
-        and is_pinhole(lens_of("OPENCV", (0.0,) * 4))
-        and is_pinhole(lens_of("FOV", (0.0,)))
-    )
-    assert not is_pinhole(lens_of("OPENCV")) and not is_pinhole(lens_of("RADIAL_FISHEYE", (0.0, 0.0)))
-    assert [model for model in DISTORTIONS if is_fisheye(lens_of(model))] == [m for m in DISTORTIONS if "FISHEYE" in m]
+    for lens in (lens_of("PINHOLE"), lens_of("OPENCV", (0.0,) * 4), lens_of("FOV", (0.0,))):
+        assert lens.is_pinhole() and lens.pinhole_intrinsics() == (500.0, lens.fy, 410.0, 293.0)
+    for lens in (lens_of("OPENCV"), lens_of("RADIAL_FISHEYE", (0.0, 0.0))):
+        assert not lens.is_pinhole()
+        with pytest.raises(ValueError, match=f"{lens.model}.*undistort it first"):
+            lens.pinhole_intrinsics()
+    assert [model for model in DISTORTIONS if lens_of(model).is_fisheye()] == [m for m in DISTORTIONS if "FISHEYE" in m]
     np.testing.assert_array_equal(unproject(lens_of("FOV", (0.0,)), np.array([[410.0, 293.0]])), [[0.0, 0.0]])
 
 

@@ -1,4 +1,4 @@
-"""From a folder to a Scene: sizes, intrinsics, split, extent, and each thing that bad input gets."""
+"""Loading scenes: sizes, intrinsics, split, extent, and the errors for bad input."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from colmap_files import Model
 from command_line import gs_train
 from PIL import Image
 
+from gs_train.cameras.camera import Camera
 from gs_train.errors import UserError
-from gs_train.scene.load import SceneConfig, camera_centres, load_scene, scene_extent
-from gs_train.scene.types import Camera, PointCloud, View
+from gs_train.scene.extent import camera_centres, scene_extent
+from gs_train.scene.load import SceneConfig, load_scene
+from gs_train.scene.types import PointCloud, View
 
 ALL = SceneConfig(test_every=0)
 
@@ -73,7 +75,7 @@ def test_resolution_scales_each_axis_by_its_true_ratio(
     scene = load_scene(_scene(tmp_path, _large(*size)), SceneConfig(resolution=resolution, test_every=0))  # type: ignore[arg-type]
     camera = scene.train_views[0].camera
     assert (camera.width, camera.height) == expected
-    # Intrinsics are fractions of the image; a fraction must not change by resizing.
+    # Intrinsics as fractions of the image size must not change by resizing.
     np.testing.assert_allclose((camera.fx / camera.width, camera.fy / camera.height), (1.1, 1.3), rtol=1e-12)
     np.testing.assert_allclose((camera.cx / camera.width, camera.cy / camera.height), (0.6, 0.4), rtol=1e-12)
 
@@ -98,7 +100,7 @@ def test_a_folder_of_reduced_photos_is_used_when_it_fits(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("fault", ["size", "missing"])
-def test_a_folder_of_reduced_photos_that_does_not_fit_is_left_and_said(tmp_path: Path, fault: str) -> None:
+def test_a_folder_of_reduced_photos_that_does_not_fit_is_reported(tmp_path: Path, fault: str) -> None:
     model = _large(40, 30)
     _scene(tmp_path, model)
     model.write_photos(tmp_path / "images_2", divided_by=2 if fault == "missing" else 3)
@@ -119,7 +121,7 @@ def test_one_pixel_of_rounding_is_accepted_and_enters_the_intrinsics(tmp_path: P
     np.testing.assert_allclose((camera.fx, camera.cx, camera.fy), (42 * 41 / 40, 21 * 41 / 40, 43), rtol=1e-12)
 
 
-# ---- what bad input gets
+# ---- errors for bad input
 
 
 def _refused(folder: Path, message: str, config: SceneConfig = ALL) -> str:
@@ -133,12 +135,13 @@ def _refused(folder: Path, message: str, config: SceneConfig = ALL) -> str:
 def test_no_such_folder_and_a_file(tmp_path: Path) -> None:
     assert str(tmp_path / "nowhere") in _refused(tmp_path / "nowhere", "does not exist")
     (tmp_path / "file").write_text("")
-    _refused(tmp_path / "file", "is a file: give the scene folder")
+    _refused(tmp_path / "file", r"is a file: give a transforms \.json file, or the scene folder")
 
 
-def test_not_a_scene_says_what_was_looked_for(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_scene_names_all_formats(tmp_path: Path) -> None:
     text = _refused(tmp_path, "is not a scene")
     assert all(folder in text for folder in ("sparse/0", "sparse", "colmap/sparse/0", ".bin", ".txt"))
+    assert "transforms.json" in text and "transforms_train.json" in text
 
 
 def test_no_images_folder(tmp_path: Path) -> None:
@@ -159,7 +162,7 @@ def test_missing_images_are_counted_and_five_are_named(tmp_path: Path) -> None:
     assert "08.png" not in text
     scene = load_scene(tmp_path, SceneConfig(test_every=0, skip_missing=True))
     assert [view.name for view in scene.train_views] == ["00.png", "01.png", "02.png", "10.png", "11.png"]
-    assert "going on without them" in scene.notices[0]
+    assert "training continues without them" in scene.notices[0]
 
 
 def test_a_photo_name_too_long_for_any_disk_is_a_missing_photo(tmp_path: Path) -> None:
@@ -188,7 +191,7 @@ def test_a_photo_name_too_long_for_any_disk_is_a_missing_photo(tmp_path: Path) -
 def test_intrinsics_of_no_lens_are_refused(tmp_path: Path, params: tuple[float, ...]) -> None:
     model = Model()
     model.cameras[0] = (1, 1, 40, 30, params)
-    _refused(_scene(tmp_path, model), r"cameras\.bin: camera 1 of 40x30 px cannot have the focal length")
+    _refused(_scene(tmp_path, model), r"cameras\.bin: camera 1 of 40x30 px has the focal length .* which no lens has")
 
 
 @pytest.mark.parametrize("params", [(0.041, 39_999, 21, 14), (42, 43, -399, 329)])
@@ -225,7 +228,7 @@ def test_fewer_than_two_training_views(tmp_path: Path, every: int, left: int) ->
 def test_a_photo_of_another_size_than_its_camera(tmp_path: Path, size: tuple[int, int]) -> None:
     _scene(tmp_path)
     Image.new("RGB", size).save(tmp_path / "images/e.png")
-    text = _refused(tmp_path, rf"e\.png is {size[0]}x{size[1]} px and its camera in .*cameras\.bin is 40x30")
+    text = _refused(tmp_path, rf"e\.png is {size[0]}x{size[1]} px, but its camera in .*cameras\.bin is 40x30")
     assert "--images" in text
 
 
@@ -243,7 +246,7 @@ def test_a_distorted_camera_that_no_image_uses_does_no_harm(tmp_path: Path) -> N
     assert len(load_scene(_scene(tmp_path, model), ALL).train_views) == 4
 
 
-def test_no_points_and_bad_points_are_said_aloud(tmp_path: Path) -> None:
+def test_missing_and_bad_points_are_reported(tmp_path: Path) -> None:
     nan, inf = float("nan"), float("inf")
     good = ((1.0, 2.0, 3.0), (1, 2, 3), 0)
     bad = [((nan, 0.0, 0.0), (0, 0, 0), 1), ((0.0, inf, 0.0), (0, 0, 0), 2), ((0.0, 0.0, -1e300), (0, 0, 0), 0)]
@@ -326,7 +329,7 @@ def test_real_scenes(shared_scenes: Path, name: str, train: int, test: int, poin
     assert scene.notices == ()
 
 
-def test_every_fault_is_told_where_somebody_listens(tiny_scene: Path, tmp_path: Path) -> None:
+def test_every_fault_is_reported_to_on_fault(tiny_scene: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_scene, tmp_path / "scene")
     photos = sorted((tmp_path / "scene" / "images").iterdir())
     photos[1].unlink()

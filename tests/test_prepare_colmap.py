@@ -15,7 +15,8 @@ from command_line import ROOT, environment, gs_train
 from PIL import Image, ImageFilter
 
 from gs_train.prepare.photos import extract_frames
-from gs_train.scene.readers.colmap import ColmapModel, read_model
+from gs_train.scene.readers.colmap import read_model
+from gs_train.scene.readers.reconstruction import Reconstruction
 
 pytestmark = [
     pytest.mark.slow,
@@ -41,7 +42,7 @@ def prepare(*arguments: object) -> CompletedProcess[str]:
     )
 
 
-def centres(model: ColmapModel) -> dict[str, np.ndarray]:
+def centres(model: Reconstruction) -> dict[str, np.ndarray]:
     """Positions of the cameras by the photo's name."""
     return {image.name: -image.world_to_camera[:3, :3].T @ image.world_to_camera[:3, 3] for image in model.images}
 

@@ -12,7 +12,8 @@ from gs_train.errors import UserError
 from gs_train.sample import scene as sample_module
 from gs_train.sample.raycast import Box, Frustum, Shape, Solid, Sphere, cast, colours
 from gs_train.sample.scene import still_life, write_sample_scene
-from gs_train.scene.load import SceneConfig, camera_centres, load_scene
+from gs_train.scene.extent import camera_centres
+from gs_train.scene.load import SceneConfig, load_scene
 from gs_train.scene.photos.cache import ImageCache
 
 

@@ -1,4 +1,4 @@
-"""Which rasterizer ``--device`` yields, what it says, and how gsplat is called. No GPU needed: gsplat's and torch's answers are staged."""
+"""The rasterizer that ``--device`` selects, its messages, and the call of gsplat. Needs no GPU: gsplat is faked."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numba
 import pytest
 import torch
 
+from gs_train.cameras.camera import Camera
 from gs_train.errors import UserError
 from gs_train.kernels import jit
 from gs_train.kernels.jit import report_compilation
 from gs_train.render import gsplat_cuda
 from gs_train.render.select import select_rasterizer
-from gs_train.scene.types import Camera
 
 CAMERA = Camera(width=6, height=4, fx=5.0, fy=5.5, cx=2.5, cy=2.0)
 

@@ -15,17 +15,18 @@ from PIL import Image
 from plyfile import PlyData, PlyElement
 from transforms_files import SIZE, document, look_at, ring, write, write_blender
 
+from gs_train.cameras.camera import Camera
 from gs_train.errors import UserError
 from gs_train.scene.extent import initial_bounds
 from gs_train.scene.load import SceneConfig, load_scene
-from gs_train.scene.readers.colmap import ColmapCamera, read_model
+from gs_train.scene.readers.colmap import read_model
 from gs_train.scene.readers.transforms import read_transforms
-from gs_train.scene.types import Camera, View
+from gs_train.scene.types import View
 
 ALL = SceneConfig(test_every=0)
 
 
-def _camera(tmp_path: Path, **changes: Any) -> ColmapCamera:
+def _camera(tmp_path: Path, **changes: Any) -> Camera:
     model = read_transforms(write(tmp_path, document(**changes)), allow_outside=False)
     assert len(model.cameras) == 1
     return model.cameras[model.images[0].camera_id]
@@ -57,7 +58,7 @@ def test_three_rows_do_and_a_scale_is_left_out_and_told(tmp_path: Path) -> None:
     scaled = load_scene(write(tmp_path / "scaled", content).parent, ALL)
     for one, other in zip(plain.train_views, scaled.train_views, strict=True):
         np.testing.assert_allclose(one.world_to_camera, other.world_to_camera, atol=1e-12)
-    assert "3 of 4 poses" in scaled.notices[0] and "(by 2.5 to 2.5)" in scaled.notices[0]
+    assert "3 of 4 poses" in scaled.notices[0] and "(from 2.5 to 2.5)" in scaled.notices[0]
 
 
 def test_an_applied_transform_is_passed_over(tmp_path: Path) -> None:
@@ -88,11 +89,13 @@ def test_intrinsics_for_all_and_of_a_frame(tmp_path: Path) -> None:
 def test_angles_of_view_and_sizes_from_the_photo(tmp_path: Path) -> None:
     nothing: dict[str, Any] = dict.fromkeys(("fl_x", "fl_y", "cx", "cy", "w", "h"))
     one = _camera(tmp_path / "one", **nothing, camera_angle_x=0.8)
-    assert one == ColmapCamera(model="PINHOLE", width=40, height=30, params=(*[20 / math.tan(0.4)] * 2, 20.0, 15.0))
+    focal = 20 / math.tan(0.4)
+    assert one == Camera(width=40, height=30, fx=focal, fy=focal, cx=20.0, cy=15.0)
     two = _camera(tmp_path / "two", **nothing, camera_angle_x=0.8, camera_angle_y=0.7)
-    assert two.params == (20 / math.tan(0.4), 15 / math.tan(0.35), 20.0, 15.0)
+    assert two.pinhole_intrinsics() == (focal, 15 / math.tan(0.35), 20.0, 15.0)
     # Lengths go before angles, and sizes may be written as floats.
-    assert _camera(tmp_path / "three", camera_angle_x=0.8, w=40.0, h=30.0).params == (42.0, 43.0, 21.0, 14.0)
+    three = _camera(tmp_path / "three", camera_angle_x=0.8, w=40.0, h=30.0)
+    assert three.pinhole_intrinsics() == (42.0, 43.0, 21.0, 14.0)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +114,8 @@ def test_lenses_are_passed_on_in_the_terms_of_colmap(
     tmp_path: Path, changes: dict[str, Any], model: str, distortion: tuple[float, ...]
 ) -> None:
     camera = _camera(tmp_path, **changes)
-    assert (camera.model, camera.params) == (model, (42.0, 43.0, 21.0, 14.0, *distortion))
+    assert (camera.model, camera.distortion) == (model, distortion)
+    assert (camera.fx, camera.fy, camera.cx, camera.cy) == (42.0, 43.0, 21.0, 14.0)
 
 
 # ---- which views
@@ -144,7 +148,7 @@ def test_lists_of_file_names_are_the_split(tmp_path: Path) -> None:
     scene = load_scene(tmp_path, SceneConfig())
     assert [view.name for view in scene.train_views] == names[:3]
     assert [view.name for view in scene.test_views] == names[4:5]
-    assert "names 2 photos neither to train on nor to test on" in scene.notices[0]
+    assert "assigns 2 photos neither to training nor to testing" in scene.notices[0]
     write(tmp_path, document(6, val_filenames=names[3:4]))
     scene = load_scene(tmp_path, SceneConfig())
     assert len(scene.train_views) == 5 and [view.name for view in scene.test_views] == names[3:4]
@@ -154,7 +158,7 @@ def test_lists_that_name_no_photo_are_told(tmp_path: Path) -> None:
     """Else one would train on what was to be held out, and never know."""
     scene = load_scene(write(tmp_path, document(test_filenames=["3.png", "4.png"])).parent, SceneConfig())
     assert scene.test_views == ()
-    assert "lists 2 file names to train or test on that are none of its photos' (3.png, ...)" in scene.notices[0]
+    assert "lists 2 file names for training or testing that are not among its photos (3.png, ...)" in scene.notices[0]
 
 
 def test_colmap_goes_before_transforms_and_a_named_file_before_both(tmp_path: Path) -> None:
@@ -175,7 +179,7 @@ def test_missing_photos_are_named_and_skipped_when_asked(tmp_path: Path) -> None
         (tmp_path / f"images/{number}.png").unlink()
     _refused(tmp_path, r"2 of 6 images .*transforms\.json lists .*\(images/1\.png, images/4\.png\).*--skip-missing")
     scene = load_scene(tmp_path, SceneConfig(test_every=0, skip_missing=True))
-    assert len(scene.train_views) == 4 and "going on without them" in scene.notices[0]
+    assert len(scene.train_views) == 4 and "continues without them" in scene.notices[0]
 
 
 def test_endings_are_found(tmp_path: Path) -> None:
@@ -272,8 +276,8 @@ _POSE = look_at((4.0, 0.0, 1.0))
         ([*_POSE[:3].tolist(), [0, 0, 1, 1]], "last row"),
         ([[0, 0, 0, 1], *_POSE[1:].tolist()], "cannot be inverted"),
         (np.zeros((3, 4)).tolist(), "cannot be inverted"),
-        ((_POSE * (1, 1.01, 1, 1)).tolist(), "turns and stretches"),
-        ((_POSE + np.eye(4, k=1) * 0.1 * [[1], [1], [0], [0]]).tolist(), "turns and stretches"),
+        ((_POSE * (1, 1.01, 1, 1)).tolist(), "stretches its axes unevenly"),
+        ((_POSE + np.eye(4, k=1) * 0.1 * [[1], [1], [0], [0]]).tolist(), "stretches its axes unevenly"),
         ((_POSE * (-1, 1, 1, 1)).tolist(), "mirrors"),
     ],
 )
@@ -287,31 +291,34 @@ def test_no_pose(tmp_path: Path, matrix: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"fl_x": None, "fl_y": None}, "neither fl_x nor camera_angle_x is given"),
-        ({"fl_x": "42"}, "fl_x is '42' and not a finite number"),
+        ({"fl_x": None, "fl_y": None}, "neither the frame nor the file has fl_x or camera_angle_x"),
+        ({"fl_x": "42"}, "fl_x is '42', not a finite number"),
         ({"fl_x": float("nan")}, "fl_x is nan"),
         ({"fl_x": 0}, "is not positive"),
-        ({"fl_x": None, "fl_y": None, "camera_angle_x": 3.2}, "camera_angle_x is 3.2 and not between 0 and pi"),
+        ({"fl_x": None, "fl_y": None, "camera_angle_x": 3.2}, "camera_angle_x is 3.2, not between 0 and pi"),
         (
             {"fl_x": None, "fl_y": None, "camera_angle_x": 5e-324},
-            "camera_angle_x is 4.94066e-324 and not between 0 and pi",
+            "camera_angle_x is 4.94066e-324, not between 0 and pi",
         ),
-        ({"w": -40}, "a camera of -40x30 px cannot be"),
-        ({"w": 40.5}, "a camera of 40.5x30 px cannot be"),
+        ({"w": -40}, "invalid image size -40x30"),
+        ({"w": 40.5}, "invalid image size 40.5x30"),
         ({"camera_model": "EQUIRECTANGULAR"}, "camera_model 'EQUIRECTANGULAR' is unknown"),
-        ({"k1": 0.1, "k4": 0.1}, "k4 are not part of a lens"),
-        ({"camera_model": "OPENCV_FISHEYE", "p1": 0.1}, "p1 are not part of a lens"),
-        ({"train_filenames": "images/0.png"}, "train_filenames is no list of file names"),
-        ({"train_filenames": ["0.png"], "test_filenames": ["1.png"]}, "names none of its own photos in its lists"),
+        ({"k1": 0.1, "k4": 0.1}, "camera_model OPENCV has no k4"),
+        ({"camera_model": "OPENCV_FISHEYE", "p1": 0.1}, "camera_model OPENCV_FISHEYE has no p1"),
+        ({"train_filenames": "images/0.png"}, "train_filenames is not a list of file names"),
+        (
+            {"train_filenames": ["0.png"], "test_filenames": ["1.png"]},
+            "its lists of train and test filenames name none of its own photos",
+        ),
         (
             {"test_filenames": [f"images/{i}.png" for i in range(4)]},
             "leaves 1 of its 5 views to train on with its own split",
         ),
         ({"ply_file_path": 3}, "ply_file_path is 3"),
         ({"ply_file_path": "gone.ply"}, "gone.ply, which .*transforms.json names as its points, cannot be read"),
-        ({"ply_file_path": "transforms.json"}, "transforms.json, which .* is no PLY of points"),
+        ({"ply_file_path": "transforms.json"}, "transforms.json, which .* is not a PLY file of points"),
         ({"ply_file_path": "../points.ply"}, "'../points.ply' leads out of"),
-        ({"w": 42}, "0.png is 40x30 px and its camera in .*transforms.json is 42x30"),
+        ({"w": 42}, "0.png is 40x30 px, but its camera in .*transforms.json is 42x30"),
     ],
 )
 def test_bad_keys(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -324,7 +331,7 @@ def test_a_photo_named_twice_and_no_photo_at_all(tmp_path: Path) -> None:
     content["frames"][2]["file_path"] = "images/../images/1.png"
     _refused(write(tmp_path / "twice", content, photos=True), r"lists photo 'images/1\.png' twice")
     write(tmp_path / "none", document(3, w=None, h=None), photos=False)
-    _refused(tmp_path / "none", "none of the 3 photos .* is there")
+    _refused(tmp_path / "none", "none of its 3 photos exists")
 
 
 def test_photos_whose_size_cannot_be_asked_are_each_told(tmp_path: Path) -> None:
@@ -359,7 +366,7 @@ def test_files_outside_the_scene_only_when_allowed(tmp_path: Path) -> None:
 
 def test_a_folder_of_photos_cannot_be_named_besides(tmp_path: Path) -> None:
     write(tmp_path, document(3))
-    _refused(tmp_path, "--images other does not go with", SceneConfig(images="other"))
+    _refused(tmp_path, "--images is other, but", SceneConfig(images="other"))
 
 
 # ---- from the command line
@@ -435,10 +442,10 @@ def test_fox_is_the_same_in_both_formats(shared_scenes: Path) -> None:
     for name, pose in found.items():
         np.testing.assert_allclose(pose, expected[name], atol=1e-6)
     (camera,), (other,) = ours.cameras.values(), colmap.cameras.values()
-    assert (
-        (camera.model, camera.width, camera.height) == (other.model, other.width, other.height) == ("OPENCV", 360, 640)
-    )
-    np.testing.assert_allclose(camera.params, other.params, rtol=1e-6)
+    assert (camera.model, camera.width, camera.height) == ("OPENCV", 360, 640)
+    assert (other.model, other.width, other.height) == ("OPENCV", 360, 640)
+    for key in ("fx", "fy", "cx", "cy", "distortion"):
+        np.testing.assert_allclose(getattr(camera, key), getattr(other, key), rtol=1e-6)
 
 
 def test_fox_with_missing_photos(shared_scenes: Path) -> None:

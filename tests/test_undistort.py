@@ -21,16 +21,17 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter, map_coordinates
 from test_distortion import DISTORTIONS, lens_of
 
-from gs_train.cameras.distortion import is_pinhole, project, unproject
-from gs_train.cameras.undistort import FoldedLensError, pinhole_for, resample, sampling_map
+from gs_train.cameras.camera import Camera
+from gs_train.cameras.distortion import project, unproject
+from gs_train.cameras.undistort import FoldedLensError, is_narrowed, pinhole_for, resample, sampling_map
 from gs_train.errors import UserError
 from gs_train.scene.load import SceneConfig, load_scene
 from gs_train.scene.photos.cache import ImageCache
 from gs_train.scene.photos.decode import decode_image
 from gs_train.scene.readers.colmap import read_model
-from gs_train.scene.types import Camera, Lens, View
+from gs_train.scene.types import View
 
-BARREL = Lens(
+BARREL = Camera(
     model="OPENCV", width=160, height=120, fx=120.0, fy=118.0, cx=83.0, cy=57.0, distortion=(-0.2, 0.03, 0.004, -0.003)
 )
 PINCUSHION = replace(BARREL, model="RADIAL", distortion=(0.15, 0.02))
@@ -38,7 +39,7 @@ FISHEYE = replace(BARREL, model="OPENCV_FISHEYE", fx=90.0, fy=90.0, distortion=(
 LENSES = {"barrel": BARREL, "pincushion": PINCUSHION, "fisheye": FISHEYE}
 
 
-def _edges(lens: Lens) -> np.ndarray:
+def _edges(lens: Camera) -> np.ndarray:
     x, y = np.linspace(0, lens.width, 500), np.linspace(0, lens.height, 500)
     sides = [(x, 0 * x), (x, 0 * x + lens.height), (0 * y, y), (0 * y + lens.width, y)]
     return np.concatenate([np.stack(side, axis=1) for side in sides])
@@ -51,10 +52,10 @@ def _in_camera(camera: Camera, plane: np.ndarray) -> np.ndarray:
 # ---- the camera
 
 
-@pytest.mark.parametrize("model", [model for model in DISTORTIONS if not is_pinhole(lens_of(model))])
+@pytest.mark.parametrize("model", [model for model in DISTORTIONS if not lens_of(model).is_pinhole()])
 def test_crop_has_a_source_everywhere_and_full_has_all_of_the_photo(model: str) -> None:
     lens = lens_of(model)
-    crop, full = (pinhole_for(lens, undistort).camera for undistort in ("crop", "full"))
+    crop, full = (pinhole_for(lens, undistort) for undistort in ("crop", "full"))
     assert sampling_map(lens, crop)[1].all()
     edges = unproject(lens, _edges(lens))
     shown = _in_camera(full, edges[~np.isnan(edges).any(axis=1)])
@@ -71,7 +72,7 @@ def test_crop_has_a_source_everywhere_and_full_has_all_of_the_photo(model: str) 
 def test_crop_is_as_large_as_it_can_be(name: str) -> None:
     """One more pixel on any side would lack a source, or that side already is where the photo's edge is at its tightest."""
     lens = LENSES[name]
-    camera = pinhole_for(lens, "crop").camera
+    camera = pinhole_for(lens, "crop")
     for left, right, top, bottom in np.eye(4, dtype=int) * 3:
         larger = replace(
             camera,
@@ -85,31 +86,29 @@ def test_crop_is_as_large_as_it_can_be(name: str) -> None:
 
 def test_a_lens_without_distortion_stays_as_it_is() -> None:
     lens = replace(BARREL, distortion=(0.0,) * 4)
-    pinhole = pinhole_for(lens, "crop")
-    assert pinhole.camera == Camera(width=160, height=120, fx=120.0, fy=118.0, cx=83.0, cy=57.0)
-    assert not pinhole.narrowed
+    assert pinhole_for(lens, "crop") == Camera(width=160, height=120, fx=120.0, fy=118.0, cx=83.0, cy=57.0)
+    assert not is_narrowed(lens, "crop")
 
 
 @pytest.mark.parametrize("undistort", ["crop", "full"])
 def test_a_fisheye_is_narrowed_to_120_degrees(undistort: str) -> None:
-    lens = Lens(
+    lens = Camera(
         model="OPENCV_FISHEYE", width=600, height=600, fx=180.0, fy=180.0, cx=300.0, cy=300.0, distortion=(0.0,) * 4
     )
     assert lens.width / lens.fx > math.pi, "it sees more than half of everything"
-    pinhole = pinhole_for(lens, undistort)  # type: ignore[arg-type]
-    camera = pinhole.camera
-    assert pinhole.narrowed
+    camera = pinhole_for(lens, undistort)  # type: ignore[arg-type]
+    assert is_narrowed(lens, undistort)  # type: ignore[arg-type]
     for side, focal, centre in ((camera.width, camera.fx, camera.cx), (camera.height, camera.fy, camera.cy)):
         across = math.degrees(math.atan(centre / focal) + math.atan((side - centre) / focal))
         assert across == pytest.approx(120, abs=0.2)
     assert sampling_map(lens, camera)[1].all()
-    assert not pinhole_for(replace(lens, fx=400.0, fy=400.0), "crop").narrowed  # type: ignore[arg-type]
+    assert not is_narrowed(replace(lens, fx=400.0, fy=400.0), "crop")
 
 
 def test_no_side_grows_to_more_than_twice_the_photos() -> None:
     """A lens that sees nearly 120 degrees and squeezes most of that into the rim."""
     lens = replace(BARREL, model="FOV", fx=100.0, fy=100.0, distortion=(2.6,))
-    camera = pinhole_for(lens, "full").camera
+    camera = pinhole_for(lens, "full")
     assert max(camera.width / lens.width, camera.height / lens.height) <= 2.0
     assert camera.fx < lens.fx and camera.fx / camera.fy == pytest.approx(1)
 
@@ -125,7 +124,7 @@ def test_no_side_grows_to_more_than_twice_the_photos() -> None:
     ],
 )
 @pytest.mark.parametrize("undistort", ["crop", "full"])
-def test_a_lens_that_folds_inside_the_photo_is_told(lens: Lens, undistort: str) -> None:
+def test_a_lens_that_folds_inside_the_photo_is_told(lens: Camera, undistort: str) -> None:
     with pytest.raises(FoldedLensError):
         pinhole_for(lens, undistort)  # type: ignore[arg-type]
 
@@ -143,7 +142,7 @@ def test_damaged_parameters_are_told_and_never_crash() -> None:
             )
             for undistort in ("crop", "full"):
                 try:
-                    camera = pinhole_for(damaged, undistort).camera  # type: ignore[arg-type]
+                    camera = pinhole_for(damaged, undistort)  # type: ignore[arg-type]
                 except FoldedLensError:
                     folded += 1
                 else:
@@ -160,7 +159,7 @@ def test_a_parameter_next_to_nothing_is_nothing(model: str) -> None:
         without, with_it = (
             replace(BARREL, model=model, distortion=(*values[:at], least, *values[at + 1 :])) for least in (0.0, 5e-324)
         )
-        expected, camera = pinhole_for(without, "crop").camera, pinhole_for(with_it, "crop").camera
+        expected, camera = pinhole_for(without, "crop"), pinhole_for(with_it, "crop")
         assert (camera.width, camera.height) == (expected.width, expected.height)
         assert (camera.cx, camera.cy) == pytest.approx((expected.cx, expected.cy))
 
@@ -177,14 +176,14 @@ def _picture(width: int, height: int, plane_of: object, shade: object) -> np.nda
     return np.repeat(np.round(grey).astype(np.uint8)[:, :, None], 3, axis=2)
 
 
-def _view(path: Path, lens: Lens, camera: Camera) -> View:
-    return View(name=path.name, image_path=path, camera=camera, world_to_camera=np.eye(4), lens=lens)
+def _view(path: Path, lens: Camera, camera: Camera) -> View:
+    return View(name=path.name, image_path=path, camera=camera, world_to_camera=np.eye(4), distorted_camera=lens)
 
 
 @pytest.mark.parametrize("name", list(LENSES))
 def test_a_checkerboard_becomes_the_one_that_a_pinhole_sees(tmp_path: Path, name: str) -> None:
     lens = LENSES[name]
-    camera = pinhole_for(lens, "crop").camera
+    camera = pinhole_for(lens, "crop")
 
     def board(plane: np.ndarray) -> np.ndarray:
         # Squares of 31.7 px in the middle: no whole number, or their edges would all fall on the same side of the nearest ray.
@@ -215,7 +214,7 @@ def test_a_checkerboard_becomes_the_one_that_a_pinhole_sees(tmp_path: Path, name
 @pytest.mark.parametrize("name", list(LENSES))
 def test_a_straight_line_becomes_straight(name: str) -> None:
     lens = LENSES[name]
-    camera = pinhole_for(lens, "crop").camera
+    camera = pinhole_for(lens, "crop")
 
     def bar(plane: np.ndarray) -> np.ndarray:
         return 255.0 * (np.abs(plane[..., 1] - 0.05 * plane[..., 0] - 0.22) < 0.03)
@@ -233,7 +232,7 @@ def test_a_straight_line_becomes_straight(name: str) -> None:
 
 
 def test_full_says_which_pixels_count(tmp_path: Path) -> None:
-    camera = pinhole_for(BARREL, "full").camera
+    camera = pinhole_for(BARREL, "full")
     rgba = np.full((120, 160, 4), 200, np.uint8)
     Image.fromarray(rgba[:, :, :3]).save(tmp_path / "rgb.png")
     rgba[:, :80, 3] = 51
@@ -250,12 +249,12 @@ def test_full_says_which_pixels_count(tmp_path: Path) -> None:
             np.testing.assert_array_equal(np.unique(pixels[:, :10, 3]), [51])
             np.testing.assert_allclose(pixels[:, :, 0], 200 / 255 * pixels[:, :, 3], atol=1.5)
             assert 51 < pixels[60, :, 3].mean() < 255
-    assert decode_image(_view(tmp_path / "rgba.png", BARREL, pinhole_for(BARREL, "crop").camera)).shape[2] == 4
+    assert decode_image(_view(tmp_path / "rgba.png", BARREL, pinhole_for(BARREL, "crop"))).shape[2] == 4
 
 
 def test_views_of_one_camera_share_the_map(tmp_path: Path) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (120, 160, 3), dtype=np.uint8)
-    camera = pinhole_for(BARREL, "crop").camera
+    camera = pinhole_for(BARREL, "crop")
     for name in ("a.png", "b.png"):
         Image.fromarray(pixels).save(tmp_path / name)
     cache = ImageCache([_view(tmp_path / name, replace(BARREL), replace(camera)) for name in ("a.png", "b.png")])
@@ -282,7 +281,7 @@ def test_resolution_and_folders_of_smaller_photos(tmp_path: Path) -> None:
     row = (1, 4, 160, 120, (120.0, 118.0, 83.0, 57.0, *BARREL.distortion))
     scene = _scene(tmp_path, row)
     view = load_scene(scene, SceneConfig(test_every=0)).train_views[0]
-    assert view.lens == BARREL and view.camera == pinhole_for(BARREL, "crop").camera
+    assert view.distorted_camera == BARREL and view.camera == pinhole_for(BARREL, "crop")
     half = SceneConfig(test_every=0, resolution=2)
     resized = load_scene(scene, half).train_views[0]
     _scene(tmp_path, row, "images_2", 2)
@@ -290,8 +289,8 @@ def test_resolution_and_folders_of_smaller_photos(tmp_path: Path) -> None:
     named = load_scene(scene, SceneConfig(test_every=0, images="images_2")).train_views[0]
     assert (resized.image_path.parent.name, stored.image_path.parent.name) == ("images", "images_2")
     for smaller in (resized, stored, named):
-        assert smaller.lens == BARREL.resized(80, 60)
-        assert smaller.camera == pinhole_for(BARREL.resized(80, 60), "crop").camera
+        assert smaller.distorted_camera == BARREL.resized(80, 60)
+        assert smaller.camera == pinhole_for(BARREL.resized(80, 60), "crop")
         assert abs(2 * smaller.camera.width - view.camera.width) <= 2 and smaller.camera.fx == view.camera.fx / 2
         assert decode_image(smaller).shape == (smaller.camera.height, smaller.camera.width, 3)
 
@@ -303,13 +302,13 @@ def test_every_model_loads(tmp_path: Path, model_id: int) -> None:
     focal = [lens.fx] if lens.fx == lens.fy else [lens.fx, lens.fy]
     scene = _scene(tmp_path, (1, model_id, 800, 600, (*focal, lens.cx, lens.cy, *lens.distortion)))
     loaded = load_scene(scene, SceneConfig(test_every=0, undistort="full"))
-    assert all(view.lens == lens for view in loaded.train_views)
-    assert loaded.train_views[0].camera == pinhole_for(lens, "full").camera
+    assert all(view.distorted_camera == lens for view in loaded.train_views)
+    assert loaded.train_views[0].camera == pinhole_for(lens, "full")
 
 
 def test_no_distortion_in_a_distorted_model_is_a_pinhole(tmp_path: Path) -> None:
     loaded = load_scene(_scene(tmp_path, (1, 2, 40, 30, (42.0, 21.0, 14.0, 0.0))), SceneConfig(test_every=0))
-    assert loaded.train_views[0].lens is None
+    assert loaded.train_views[0].distorted_camera is None
     assert loaded.train_views[0].camera == Camera(width=40, height=30, fx=42.0, fy=42.0, cx=21.0, cy=14.0)
 
 
@@ -324,7 +323,7 @@ def test_a_lens_that_cannot_be_inverted_is_refused(tmp_path: Path) -> None:
 def test_narrowed_photos_are_told_once(tmp_path: Path) -> None:
     scene = _scene(tmp_path, (1, 8, 60, 60, (18.0, 30.0, 30.0, 0.0)))
     assert load_scene(scene, SceneConfig(test_every=0)).notices == (
-        "4 of 4 photos see more than 120 degrees across: they are undistorted and cropped to that.",
+        "4 of 4 photos see more than 120 degrees across: undistortion crops them to that.",
     )
 
 
@@ -333,7 +332,7 @@ def test_the_command_line_trains_and_measures_distorted_photos(tiny_scene: Path,
     cameras = scene / "sparse/0/cameras.bin"
     (camera_id, camera), *others = read_model(cameras.parent).cameras.items()
     assert not others
-    params = (*camera.focal_and_centre(), -0.1, 0.01, 0.001, 0.0)
+    params = (*camera.pinhole_intrinsics(), -0.1, 0.01, 0.001, 0.0)
     cameras.write_bytes(struct.pack("<QIiQQ8d", 1, camera_id, 4, camera.width, camera.height, *params))
     run = tmp_path / "run"
     flags = (
@@ -361,14 +360,15 @@ def test_the_command_line_trains_and_measures_distorted_photos(tiny_scene: Path,
 # ---- real scenes and COLMAP itself
 
 
-def _by_formula(model: str, params: tuple[float, ...], points: np.ndarray) -> np.ndarray:
+def _by_formula(camera: Camera, points: np.ndarray) -> np.ndarray:
     """Pixels of points [n, 3] in camera axes, written down afresh for the two models of the real scenes."""
     x, y = points[:, 0] / points[:, 2], points[:, 1] / points[:, 2]
     r2 = x**2 + y**2
-    if model == "SIMPLE_RADIAL":
-        f, cx, cy, k = params
-        return np.stack((f * x * (1 + k * r2) + cx, f * y * (1 + k * r2) + cy), axis=1)
-    fx, fy, cx, cy, k1, k2, p1, p2 = params
+    fx, fy, cx, cy = camera.fx, camera.fy, camera.cx, camera.cy
+    if camera.model == "SIMPLE_RADIAL":
+        (k,) = camera.distortion
+        return np.stack((fx * x * (1 + k * r2) + cx, fy * y * (1 + k * r2) + cy), axis=1)
+    k1, k2, p1, p2 = camera.distortion
     radial = 1 + k1 * r2 + k2 * r2**2
     u = x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x**2)
     v = y * radial + 2 * p2 * x * y + p1 * (r2 + 2 * y**2)
@@ -391,13 +391,13 @@ def test_points_meet_their_pixels_as_before(shared_scenes: Path, name: str, undi
         points = model.points.xyz[[row for *_, row in observations[view.name]]]
         points = points @ view.world_to_camera[:3, :3].T + view.world_to_camera[:3, 3]
         camera = cameras[view.name]
-        by_lens = _by_formula(camera.model, camera.params, points)
+        by_lens = _by_formula(camera, points)
         shown = _in_camera(view.camera, points[:, :2] / points[:, 2:])
         # Between pixel centres the map is read off linearly, and not at all within a pixel of either picture's edge.
         kept = ((shown >= 1) & (shown <= (view.camera.width - 1, view.camera.height - 1))).all(axis=1)
         kept &= ((by_lens >= 2) & (by_lens <= (camera.width - 2, camera.height - 2))).all(axis=1)
         assert kept.mean() > 0.9
-        places, _ = sampling_map(view.lens, view.camera)  # type: ignore[arg-type]
+        places, _ = sampling_map(view.distorted_camera, view.camera)  # type: ignore[arg-type]
         sources = (
             np.stack(
                 [map_coordinates(plane, shown[kept].T[::-1] - 0.5, float, order=1) for plane in places[::-1]], axis=1
@@ -474,13 +474,13 @@ def test_colmaps_undistorter_chooses_the_same_camera() -> None:
     assert ran.returncode == 0, ran.stderr
     for model, cameras in json.loads(ran.stdout).items():
         for undistort, (width, height, *params) in zip(("crop", "full"), cameras, strict=True):
-            camera = pinhole_for(lenses[model], undistort).camera  # type: ignore[arg-type]
+            camera = pinhole_for(lenses[model], undistort)  # type: ignore[arg-type]
             ours = (camera.width, camera.height, camera.fx, camera.fy, camera.cx, camera.cy)
             np.testing.assert_allclose(ours, (width, height, *params), atol=4.5, err_msg=f"{model} {undistort}")
 
 
 def test_the_map_is_the_projection() -> None:
-    camera = pinhole_for(BARREL, "crop").camera
+    camera = pinhole_for(BARREL, "crop")
     places, _ = sampling_map(BARREL, camera)
     plane = np.array([[(7.5 - camera.cx) / camera.fx, (100.5 - camera.cy) / camera.fy]])
     np.testing.assert_allclose(places[:, 100, 7][::-1] + 0.5, project(BARREL, plane)[0], atol=1e-4)

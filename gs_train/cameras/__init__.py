@@ -1,1 +1,1 @@
-"""Camera models, lens distortion and poses. NumPy only."""
+"""Camera intrinsics, lens distortion and poses, in NumPy."""

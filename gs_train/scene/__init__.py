@@ -1,1 +1,1 @@
-"""Scenes: cameras, photos and points, read from disk. NumPy, Pillow and SciPy (to undistort) only; nothing else of ours but the errors."""
+"""Scenes: cameras, photos and points, read from disk without torch (except ``photos.composite``)."""

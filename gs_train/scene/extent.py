@@ -1,7 +1,4 @@
-"""Where the scene is, as far as the cameras tell: the box that stands in for missing points.
-
-The invariant: the box has a volume, whatever the cameras.
-"""
+"""The size of a scene, measured from its cameras: extent, and a bounding box for random points."""
 
 from __future__ import annotations
 
@@ -10,20 +7,43 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from gs_train.scene.load import camera_centres
-from gs_train.scene.types import View
+from gs_train.cameras.poses import camera_centre
+from gs_train.scene.types import PointCloud, View
 
-_SEEN_SHARE = 0.9
-"""Of what a camera sees at the distance of what it looks at: 1.3 world units for the NeRF-synthetic scenes, their usual cube."""
-_MEETING_SHARE = 0.15
-"""Axes that pass one place within this share of their cameras' distance from it look at it."""
+_SEEN_FRACTION = 0.9
+"""Cube side as a fraction of a camera's view at the distance of the shared target. For the NeRF-synthetic scenes this
+gives 1.3 world units, the usual half side of their cube."""
+_MEETING_FRACTION = 0.15
+"""A camera looks at a point if its axis passes within this fraction of its distance from the point."""
+
+
+def camera_centres(views: Sequence[View]) -> NDArray[np.float64]:
+    """[V, 3] positions of the cameras, world units."""
+    return np.array([camera_centre(view.world_to_camera) for view in views]).reshape(-1, 3)
+
+
+def scene_extent(views: Sequence[View], points: PointCloud) -> float:
+    """1.1 x the largest distance of the views' centres from their mean (original: cameras_extent), world units, > 0.
+
+    If all cameras share one centre, the extent is 1.1 x the median distance of the points from it, and 1.0 without
+    points.
+    """
+    centres = camera_centres(views)
+    middle = centres.mean(axis=0)
+    radius = float(np.linalg.norm(centres - middle, axis=1).max())
+    if radius <= 1e-9 * max(1.0, float(np.abs(middle).max())):
+        radius = float(np.median(np.linalg.norm(points.xyz - middle, axis=1))) if len(points.xyz) else 0.0
+        if radius <= 0.0:
+            return 1.0
+    return 1.1 * radius
 
 
 def initial_bounds(views: Sequence[View], extent: float) -> NDArray[np.float64]:
-    """[2, 3] lower and upper corner of a box to draw random points from, world units.
+    """[2, 3] lower and upper corner of the bounding box for random initial points, world units. Its volume is positive.
 
-    Where the cameras stand around something and look at it, it is the cube around that place which they see. Else it is the box around
-    the cameras, at least as thick as the extent in every direction: cameras often stand in one plane or on a line.
+    If the cameras stand around one target and look at it, the box is the cube around the target that they see.
+    Otherwise it is the bounding box of the cameras, at least as thick as the extent along each axis, because cameras
+    often lie in one plane or on a line.
 
     Args:
         views: at least one.
@@ -32,7 +52,7 @@ def initial_bounds(views: Sequence[View], extent: float) -> NDArray[np.float64]:
     if not views:
         raise ValueError("views: random points need at least one camera")
     centres = camera_centres(views)
-    cube = _looked_at(views, centres, np.stack([view.world_to_camera[2, :3] for view in views]))
+    cube = _target_cube(views, centres, np.stack([view.world_to_camera[2, :3] for view in views]))
     if cube is not None:
         middle, half = cube
         return np.stack([middle - half, middle + half])
@@ -41,22 +61,24 @@ def initial_bounds(views: Sequence[View], extent: float) -> NDArray[np.float64]:
     return np.stack([0.5 * (low + high) - sides, 0.5 * (low + high) + sides])
 
 
-def _looked_at(
+def _target_cube(
     views: Sequence[View], centres: NDArray[np.float64], axes: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], float] | None:
-    """Middle and half side of the cube that all cameras look at; None where they do not look at one place from several sides."""
-    across = np.eye(3) - axes[:, :, None] * axes[:, None, :]  # [V, 3, 3] what is perpendicular to each axis
-    # The least eigenvalue is nothing for parallel axes, and 2/3 for axes from all around.
+    """Middle ([3]) and half side of the cube that all cameras look at; None without a shared target seen from all
+    sides.
+
+    ``centres`` and ``axes`` are [V, 3], the positions and the unit viewing directions of the cameras.
+    """
+    across = np.eye(3) - axes[:, :, None] * axes[:, None, :]  # [V, 3, 3] projects onto the plane across each axis
+    # The smallest eigenvalue is 0 for parallel axes and 2/3 for axes from all directions.
     if np.linalg.eigvalsh(across.mean(axis=0))[0] < 0.2:
         return None
-    place = np.linalg.solve(across.sum(axis=0), np.einsum("vij,vj->i", across, centres))
-    towards = place - centres
+    target = np.linalg.solve(across.sum(axis=0), np.einsum("vij,vj->i", across, centres))
+    towards = target - centres
     distance = np.linalg.norm(towards, axis=1)
-    passed_by = np.linalg.norm(np.einsum("vij,vj->vi", across, towards), axis=1)
-    if (
-        np.median(passed_by) > _MEETING_SHARE * np.median(distance)
-        or np.mean(np.einsum("vi,vi->v", towards, axes) > 0) < 0.9
-    ):
+    miss = np.linalg.norm(np.einsum("vij,vj->vi", across, towards), axis=1)
+    in_front = np.einsum("vi,vi->v", towards, axes) > 0
+    if np.median(miss) > _MEETING_FRACTION * np.median(distance) or np.mean(in_front) < 0.9:
         return None
     seen = [min(0.5 * view.camera.width / view.camera.fx, 0.5 * view.camera.height / view.camera.fy) for view in views]
-    return place, _SEEN_SHARE * float(np.median(distance * seen))
+    return target, _SEEN_FRACTION * float(np.median(distance * seen))

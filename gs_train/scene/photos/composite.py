@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
-def over(pixels: NDArray[np.uint8], background: Tensor) -> Tensor:
+def composite(pixels: NDArray[np.uint8], background: Tensor) -> Tensor:
     """Composite a photo over a colour.
 
     Args:
@@ -24,7 +24,7 @@ def over(pixels: NDArray[np.uint8], background: Tensor) -> Tensor:
     return photo
 
 
-def weight(pixels: NDArray[np.uint8], device: torch.device) -> Tensor | None:
+def pixel_weights(pixels: NDArray[np.uint8], device: torch.device) -> Tensor | None:
     """[H, W, 1] float32 in 0..1, how much each pixel counts; None where they all do.
 
     Args:

@@ -99,13 +99,13 @@ def decode_image(view: View) -> NDArray[np.uint8]:
     are 255 throughout are left out.
 
     Where the file has another size, Lanczos is used: the half- and quarter-size folders of the public benchmarks were made with it, so
-    that training on them or on a resized original agrees. A distorted photo is brought to the size of ``view.lens`` in this way, and
+    that training on them or on a resized original agrees. A distorted photo is brought to the size of ``view.distorted_camera`` in this way, and
     then undistorted by one bilinear resampling.
 
     Raises:
         UserError: the file or its mask is truncated, cannot be decoded, or has more than 500 megapixels.
     """
-    source = view.lens or view.camera
+    source = view.distorted_camera or view.camera
     size = (source.width, source.height)
     with opened(view.image_path) as stored:
         planes = [stored.convert("RGB")] if view.alpha == "ignore" and stored.has_transparency_data else _planes(stored)
@@ -116,8 +116,8 @@ def decode_image(view: View) -> NDArray[np.uint8]:
         if stored.size != size:
             planes = [plane.resize(size, Image.Resampling.LANCZOS) for plane in planes]
         pixels = np.concatenate([np.atleast_3d(np.asarray(plane)) for plane in planes], axis=2)
-    if view.lens is not None:
-        pixels = resample(pixels, view.lens, view.camera)
+    if view.distorted_camera is not None:
+        pixels = resample(pixels, view.distorted_camera, view.camera)
     pixels = _whole_pixels(pixels)
     return _telling(_weigh_by_alpha(pixels) if view.alpha == "mask" else pixels)
 
@@ -195,7 +195,7 @@ def for_each(function: Callable[[Item], Result], items: Sequence[Item], workers:
 def _workers(views: Sequence[View], memory: int) -> int:
     """How many threads need about ``memory`` bytes together to decode these views; at least one."""
     needed = [
-        math.prod(image_size(view.image_path)) * (_BYTES_PER_UNDISTORTED if view.lens else _BYTES_PER_PIXEL)
+        math.prod(image_size(view.image_path)) * (_BYTES_PER_UNDISTORTED if view.distorted_camera else _BYTES_PER_PIXEL)
         for view in views
     ]
     return max(1, min(os.cpu_count() or 1, memory // max(needed, default=1)))

@@ -1,1 +1,1 @@
-"""Readers of scene files."""
+"""Readers of scene formats. ``registry.py`` lists them."""
