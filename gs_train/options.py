@@ -38,12 +38,12 @@ class Rules:
     """Whether the setting decides which parts a training state has, so that a checkpoint of another value cannot be loaded."""
 
     def expected(self) -> str:
-        """The allowed range as a phrase, such as ``at least 1``."""
+        """The allowed range as a phrase, such as ``of at least 1``."""
         if self.at_least is not None and self.at_most is not None:
             return f"from {self.at_least:g} to {self.at_most:g}"
         if self.above is not None and self.below is not None:
             return f"between {self.above:g} and {self.below:g}"
-        bounds = (("at least", self.at_least), ("above", self.above), ("at most", self.at_most), ("below", self.below))
+        bounds = (("of at least", self.at_least), ("above", self.above), ("of at most", self.at_most), ("below", self.below))
         return " and ".join(f"{words} {bound:g}" for words, bound in bounds if bound is not None)
 
     def allow(self, value: float) -> bool:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gs_train.cameras.camera import Camera
+from gs_train.density.config import DensityConfig
+from gs_train.density.types import DensitySetup, Views
 from gs_train.model.gaussians import GaussianModel
 from gs_train.render.cpu.rasterizer import CpuRasterizer
 from gs_train.render.types import RenderOutput
-from gs_train.scene.types import Camera
 
 CAMERA = Camera(width=40, height=30, fx=40.0, fy=40.0, cx=20.0, cy=15.0)
+
+
+BLACK = torch.zeros(3)
 
 
 class StagedViews:
@@ -22,13 +27,13 @@ class StagedViews:
     def __len__(self) -> int:
         return len(self.photos)
 
-    def photo(self, index: int) -> tuple[Tensor, Tensor | None]:
+    def photo(self, index: int, background: Tensor) -> tuple[Tensor, Tensor | None]:
         return self.photos[index], self.weight
 
-    def render(self, model: GaussianModel, index: int) -> RenderOutput:
+    def render(self, model: GaussianModel, index: int, background: Tensor) -> RenderOutput:
         pose = torch.eye(4)
         pose[0, 3] = -0.1 * index
-        return CpuRasterizer().render(model, CAMERA, pose, torch.zeros(3))
+        return CpuRasterizer().render(model, CAMERA, pose, background)
 
     def exposed(self, image: Tensor, index: int) -> Tensor:
         return image
@@ -46,4 +51,29 @@ def grey_model(rows: list[tuple[float, float, float, float]], *, scale: float = 
             "scaling": torch.full((count, 3), scale).log(),
             "rotation": torch.tensor([[1.0, 0.0, 0.0, 0.0]]).repeat(count, 1),
         }
+    )
+
+
+def density_setup(
+    config: DensityConfig,
+    *,
+    views: Views | None = None,
+    gaussians: int = 1,
+    max_gaussians: int = 1000,
+    extent: float = 10.0,
+    photo_pixels: int = 10**6,
+    white_background: bool = False,
+    seed: int = 0,
+) -> DensitySetup:
+    """The setup of a controller on the CPU, over white photos if no views are given."""
+    return DensitySetup(
+        config=config,
+        max_gaussians=max_gaussians,
+        extent=extent,
+        gaussians=gaussians,
+        photo_pixels=photo_pixels,
+        white_background=white_background,
+        views=StagedViews([torch.ones(CAMERA.height, CAMERA.width, 3)]) if views is None else views,
+        generator=torch.Generator().manual_seed(seed),
+        device=torch.device("cpu"),
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from staged_views import BLACK, density_setup
 from torch import Tensor
 
 from gs_train.density.apply import apply_plan
@@ -18,14 +19,12 @@ from gs_train.errors import UserError
 from gs_train.model.gaussians import PARAMETER_NAMES, GaussianModel
 from gs_train.model.schedule import OptimizerConfig
 from gs_train.render.types import RenderOutput
-from gs_train.scene.types import Camera
 
 EXTENT = 10.0
 SMALL, LARGE, HUGE, GIANT = 0.05, 0.5, 1.2, 2.0
 """Scales beside the limits 0.01 * extent = 0.1 (clone or split) and 0.1 * extent = 1 (too large): HUGE / 1.6 < 1 < GIANT / 1.6."""
 SOLID, FAINT = 0.5, 0.004
 HOT, COLD = 3e-4, 1e-4
-CAMERA = Camera(width=200, height=100, fx=1.0, fy=1.0, cx=100.0, cy=50.0)
 PAPER: dict[str, Any] = {
     "from_iteration": 500,
     "until_iteration": 15_000,
@@ -60,7 +59,13 @@ def make_density(
 ) -> ClassicDensity:
     config = DensityConfig(**{**PAPER, **changes})
     return ClassicDensity(
-        config, extent=EXTENT, max_gaussians=max_gaussians, count=count, device="cpu", white_background=white_background
+        density_setup(
+            config,
+            extent=EXTENT,
+            max_gaussians=max_gaussians,
+            gaussians=count,
+            white_background=white_background,
+        )
     )
 
 
@@ -68,13 +73,16 @@ def make_render(gradients_px: list[list[float]], radii: list[list[int]]) -> Rend
     means2d = torch.zeros(len(gradients_px), 2, requires_grad=True)
     means2d.grad = torch.tensor(gradients_px)
     return RenderOutput(
-        image=torch.zeros(1), alpha=torch.zeros(1), means2d=means2d, radii=torch.tensor(radii, dtype=torch.int32)
+        image=torch.zeros(100, 200, 3),
+        alpha=torch.zeros(100, 200),
+        means2d=means2d,
+        radii=torch.tensor(radii, dtype=torch.int32),
     )
 
 
 def with_norms(density: ClassicDensity, norms: list[float]) -> ClassicDensity:
     """Let every Gaussian be seen once, with these gradient norms."""
-    density.observe(make_render([[norm / 100.0, 0.0] for norm in norms], [[1, 1]] * len(norms)), CAMERA)
+    density.observe(make_render([[norm / 100.0, 0.0] for norm in norms], [[1, 1]] * len(norms)))
     return density
 
 
@@ -92,8 +100,8 @@ def named_rows(plan: DensityPlan | None) -> dict[str, list[int]]:
 
 def test_statistics_are_means_over_the_views_that_see_a_gaussian() -> None:
     density = make_density(3)
-    density.observe(make_render([[3.0, 0.0], [math.nan, 0.0], [1.0, 1.0]], [[1, 1], [0, 5], [2, 2]]), CAMERA)
-    density.observe(make_render([[0.0, 2.0], [3.0, 8.0], [math.inf, 1.0]], [[1, 1], [1, 1], [3, 0]]), CAMERA)
+    density.observe(make_render([[3.0, 0.0], [math.nan, 0.0], [1.0, 1.0]], [[1, 1], [0, 5], [2, 2]]))
+    density.observe(make_render([[0.0, 2.0], [3.0, 8.0], [math.inf, 1.0]], [[1, 1], [1, 1], [3, 0]]))
     state = density.state_dict()
     # Half the image is 100 x 50 px; row 1 is seen once, and so is row 2.
     assert state["grad_sum"].tolist() == pytest.approx([300.0 + 100.0, 500.0, math.hypot(100.0, 50.0)])
@@ -102,7 +110,7 @@ def test_statistics_are_means_over_the_views_that_see_a_gaussian() -> None:
 
 def test_gradients_that_are_not_numbers_count_as_zero() -> None:
     density = make_density(2)
-    density.observe(make_render([[math.nan, 1.0], [-math.inf, 1.0]], [[1, 1], [1, 1]]), CAMERA)
+    density.observe(make_render([[math.nan, 1.0], [-math.inf, 1.0]], [[1, 1], [1, 1]]))
     assert density.state_dict()["grad_sum"].tolist() == [0.0, 0.0]
     assert density.state_dict()["grad_count"].tolist() == [1, 1]
 
@@ -110,13 +118,13 @@ def test_gradients_that_are_not_numbers_count_as_zero() -> None:
 def test_observe_refuses_what_is_not_its_model() -> None:
     density = make_density(2)
     with pytest.raises(ValueError, match="expected 2 rows, got 1"):
-        density.observe(make_render([[1.0, 1.0]], [[1, 1]]), CAMERA)
+        density.observe(make_render([[1.0, 1.0]], [[1, 1]]))
     render = make_render([[1.0, 1.0]] * 2, [[1, 1]] * 2)
     render.means2d.grad = None
     with pytest.raises(ValueError, match="after backward"):
-        density.observe(render, CAMERA)
+        density.observe(render)
     with pytest.raises(ValueError, match="expected 2 rows, got 3"):
-        density.plan(make_model([SMALL] * 3, [SOLID] * 3), 600)
+        density.plan(make_model([SMALL] * 3, [SOLID] * 3), 600, BLACK)
 
 
 def test_the_statistics_survive_a_save() -> None:
@@ -126,9 +134,9 @@ def test_the_statistics_survive_a_save() -> None:
     buffer.seek(0)
     other = make_density(5)
     other.load_state_dict(torch.load(buffer, weights_only=True))
-    density.observe(make_render([[1.0, 1.0]] * 2, [[1, 1]] * 2), CAMERA)
+    density.observe(make_render([[1.0, 1.0]] * 2, [[1, 1]] * 2))
     assert other.state_dict()["grad_sum"].tolist() == pytest.approx([HOT, COLD])
-    assert named_rows(other.plan(make_model([SMALL] * 2, [SOLID] * 2), 600))["clone"] == [0]
+    assert named_rows(other.plan(make_model([SMALL] * 2, [SOLID] * 2), 600, BLACK))["clone"] == [0]
     with pytest.raises(ValueError, match=r"\[2\] and \[3\]"):
         other.load_state_dict({"grad_sum": torch.zeros(2), "grad_count": torch.zeros(3, dtype=torch.int64)})
 
@@ -141,7 +149,7 @@ def test_the_originals_iterations() -> None:
     grows, resets = [], []
     for iteration in range(1, 16_001):
         density = with_norms(make_density(1), [HOT]) if iteration % 50 == 0 else make_density(1)
-        plan = density.plan(model, iteration)
+        plan = density.plan(model, iteration, BLACK)
         if plan is not None and len(plan.clone) > 0:
             grows.append(iteration)
         if plan is not None and plan.reset_opacity:
@@ -152,24 +160,24 @@ def test_the_originals_iterations() -> None:
 
 def test_a_white_background_resets_once_more() -> None:
     model = make_model([SMALL], [SOLID])
-    assert make_density(1).plan(model, 500) is None
-    plan = make_density(1, white_background=True).plan(model, 500)
+    assert make_density(1).plan(model, 500, BLACK) is None
+    plan = make_density(1, white_background=True).plan(model, 500, BLACK)
     assert plan is not None and plan.reset_opacity and len(plan.clone) == 0
 
 
 def test_zero_intervals_mean_never() -> None:
     model = make_model([GIANT], [SOLID])
     density = with_norms(make_density(1, interval=0, opacity_reset_interval=0), [HOT])
-    assert all(density.plan(model, iteration) is None for iteration in (600, 3000, 6000))
+    assert all(density.plan(model, iteration, BLACK) is None for iteration in (600, 3000, 6000))
 
 
 @pytest.mark.parametrize("norm", [HOT, COLD])
 def test_a_round_clears_the_statistics_whatever_it_finds(norm: float) -> None:
     model = make_model([SMALL, LARGE], [SOLID, SOLID])
     density = with_norms(make_density(2), [norm, norm])
-    assert density.plan(model, 599) is None
+    assert density.plan(model, 599, BLACK) is None
     assert density.state_dict()["grad_count"].tolist() == [1, 1]
-    plan = density.plan(model, 600)
+    plan = density.plan(model, 600, BLACK)
     assert (plan is None) == (norm == COLD)
     assert density.state_dict()["grad_sum"].tolist() == [0.0] * (2 if norm == COLD else 4)
     assert not density.state_dict()["grad_count"].any()
@@ -183,18 +191,18 @@ def test_clone_split_and_drop() -> None:
     opacities = [SOLID, SOLID, SOLID, SOLID, FAINT, FAINT, SOLID, SOLID, SOLID]
     norms = [HOT, COLD, HOT, COLD, HOT, HOT, HOT, HOT, COLD]
     model = make_model(scales, opacities)
-    early = with_norms(make_density(9), norms).plan(model, 2900)
+    early = with_norms(make_density(9), norms).plan(model, 2900, BLACK)
     assert named_rows(early) == {"clone": [0], "split": [2, 6, 7], "drop": [4, 5]}
     # Up to and including the first reset, size does not matter; afterwards a split is judged by its children's size.
-    at_reset = with_norms(make_density(9), norms).plan(model, 3000)
+    at_reset = with_norms(make_density(9), norms).plan(model, 3000, BLACK)
     assert named_rows(at_reset) == {"clone": [0], "split": [2, 6, 7], "drop": [4, 5]}
-    late = with_norms(make_density(9), norms).plan(model, 3100)
+    late = with_norms(make_density(9), norms).plan(model, 3100, BLACK)
     assert named_rows(late) == {"clone": [0], "split": [2, 6], "drop": [4, 5, 7, 8]}
 
 
 def test_what_no_view_saw_does_not_grow() -> None:
     model = make_model([SMALL, LARGE], [SOLID, SOLID])
-    assert make_density(2, grad_threshold=0.0).plan(model, 600) is None
+    assert make_density(2, grad_threshold=0.0).plan(model, 600, BLACK) is None
 
 
 @pytest.mark.parametrize(
@@ -212,7 +220,7 @@ def test_what_no_view_saw_does_not_grow() -> None:
 def test_the_cap_keeps_the_largest_gradients(max_gaussians: int, clone: list[int], split: list[int]) -> None:
     model = make_model([SMALL, LARGE, SMALL, SMALL, LARGE], [SOLID, SOLID, FAINT, SOLID, SOLID])
     density = with_norms(make_density(5, max_gaussians=max_gaussians), [4e-4, 3e-4, 9e-4, 6e-4, 5e-4])
-    plan = density.plan(model, 600)
+    plan = density.plan(model, 600, BLACK)
     assert named_rows(plan) == {"clone": clone, "split": split, "drop": [2]}
     assert plan is not None
     apply_plan(plan, model, torch.Generator().manual_seed(0), reset_opacity_to=0.01)
@@ -221,7 +229,7 @@ def test_the_cap_keeps_the_largest_gradients(max_gaussians: int, clone: list[int
 
 def test_ties_at_the_cap_go_to_the_lower_rows() -> None:
     model = make_model([SMALL] * 200, [SOLID] * 200)
-    plan = with_norms(make_density(200, max_gaussians=270), [HOT] * 200).plan(model, 600)
+    plan = with_norms(make_density(200, max_gaussians=270), [HOT] * 200).plan(model, 600, BLACK)
     assert named_rows(plan)["clone"] == list(range(70))
 
 
@@ -230,18 +238,18 @@ def test_one_gaussian_always_stays(iteration: int, scale: float, best: int) -> N
     opacities = [FAINT / 4, FAINT / 2, FAINT, FAINT / 3] if scale == SMALL else [SOLID / 2, SOLID, SOLID, FAINT]
     model = make_model([scale] * 4, opacities)
     density = with_norms(make_density(4), [COLD] * 4)
-    plan = density.plan(model, iteration)
+    plan = density.plan(model, iteration, BLACK)
     assert named_rows(plan) == {"clone": [], "split": [], "drop": [row for row in range(4) if row != best]}
     assert plan is not None
     apply_plan(plan, model, torch.Generator(), reset_opacity_to=0.01)
     assert len(model) == 1
     again = with_norms(density, [COLD])
-    assert again.plan(model, iteration + 100) is None
+    assert again.plan(model, iteration + 100, BLACK) is None
 
 
 def test_unresolved_or_senseless_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="from_iteration, until_iteration, refine_until_iteration: still fractions"):
-        ClassicDensity(DensityConfig(), extent=1.0, max_gaussians=1, count=1, device="cpu")
+        ClassicDensity(density_setup(DensityConfig()))
     with pytest.raises(ValueError, match="max_gaussians"):
         make_density(1, max_gaussians=0)
 
@@ -266,8 +274,26 @@ def plan_of(clone: list[int], split: list[int], drop: list[int], *, reset: bool 
     return DensityPlan(clone=as_rows(clone), split=as_rows(split), drop=as_rows(drop), reset_opacity=reset)
 
 
+def take_step(model: GaussianModel) -> None:
+    """One Adam step with a different gradient for each tensor and row."""
+    for name, parameter in model.parameters.items():
+        factor = float(PARAMETER_NAMES.index(name) + 1)
+        rows = torch.arange(1.0, len(parameter) + 1).reshape(-1, *[1] * (parameter.dim() - 1))
+        parameter.grad = torch.full_like(parameter, factor) * rows
+    model.step()
+
+
+def copies(model: GaussianModel) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.parameters.items()}
+
+
+def copies_of_moments(model: GaussianModel) -> dict[str, Tensor]:
+    assert model.optimizer is not None
+    return {name: model.optimizer.state[p]["exp_avg"].clone() for name, p in model.parameters.items()}
+
+
 @pytest.mark.parametrize("stepped", [False, True])
-def test_carry_out_moves_rows_and_moments(stepped: bool) -> None:
+def test_applying_a_plan_moves_rows_and_moments(stepped: bool) -> None:
     model = make_model([SMALL, SMALL, LARGE, SMALL, SMALL], [SOLID] * 5)
     assert model.optimizer is not None
     if stepped:
@@ -324,10 +350,10 @@ def test_the_same_generator_gives_the_same_children() -> None:
 
 def test_a_plan_that_only_resets_touches_opacities_only() -> None:
     model = make_model([SMALL] * 3, [SOLID, 0.006, SOLID])
-    before = model.parameters
+    before = {name: parameter.detach().clone() for name, parameter in model.parameters.items()}
     apply_plan(plan_of([], [], [], reset=True), model, torch.Generator(), reset_opacity_to=0.01)
     assert model.opacities().tolist() == pytest.approx([0.01, 0.006, 0.01])
-    assert all(model.parameters[name] is before[name] for name in PARAMETER_NAMES if name != "opacity")
+    assert all(torch.equal(model.parameters[name], before[name]) for name in PARAMETER_NAMES if name != "opacity")
 
 
 def test_a_reset_reaches_the_new_rows() -> None:
@@ -342,7 +368,12 @@ def test_a_reset_reaches_the_new_rows() -> None:
 )
 def test_a_plan_that_does_not_fit_changes_nothing(plan: DensityPlan, message: str) -> None:
     model = make_model([SMALL] * 3, [SOLID] * 3)
-    before = model.parameters
+    take_step(model)
+    before, moments = copies(model), copies_of_moments(model)
     with pytest.raises(ValueError, match=message):
         apply_plan(plan, model, torch.Generator(), reset_opacity_to=0.01)
-    assert all(model.parameters[name] is before[name] for name in PARAMETER_NAMES)
+    for name in PARAMETER_NAMES:
+        assert torch.equal(model.parameters[name], before[name]), name
+        assert torch.equal(copies_of_moments(model)[name], moments[name]) and moments[name].any(), name
+    take_step(model)
+    assert not torch.equal(model.xyz, before["xyz"]), "the optimizer no longer steps the model's parameters"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from staged_views import StagedViews, grey_model
+from staged_views import BLACK, StagedViews, density_setup, grey_model
 
 from gs_train.density.apply import apply_plan, relocated
 from gs_train.density.config import DensityConfig
@@ -53,7 +53,7 @@ def make_density(
         **changes,
     )
     views = StagedViews([torch.zeros(30, 40, 3)] * 2) if views is None else views
-    return McmcDensity(config, max_gaussians=max_gaussians, views=views, generator=torch.Generator().manual_seed(seed))
+    return McmcDensity(density_setup(config, max_gaussians=max_gaussians, views=views, seed=seed))
 
 
 @pytest.mark.parametrize("opacity", [0.02, 0.5, 0.95])
@@ -105,7 +105,7 @@ def test_dividing_moves_rows_and_moments() -> None:
 
 def test_transparent_ones_go_to_opaque_ones() -> None:
     model = make_model([0.001, 0.9, 0.002, 0.8, 0.004], stepped=False)
-    plan = make_density(growth=0.0).plan(model, 600)
+    plan = make_density(growth=0.0).plan(model, 600, BLACK)
     assert plan is not None
     assert plan.drop.tolist() == [0, 2, 4]
     assert set(plan.relocate.tolist()) <= {1, 3}
@@ -118,9 +118,9 @@ def test_the_one_that_errs_is_divided() -> None:
     """Two as opaque; one is as in the photo, the other is not; a third is transparent."""
     model = grey_model([(-0.5, 0.0, 2.0, 0.9), (0.5, 0.0, 2.0, 0.9), (0.0, 0.0, 2.0, 0.001)])
     model.training_setup(OptimizerConfig(xyz_lr_max_steps=100))
-    photo = StagedViews([torch.zeros(30, 40, 3)]).render(model, 0).image.detach()
+    photo = StagedViews([torch.zeros(30, 40, 3)]).render(model, 0, BLACK).image.detach()
     photo[:, 20:] = 0.0
-    plan = make_density(views=StagedViews([photo]), growth=0.0).plan(model, 600)
+    plan = make_density(views=StagedViews([photo]), growth=0.0).plan(model, 600, BLACK)
     assert plan is not None
     assert plan.relocate.tolist() == [1] and plan.relocate_into.tolist() == [2] and plan.drop.tolist() == [2]
 
@@ -128,8 +128,8 @@ def test_the_one_that_errs_is_divided() -> None:
 def test_where_nothing_errs_opacity_decides() -> None:
     model = grey_model([(-0.5, 0.0, 2.0, 0.9), (0.5, 0.0, 2.0, 0.9), (0.0, 0.0, 2.0, 0.001)])
     model.training_setup(OptimizerConfig(xyz_lr_max_steps=100))
-    right = StagedViews([torch.zeros(30, 40, 3)]).render(model, 0).image.detach()
-    plan = make_density(views=StagedViews([right]), growth=0.0).plan(model, 600)
+    right = StagedViews([torch.zeros(30, 40, 3)]).render(model, 0, BLACK).image.detach()
+    plan = make_density(views=StagedViews([right]), growth=0.0).plan(model, 600, BLACK)
     assert plan is not None and plan.drop.tolist() == [2] and set(plan.relocate.tolist()) <= {0, 1}
 
 
@@ -138,7 +138,7 @@ def test_the_cap_holds_and_growth_is_by_a_fraction() -> None:
     density = make_density(max_gaussians=107, growth=0.05)
     counts = []
     for iteration in range(600, 1000, 100):
-        plan = density.plan(model, iteration)
+        plan = density.plan(model, iteration, BLACK)
         assert plan is not None
         apply_plan(plan, model, torch.Generator(), reset_opacity_to=0.01)
         counts.append(len(model))
@@ -147,12 +147,12 @@ def test_the_cap_holds_and_growth_is_by_a_fraction() -> None:
 
 @pytest.mark.parametrize("iteration", [100, 500, 650, 1000, 1100])
 def test_between_rounds_there_is_only_noise(iteration: int) -> None:
-    plan = make_density().plan(make_model([0.001, 0.5]), iteration)
+    plan = make_density().plan(make_model([0.001, 0.5]), iteration, BLACK)
     assert plan is not None and not plan.changes_rows() and plan.shift is not None
 
 
 def test_nothing_moves_where_all_are_transparent() -> None:
-    plan = make_density().plan(make_model([0.001] * 3), 600)
+    plan = make_density().plan(make_model([0.001] * 3), 600, BLACK)
     assert plan is not None and not plan.changes_rows()
 
 
@@ -161,9 +161,9 @@ def test_noise_shakes_the_transparent_along_their_shape() -> None:
     model.update_learning_rate(1)
     with torch.no_grad():
         model.scaling[:] = torch.tensor([0.0, -20.0, -20.0])
-    density = make_density()
+    density = make_density(noise_lr=5e5)
     shifts = torch.stack(
-        [plan.shift for _ in range(400) if (plan := density.plan(model, 1)) and plan.shift is not None]
+        [plan.shift for _ in range(400) if (plan := density.plan(model, 1, BLACK)) and plan.shift is not None]
     )
     along = rotate_back(model.quaternions().detach().repeat(400, 1), shifts.reshape(-1, 3)).reshape(400, 4, 3)
     rate = model.optimizer.param_groups[0]["lr"] if model.optimizer else 0.0
@@ -175,7 +175,7 @@ def test_noise_shakes_the_transparent_along_their_shape() -> None:
 
 
 def test_the_same_generator_state_gives_the_same_plan() -> None:
-    plans = [make_density(seed=5).plan(make_model([0.001, 0.2, 0.9, 0.5]), 600) for _ in range(2)]
+    plans = [make_density(seed=5).plan(make_model([0.001, 0.2, 0.9, 0.5]), 600, BLACK) for _ in range(2)]
     first, second = plans
     assert first is not None and second is not None and first.shift is not None and second.shift is not None
     assert torch.equal(first.shift, second.shift) and torch.equal(first.relocate, second.relocate)

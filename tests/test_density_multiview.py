@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from staged_views import StagedViews, grey_model
+from staged_views import BLACK, StagedViews, density_setup, grey_model
 from torch import Tensor
 
 from gs_train.density.apply import apply_plan
@@ -27,31 +27,31 @@ def make_density(
         opacity_reset_interval=0,
         **changes,
     )
-    generator = torch.Generator().manual_seed(0)
-    return MultiviewDensity(
-        config, extent=10.0, max_gaussians=max_gaussians, pixels=pixels, start=start, views=views, generator=generator
-    )
+    setup = density_setup(config, max_gaussians=max_gaussians, photo_pixels=pixels, gaussians=start, views=views)
+    return MultiviewDensity(setup)
 
 
 def photos_of(model: GaussianModel, count: int = 2) -> list[Tensor]:
     views = StagedViews([torch.zeros(30, 40, 3)] * count)
-    return [views.render(model, index).image.detach() for index in range(count)]
+    return [views.render(model, index, BLACK).image.detach() for index in range(count)]
 
 
-def test_a_share_is_what_the_gaussian_adds_to_the_pixels() -> None:
+def test_a_contribution_is_what_the_gaussian_adds_to_the_pixels() -> None:
     """One in front of another: the shares are alpha, and alpha times what the first lets through; together the image's alpha."""
     model = grey_model([(0.0, 0.0, 2.0, 0.6), (0.0, 0.0, 3.0, 0.9), (50.0, 0.0, 2.0, 0.9)])
     views = StagedViews(photos_of(model))
-    scores = score_views(model, views, [0], high_error=0.1)
-    alone = [views.render(grey_model([row]), 0).alpha for row in ((0.0, 0.0, 2.0, 0.6), (0.0, 0.0, 3.0, 0.9))]
-    assert scores.share[0].item() == pytest.approx(alone[0].sum().item(), rel=1e-4)
-    assert scores.share[1].item() == pytest.approx(((1.0 - alone[0]) * alone[1]).sum().item(), rel=1e-4)
-    assert scores.share[:2].sum().item() == pytest.approx(views.render(model, 0).alpha.sum().item(), rel=1e-4)
-    assert scores.seen.tolist() == [True, True, False] and scores.share[2].item() == 0.0
+    scores = score_views(model, views, [0], high_error=0.1, background=BLACK)
+    alone = [views.render(grey_model([row]), 0, BLACK).alpha for row in ((0.0, 0.0, 2.0, 0.6), (0.0, 0.0, 3.0, 0.9))]
+    assert scores.contribution[0].item() == pytest.approx(alone[0].sum().item(), rel=1e-4)
+    assert scores.contribution[1].item() == pytest.approx(((1.0 - alone[0]) * alone[1]).sum().item(), rel=1e-4)
+    assert scores.contribution[:2].sum().item() == pytest.approx(
+        views.render(model, 0, BLACK).alpha.sum().item(), rel=1e-4
+    )
+    assert scores.seen.tolist() == [True, True, False] and scores.contribution[2].item() == 0.0
     assert scores.error.tolist() == [0.0, 0.0, 0.0]
-    both = score_views(model, views, [0, 1], high_error=0.1)
-    other = score_views(model, views, [1], high_error=0.1)
-    assert torch.equal(both.share, torch.maximum(scores.share, other.share)) and torch.equal(
+    both = score_views(model, views, [0, 1], high_error=0.1, background=BLACK)
+    other = score_views(model, views, [1], high_error=0.1, background=BLACK)
+    assert torch.equal(both.contribution, torch.maximum(scores.contribution, other.contribution)) and torch.equal(
         both.error, scores.error + other.error
     )
 
@@ -62,8 +62,8 @@ def test_errors_go_to_those_who_are_blended_into_the_pixel() -> None:
     wrong = photos[0].clone()
     wrong[:, :20] += 0.3
     wrong[:, 20:] += 0.01
-    scores = score_views(model, StagedViews([wrong]), [0], high_error=0.05)
-    assert scores.error[0].item() == pytest.approx(0.3 * scores.share[0].item(), rel=1e-3)
+    scores = score_views(model, StagedViews([wrong]), [0], high_error=0.05, background=BLACK)
+    assert scores.error[0].item() == pytest.approx(0.3 * scores.contribution[0].item(), rel=1e-3)
     assert scores.error[1].item() == 0.0
 
 
@@ -82,10 +82,10 @@ def test_those_with_the_largest_errors_grow_up_to_the_budget(limit: dict[str, in
     for photo in photos:
         photo[:, :12] += 0.2
         photo[:, 12:20] += 0.1
-    plan = make_density(StagedViews(photos), start=4, **limit).plan(model, 600)
+    plan = make_density(StagedViews(photos), start=4, **limit).plan(model, 600, BLACK)
     assert plan is not None
     assert plan.clone.tolist() == [0] and len(plan.split) == 0 and len(plan.drop) == 0
-    plan = make_density(StagedViews(photos), start=4, percent_dense=0.001, **limit).plan(model, 1000)
+    plan = make_density(StagedViews(photos), start=4, percent_dense=0.001, **limit).plan(model, 1000, BLACK)
     assert plan is not None
     assert plan.split.tolist() == [0, 1] and len(plan.clone) == 0
     apply_plan(plan, model, torch.Generator().manual_seed(0), reset_opacity_to=0.01)
@@ -95,19 +95,19 @@ def test_those_with_the_largest_errors_grow_up_to_the_budget(limit: dict[str, in
 def test_those_that_no_view_needs_go() -> None:
     model = grey_model([(0.0, 0.0, 2.0, 0.99), (0.0, 0.0, 2.5, 0.006), (0.5, 0.3, 2.0, 0.9), (0.5, 0.0, 2.0, 0.001)])
     views = StagedViews(photos_of(model))
-    plan = make_density(views, start=4).plan(model, 600)
+    plan = make_density(views, start=4).plan(model, 600, BLACK)
     assert plan is not None
     assert plan.drop.tolist() == [3] and len(plan.clone) == 0, "while it grows, only the transparent go"
-    plan = make_density(views, start=4).plan(model, 1100)
+    plan = make_density(views, start=4).plan(model, 1100, BLACK)
     assert plan is not None
     assert plan.drop.tolist() == [1, 3] and len(plan.clone) == 0
-    assert make_density(views, start=4).plan(model, 1200) is None
-    assert make_density(views, start=4).plan(model, 650) is None
+    assert make_density(views, start=4).plan(model, 1200, BLACK) is None
+    assert make_density(views, start=4).plan(model, 650, BLACK) is None
 
 
 def test_one_is_spared() -> None:
     model = grey_model([(0.0, 0.0, 2.0, 0.001), (0.0, 0.0, 3.0, 0.002)])
-    plan = make_density(StagedViews(photos_of(model)), start=2).plan(model, 600)
+    plan = make_density(StagedViews(photos_of(model)), start=2).plan(model, 600, BLACK)
     assert plan is not None
     assert plan.drop.tolist() == [0]
 
@@ -117,14 +117,13 @@ def test_errors_that_do_not_count_make_nothing_grow() -> None:
     wrong = photos_of(model)[0] + 0.3
     weight = torch.ones(30, 40, 1)
     weight[:, :20] = 0.0
-    scores = score_views(model, StagedViews([wrong], weight), [0], high_error=0.05)
+    scores = score_views(model, StagedViews([wrong], weight), [0], high_error=0.05, background=BLACK)
     assert scores.error[0].item() == 0.0
-    assert scores.error[1].item() == pytest.approx(0.3 * scores.share[1].item(), rel=1e-3)
+    assert scores.error[1].item() == pytest.approx(0.3 * scores.contribution[1].item(), rel=1e-3)
 
 
-def test_the_number_at_the_start_goes_with_the_state_and_older_states_have_none() -> None:
+def test_the_number_at_the_start_is_saved() -> None:
     density = make_density(StagedViews([]), start=30)
-    density.load_state_dict({})
     assert density.state_dict() == {"start": 30}
     density.load_state_dict({"start": 7})
     assert density.state_dict() == {"start": 7}

@@ -9,12 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
+from gs_train.cameras.camera import Camera
+from gs_train.config.settings import BackgroundKind
 from gs_train.scene.photos.cache import ImageCache
 from gs_train.scene.photos.composite import composite
-from gs_train.cameras.camera import Camera
 from gs_train.scene.types import View
 from gs_train.training.background import Background
-from gs_train.training.schedule import BackgroundKind, batch_size_at, downscale_at
+from gs_train.training.schedule import batch_size_at, downscale_at
 
 
 def make_view(path: Path, width: int, height: int) -> View:
@@ -88,7 +89,7 @@ def test_a_learned_background_finds_its_colour_and_goes_on_from_a_save() -> None
     def learn(background: Background, steps: int) -> None:
         for _ in range(steps):
             (background.sample() - wanted).square().sum().backward()
-            background.learn()
+            background.step()
 
     learn(whole, 800)
     learn(half, 300)

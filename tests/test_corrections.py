@@ -1,4 +1,4 @@
-"""What is learned per training view: exposures and poses."""
+"""Learned exposures and poses of the training views."""
 
 from __future__ import annotations
 
@@ -10,17 +10,15 @@ import pytest
 import torch
 from command_line import gs_train
 
+from gs_train.cameras.camera import Camera
 from gs_train.evaluate.metrics import match_colours
 from gs_train.model.gaussians import GaussianModel
 from gs_train.render.cpu.rasterizer import CpuRasterizer
-from gs_train.scene.types import Camera
-from gs_train.training.exposure import Exposure
-from gs_train.training.per_view import PerView
-from gs_train.training.poses import PoseRefinement
+from gs_train.training.corrections import Exposure, PerViewParameter, PoseRefinement
 
 
 def test_only_the_view_that_was_used_is_stepped_and_the_mean_stays() -> None:
-    each = PerView(torch.zeros(3, 2), lambda _: 0.1)
+    each = PerViewParameter(torch.zeros(3, 2), lambda _: 0.1)
     for _ in range(4):
         each.zero_mean(1, torch.zeros(2)).sum().backward()
         each.step(1)
@@ -31,16 +29,16 @@ def test_only_the_view_that_was_used_is_stepped_and_the_mean_stays() -> None:
 
 
 def test_going_on_from_a_saved_state_takes_the_same_steps() -> None:
-    def step(each: PerView, index: int) -> None:
+    def step(each: PerViewParameter, index: int) -> None:
         each.zero_mean(index, torch.zeros(2)).square().sum().backward()
         each.step(index + 1)
 
     start = torch.tensor([[1.0, 2.0], [3.0, -4.0]])
-    whole, part = PerView(start, lambda i: 0.1 / i), PerView(start, lambda i: 0.1 / i)
+    whole, part = PerViewParameter(start, lambda i: 0.1 / i), PerViewParameter(start, lambda i: 0.1 / i)
     for index in (0, 1, 1):
         step(whole, index)
         step(part, index)
-    again = PerView(torch.zeros(2, 2), lambda i: 0.1 / i)
+    again = PerViewParameter(torch.zeros(2, 2), lambda i: 0.1 / i)
     again.load_state_dict(part.state_dict())
     for index in (1, 0):
         step(whole, index)

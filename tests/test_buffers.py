@@ -1,4 +1,4 @@
-"""Arrays that are used again: never while anybody holds a part of one."""
+"""The buffer pool reuses large arrays, but never while a view of one exists."""
 
 from __future__ import annotations
 

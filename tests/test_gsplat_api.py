@@ -1,4 +1,4 @@
-"""The public drop-in for ``gsplat.rasterization``: signature, modes, refusals; and gsplat's own torch code as a second oracle."""
+"""The drop-in for ``gsplat.rasterization``: signature, modes, errors; gsplat's own torch code is a second reference."""
 
 from __future__ import annotations
 
@@ -248,8 +248,8 @@ def test_two_python_threads_may_render_at_once() -> None:
 
 
 def test_kernels_are_cached_by_all_their_sources(tmp_path: Path) -> None:
-    """A kernel compiles in helpers and constants of other files, so a change in any of them must lead to another cache folder."""
-    program = "from gs_train import jit; print(jit._cache_folder())"
+    """A kernel contains helpers and constants of other files, so a change in any of them must change the cache folder."""
+    program = "from gs_train.kernels import jit; print(jit._cache_folder())"
     package = Path(gs_train.__file__).parent
     copy = shutil.copytree(package, tmp_path / "gs_train", ignore=shutil.ignore_patterns("__pycache__"))
 
