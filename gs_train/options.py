@@ -14,6 +14,8 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from gs_train.errors import UserError
 
+MOST_USED = "Most used"
+"""Title of the help group of the options that most users need."""
 _KEY = "gs_train"
 _Config = TypeVar("_Config")
 
@@ -43,7 +45,12 @@ class Rules:
             return f"from {self.at_least:g} to {self.at_most:g}"
         if self.above is not None and self.below is not None:
             return f"between {self.above:g} and {self.below:g}"
-        bounds = (("of at least", self.at_least), ("above", self.above), ("of at most", self.at_most), ("below", self.below))
+        bounds = (
+            ("of at least", self.at_least),
+            ("above", self.above),
+            ("of at most", self.at_most),
+            ("below", self.below),
+        )
         return " and ".join(f"{words} {bound:g}" for words, bound in bounds if bound is not None)
 
     def allow(self, value: float) -> bool:

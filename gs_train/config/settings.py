@@ -13,7 +13,7 @@ import tyro
 
 from gs_train.density.config import DensityConfig
 from gs_train.model.schedule import OptimizerConfig
-from gs_train.options import check, resolve, setting
+from gs_train.options import MOST_USED, check, resolve, setting
 from gs_train.scene.load import SceneConfig
 
 BackgroundKind = Literal["black", "white", "random", "learned"]
@@ -21,7 +21,6 @@ ExposureKind = Literal["none", "affine"]
 
 HIGHEST_TRAINED_SH_DEGREE = 3
 
-_MOST_USED = "Most used"
 _SCHEDULE = "Schedule"
 _MODEL = "Model and loss"
 _CORRECTIONS = "Camera and colour corrections"
@@ -39,13 +38,13 @@ class TrainConfig:
         UserError: a value is outside its range; the message names the flag.
     """
 
-    iterations: int = setting(30_000, group=_MOST_USED, at_least=1, on_resume=True)
+    iterations: int = setting(30_000, group=MOST_USED, at_least=1, on_resume=True)
     """Optimizer steps. More gives a better picture; 2000 shows a first one."""
-    max_gaussians: int = setting(1_000_000, group=_MOST_USED, at_least=1)
+    max_gaussians: int = setting(1_000_000, group=MOST_USED, at_least=1)
     """Upper limit of the number of Gaussians. Lower it for a smaller file, raise it for scenes larger than a room."""
-    device: Literal["auto", "cuda", "cpu"] = setting("auto", group=_MOST_USED, on_resume=True)
+    device: Literal["auto", "cuda", "cpu"] = setting("auto", group=MOST_USED, on_resume=True)
     """Device to train on. auto uses an NVIDIA GPU if CUDA works, otherwise the CPU."""
-    background: BackgroundKind = setting("black", group=_MOST_USED, shapes_state=True)
+    background: BackgroundKind = setting("black", group=MOST_USED, shapes_state=True)
     """Colour behind the Gaussians. random: new colour each step, black at evaluation. learned: optimised. Use white or black for
     pictures of single objects with alpha."""
     sh_degree: int = setting(3, group=_MODEL, at_least=0, at_most=HIGHEST_TRAINED_SH_DEGREE, shapes_state=True)
@@ -65,7 +64,7 @@ class TrainConfig:
     """Iteration from which a step has --batch-size views; 27000, or 0.9 for a fraction of --iterations."""
     antialiased: bool = setting(False, group=_MODEL)
     """Dim Gaussians smaller than a pixel. Use it for a splat that is shown at other sizes than it was trained at."""
-    init_from: str = setting("", group=_MOST_USED)
+    init_from: str = setting("", group=MOST_USED)
     """Splat file to start from instead of the scene's points. Use it to refine a splat."""
     exposure: ExposureKind = setting("none", group=_CORRECTIONS, shapes_state=True)
     """affine learns a colour transform per training photo. Use it for photos that differ in exposure or white balance."""

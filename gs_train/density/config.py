@@ -9,7 +9,7 @@ import tyro
 
 from gs_train.density.registry import CONTROLLERS
 from gs_train.errors import UserError, nearest
-from gs_train.options import check, schedule_points, setting
+from gs_train.options import MOST_USED, check, schedule_points, setting
 
 _GROUP = "Density control"
 
@@ -24,7 +24,7 @@ class DensityConfig:
     """
 
     kind: Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(CONTROLLERS)}}}")] = setting(
-        "classic", group="Most used", shapes_state=True
+        "classic", group=MOST_USED, shapes_state=True
     )
     """How Gaussians are added and removed. classic: clone and split by the screen-space gradient. absgrad: the same with absolute
     gradients. mcmc: relocate transparent Gaussians to where errors remain, always up to --max-gaussians. multiview: densify where

@@ -11,13 +11,14 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, ParamSpec, TypeVar, get_args
+from typing import Literal, ParamSpec, TypeVar
 
 import numpy as np
 
 from gs_train.cameras.camera import Camera
 from gs_train.cameras.undistort import WIDEST_DEG, FoldedLensError, Undistort, is_narrowed, pinhole_for
 from gs_train.errors import UserError, first_few
+from gs_train.options import MOST_USED, check, setting
 from gs_train.scene.extent import scene_extent
 from gs_train.scene.photos.decode import image_size
 from gs_train.scene.photos.masks import with_masks
@@ -28,6 +29,7 @@ from gs_train.scene.types import AlphaUse, PointCloud, Scene, View
 P = ParamSpec("P")
 Result = TypeVar("Result")
 
+_INPUT = "Input"
 _AUTO_WIDTH_PX = 1600
 _ROUNDING_PX = 1.0
 _FEWEST_TRAINING_VIEWS = 2
@@ -43,43 +45,36 @@ _CENTRE_OUTSIDE = 10
 class SceneConfig:
     """How to read a scene. The docstrings of the fields are the help texts of the flags."""
 
-    images: str = "images"
+    images: str = setting("images", group=_INPUT)
     """Folder of the photos inside the scene folder. Change it if the photos lie elsewhere, for example images_4."""
-    masks: str = "masks"
+    masks: str = setting("masks", group=_INPUT)
     """Folder of masks inside the scene folder, used if it exists. A mask has its photo's name, and black pixels do not
     count in training and evaluation."""
-    alpha: AlphaUse = "composite"
+    alpha: AlphaUse = setting("composite", group=_INPUT)
     """How to use the alpha channel of photos: composite blends them over --background, mask weights each pixel by
     alpha, ignore drops alpha. Use mask to leave out the background of cut-out photos."""
-    resolution: Literal[-1, 1, 2, 4, 8] = -1
+    resolution: Literal[-1, 1, 2, 4, 8] = setting(-1, group=MOST_USED)
     """Train at 1/N of the photos' size; -1 resizes photos wider than 1600 px to 1600 px. Typically 2 or 4 for a faster
     training or less memory, 1 for full detail."""
-    test_every: int = 8
+    test_every: int = setting(8, group=MOST_USED, at_least=0)
     """Hold out every Nth photo by sorted name as a test view, unless the scene has its own split. 0 trains on all
     photos, for the best splat without an evaluation."""
-    skip_missing: bool = False
+    skip_missing: bool = setting(False, group=_INPUT)
     """Train without the photos that the scene lists but the disk lacks. Set it after photos were deleted on purpose."""
-    allow_outside: bool = False
+    allow_outside: bool = setting(False, group=_INPUT)
     """Allow photos and points outside the scene folder. Set it if a transforms.json that you trust names files
     elsewhere."""
-    undistort: Undistort = "crop"
+    undistort: Undistort = setting("crop", group=_INPUT)
     """How to remove lens distortion: crop keeps the largest rectangle without empty pixels, full keeps the whole photo
     with empty pixels that do not count. Use full for wide lenses, whose edges crop would lose."""
 
     def __post_init__(self) -> None:
-        """Refuse values that no flag may take."""
+        """Raise UserError, naming the flag, for a value outside its range."""
         if not self.images:
             raise UserError("--images is empty: name the folder of the photos, such as images.")
         if not self.masks:
             raise UserError("--masks is empty: name the folder of the masks, such as masks.")
-        if self.alpha not in get_args(AlphaUse):
-            raise UserError(f"--alpha is {self.alpha}: give {', '.join(get_args(AlphaUse))}.")
-        if self.resolution not in (-1, 1, 2, 4, 8):
-            raise UserError(f"--resolution is {self.resolution}: give 1, 2, 4, 8 or -1.")
-        if self.test_every < 0:
-            raise UserError(f"--test-every is {self.test_every}: give 0 (train on all photos) or a positive number.")
-        if self.undistort not in get_args(Undistort):
-            raise UserError(f"--undistort is {self.undistort}: give {' or '.join(get_args(Undistort))}.")
+        check(self)
 
 
 def _raise(fault: UserError) -> None:
