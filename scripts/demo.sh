@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The whole way in one command: set up, write the sample scene, train it, evaluate it, export it, and say where to look.
+# Runs the whole pipeline in one command: set-up, sample scene, training, evaluation, export. Prints the paths of the results.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/setup_venv.sh
 
 scene=data/sample
 run=runs/sample
-# One to two minutes on two cores without a GPU.
+# Training takes one to two minutes on two cores without a GPU.
 iterations=1000
 
 setup_venv ""
@@ -20,7 +20,7 @@ gs_train export "$run" "$run.ply"
 
 picture="$(find "$run/renders" -name '*.png' | sort | sed -n 1p)"
 echo
-echo "Done. Where to look:"
-echo "  splat    $PWD/$run.ply   (any viewer of 3D Gaussian splats opens it)"
+echo "Done. The results:"
+echo "  splat    $PWD/$run.ply   (opens in any viewer of 3D Gaussian splats)"
 echo "  figures  $PWD/$run/results.json"
-echo "  picture  $PWD/$picture   (a held-out view: photo on the left, render on the right)"
+echo "  picture  $PWD/$picture   (a held-out view: the photo on the left, the render on the right)"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# For a machine with an NVIDIA GPU and a CUDA toolkit: compiles gsplat's kernels, compares the CPU kernels with them, and trains a scene
-# on CUDA. Prints the figures; stops with a sentence at the first thing that is missing.
+# Checks a machine with an NVIDIA GPU and a CUDA toolkit: compiles gsplat's kernels, compares the CPU kernels with them, and trains a
+# scene on CUDA. Prints figures. If a requirement is missing, the script names it and stops.
 #
-#   bash scripts/gpu_check.sh [SCENE]     SCENE is a COLMAP scene folder; without one the sample scene is written and used
+#   bash scripts/gpu_check.sh [SCENE]     SCENE is a COLMAP scene folder; the default is the sample scene, which the script writes
 set -euo pipefail
 scene="${1:-}"
 if [ -n "$scene" ]; then
@@ -40,7 +40,7 @@ print(f"torch {torch.__version__}, CUDA {torch.version.cuda}")
 print(f"kernels {'loaded' if already else 'compiled and loaded'} in {took:.1f} s")
 PYTHON
 
-echo "== tests that need CUDA"
+echo "== tests on CUDA"
 "$PY" -m pytest -m cuda
 
 if [ -z "$scene" ]; then
@@ -55,7 +55,7 @@ train_s=$((SECONDS - start))
 "$PY" -m gs_train eval "$run"
 
 echo "== figures"
-echo "training, start to end: $train_s s"
+echo "training, whole process: $train_s s"
 "$PY" - "$run/results.json" <<'PYTHON'
 import json
 import sys

@@ -1,16 +1,16 @@
 # shellcheck shell=bash
-# Makes .venv and installs gs_train into it, or reuses what is there. Sourced by the other scripts, not run.
+# Creates .venv and installs gs_train into it, or reuses an existing installation. Other scripts source this file.
 #
-# After `setup_venv EXTRAS` (for example `setup_venv dev`, or `setup_venv ""`) the variable PY holds the path of the environment's Python.
-# A stamp file remembers what was installed from which files, so a second call takes no time; an interrupted installation leaves no
-# stamp and is simply done again.
+# `setup_venv EXTRAS` (for example `setup_venv dev` or `setup_venv ""`) sets the variable PY to the path of the environment's Python.
+# A stamp file records the installed extras and the files that they depend on, so a second call returns at once. An interrupted
+# installation leaves no stamp, so the next call repeats it.
 
 fail() {
     echo "error: $*" >&2
     exit 1
 }
 
-# Prints the first Python on the PATH that is new enough; $PYTHON, when set, is asked first.
+# Prints the first Python on the PATH that is new enough. If $PYTHON is set, it comes first.
 find_python() {
     local candidate
     for candidate in ${PYTHON:+"$PYTHON"} python3 python3.13 python3.12 python3.11 python; do
@@ -19,10 +19,10 @@ find_python() {
             return
         fi
     done
-    fail "no Python 3.11 or newer was found: install one, or name it, as in PYTHON=/path/to/python3 bash $0"
+    fail "no Python 3.11 or newer found: install one, or set its path, as in PYTHON=/path/to/python3 bash $0"
 }
 
-# Sets PY to the environment's Python, wherever this system puts it; fails where there is none yet.
+# Sets PY to the environment's Python (bin on Unix, Scripts on Windows). Returns an error status if it does not exist.
 locate_venv_python() {
     PY="$1/bin/python"
     [ -x "$PY" ] || PY="$1/Scripts/python.exe"
@@ -33,10 +33,10 @@ make_venv() {
     local venv="$1" python
     python="$(find_python)"
     "$python" -c 'import ensurepip, venv' >/dev/null 2>&1 ||
-        fail "$python cannot make virtual environments: install its venv package (on Debian and Ubuntu: apt install python3-venv), then run this again"
-    echo "Making $venv with $("$python" --version)"
+        fail "$python cannot create virtual environments: install its venv package (on Debian and Ubuntu: apt install python3-venv), then run this again"
+    echo "Creating $venv with $("$python" --version)"
     "$python" -m venv "$venv"
-    locate_venv_python "$venv" || fail "$venv was made but holds no Python: remove that folder and run this again"
+    locate_venv_python "$venv" || fail "$venv was created but has no Python: delete that folder, then run this again"
 }
 
 setup_venv() {
@@ -45,16 +45,16 @@ setup_venv() {
     venv="$root/.venv"
     stamp="$venv/gs_train_installed.txt"
     locate_venv_python "$venv" || make_venv "$venv"
-    "$PY" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "$venv holds a Python older than 3.11: remove that folder and run this again"
+    "$PY" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "$venv has a Python older than 3.11: delete that folder, then run this again"
 
-    # The checkout's path is part of the stamp, because an editable installation points at it.
+    # The stamp contains the path of the checkout, because an editable installation refers to it.
     wanted="$root $(cksum <"$root/pyproject.toml") $(cksum <"$root/constraints.txt")"
     installed="$(cat "$stamp" 2>/dev/null || true)"
-    # An installation with the extras of the tests serves those who ask for none.
+    # An installation with the extras of the tests also serves a call without extras.
     if [ "$installed" = "$wanted [$extras]" ] || { [ -z "$extras" ] && [ "$installed" = "$wanted [dev,sfm,video]" ]; }; then
         return
     fi
-    echo "Installing gs_train into $venv (torch is a large download; this can take minutes)"
+    echo "Installing gs_train into $venv (torch is a large download, so this can take minutes)"
     "$PY" -m pip install --disable-pip-version-check -c "$root/constraints.txt" -e "$root${extras:+[$extras]}"
     echo "$wanted [$extras]" >"$stamp"
 }

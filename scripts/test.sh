@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Everything that must hold before a change lands: lint, types, tests. Makes .venv first, or reuses it.
+# The checks that every change must pass: lint, types, tests. Creates .venv, or reuses it.
 #
-#   bash scripts/test.sh                 all but the slow tests
-#   bash scripts/test.sh --all           the slow tests too
+#   bash scripts/test.sh                 all tests except the slow tests
+#   bash scripts/test.sh --all           all tests
 #   bash scripts/test.sh -k name ...     other arguments go to pytest
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
