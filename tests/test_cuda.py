@@ -1,8 +1,9 @@
-"""The CPU kernels against gsplat's CUDA kernels on the same inputs: what makes a run on one machine mean the same on the other.
+"""The CPU kernels against gsplat's CUDA kernels on the same inputs, so that a run may move between machines.
 
-Needs an NVIDIA GPU and skips without one. Both sides compute in float32 and in different orders, so a pixel where a Gaussian's alpha
-lies next to a cut (skipped below 1/255, capped at 0.999, stopped at a transmittance of 1e-4) may fall on either side of it. The float64
-reference says where that is so; those pixels are left out of the comparison and of the loss, and the tests check that they are few.
+Needs an NVIDIA GPU and skips without one. Both sides compute in float32 and in different orders. At a pixel whose alpha
+or transmittance is next to a threshold (alpha 1/255 or 0.999, transmittance 1e-4), they may decide differently. The
+float64 reference finds these pixels. They are excluded from the comparison and from the loss, and the tests check that
+they are few.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from gs_train.cameras.camera import Camera
 from gs_train.model.gaussians import GaussianModel
 from gs_train.render import gsplat_cuda
 from gs_train.render.reference import render_reference
 from gs_train.render.select import select_rasterizer
-from gs_train.scene.types import Camera
 
 pytestmark = [
     pytest.mark.cuda,

@@ -1,4 +1,4 @@
-"""SSIM against a direct convolution in float64; the loss's own gradient against finite differences."""
+"""SSIM against a direct convolution in float64; the loss's gradient against finite differences."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The Numba kernels' common ground: compilation, SIMD values, buffers, and the fused loss."""
+"""Code that the Numba kernels share: compilation, SIMD vectors, buffers, and the fused photometric loss."""

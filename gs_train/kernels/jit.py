@@ -1,8 +1,8 @@
-"""How our kernels are compiled and cached: one set of Numba options.
+"""Compilation of the Numba kernels: one set of options, and a cache on disk. The kernels themselves are elsewhere.
 
-Not here: any arithmetic. The invariant: nothing in the options lets the compiler reorder sums or products. Multiply and add may be fused
-(``contract``), so two kernels that share an expression agree on it where LLVM makes the same choice in both, as it was seen to.
-``error_model="numpy"`` keeps division free of exceptions, and with them of branches.
+The options never let the compiler reorder sums or products. They let it fuse a multiplication and an addition
+(``contract``), so two kernels that share an expression may round differently. In practice they have agreed so far.
+``error_model="numpy"`` makes a division by zero return inf or NaN. It raises no exception, so it needs no branch.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ if numba.config.CPU_FEATURES is None and numba.config.CPU_NAME is None:
     _features = llvmlite.binding.get_host_cpu_features()
     WIDE_VECTORS = bool(_features.get("avx512f"))
     if WIDE_VECTORS:
-        # LLVM prefers 256-bit vectors on many processors that have 512-bit ones; blending is 1.6 times as fast with the wide ones. Numba
-        # reads this when it first compiles, so it works only if nothing was compiled before, and does no harm otherwise.
+        # LLVM prefers 256-bit vectors on many processors with 512-bit registers, but blending is 1.6 times as fast with
+        # 512-bit vectors. Numba reads this setting at its first compilation; set later, it is ignored.
         numba.config.CPU_FEATURES = _features.flatten() + ",-prefer-256-bit"
 else:
     WIDE_VECTORS = "+avx512f" in (numba.config.CPU_FEATURES or "")
 
-# `omp` kills forked children (a data loader, a test runner), so it comes last.
+# `omp` kills forked child processes (a data loader, a test runner), so it comes last.
 numba.config.THREADING_LAYER_PRIORITY = ["tbb", "workqueue", "omp"]
 
 FASTMATH = {"contract", "nsz", "arcp"}
@@ -41,24 +41,25 @@ FASTMATH = {"contract", "nsz", "arcp"}
 _OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": FASTMATH, "nogil": True, "no_cfunc_wrapper": True}
 
 helper: Callable[..., Any] = numba.njit(**_OPTIONS, forceinline=True, no_cpython_wrapper=True)
-"""Decorator for a function that only kernels call; it is compiled into them and not cached by itself."""
+"""Decorator for a function that only kernels call. It is compiled into each kernel and has no cache file of its own."""
 
 inline_once: Callable[..., Any] = numba.njit(**_OPTIONS, inline="always")
-"""As ``helper``, for a long function with one caller: its source is taken into the caller's, so it is not compiled twice."""
+"""Like ``helper``, for a long function with one caller. Numba inlines its source code, so it is compiled only once."""
 
 KERNEL_LOCK = threading.RLock()
-"""Held around kernels: Numba's default threading layer ends the process when two threads start parallel kernels at once."""
+"""Held while kernels run: Numba's workqueue threading layer, the default without TBB, ends the process when two threads
+start parallel kernels at once."""
 
 
 def parallel_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorator for a kernel with ``prange`` loops whose iterations write disjoint memory, cached on disk."""
+    """Decorator for a kernel whose ``prange`` iterations write to disjoint memory. It is cached on disk."""
     compiled = numba.njit(**_OPTIONS, parallel=True)(function)
     before = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = str(_cache_folder())
     try:
         compiled.enable_caching()
     except (RuntimeError, OSError):
-        # No folder can be written to. Kernels are then compiled anew in each process, as they would be the first time.
+        # No cache folder is writable, so each process compiles the kernels again.
         pass
     finally:
         numba.config.CACHE_DIR = before
@@ -67,10 +68,10 @@ def parallel_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @functools.cache
 def _cache_folder() -> Path:
-    """Where compiled kernels are kept: NUMBA_CACHE_DIR or the user's cache folder, and in it one folder per state of our sources.
+    """The folder for compiled kernels, in NUMBA_CACHE_DIR or the user's cache folder, with a hash of our sources.
 
-    Numba only looks at the file that defines a kernel. A kernel compiles in what it takes from other files, so a change there would leave
-    an old kernel in use.
+    Numba checks only the file that defines a kernel. A kernel also contains functions and constants from other files:
+    without the hash, a change there would leave the old kernel in use.
     """
     digest = hashlib.sha256()
     kernels = Path(__file__).parent
@@ -89,7 +90,7 @@ def _cache_folder() -> Path:
 
 @contextmanager
 def report_compilation(notify: Callable[[str], None]) -> Iterator[None]:
-    """Say so if kernels have to be compiled in this block, because they are not on disk yet, and afterwards how long it took."""
+    """Notify the user if this block compiles kernels, because the disk has none yet, and report the time at the end."""
     listener = _Compilations(notify)
     began_s = time.perf_counter()
     with event.install_listener("numba:compile", listener):
@@ -102,17 +103,18 @@ def report_compilation(notify: Callable[[str], None]) -> Iterator[None]:
 
 
 class _Compilations(event.Listener):  # type: ignore[misc]
-    """Counts the kernels that are compiled (and not loaded), and says so at the first."""
+    """Counts the kernels that Numba compiles instead of loading them, and notifies the user at the first."""
 
     def __init__(self, notify: Callable[[str], None]) -> None:
         self._notify, self._depth, self.kernels = notify, 0, 0
 
     def on_start(self, event: Any) -> None:
-        # What kernels call is compiled inside them.
+        # A kernel's helpers compile within the kernel's own event, so only the outermost event counts.
         if self._depth == 0:
             if self.kernels == 0:
                 self._notify(
-                    "Compiling the CPU kernels (projection, tiles, blending, loss), once per machine: about half a minute."
+                    "Compiling the CPU kernels (projection, tiles, blending, loss), once per machine: "
+                    "about half a minute."
                 )
             self.kernels += 1
         self._depth += 1
@@ -122,5 +124,5 @@ class _Compilations(event.Listener):  # type: ignore[misc]
 
 
 def follow_torch_threads() -> None:
-    """Use as many threads as torch does, so that one knob (``torch.set_num_threads`` or OMP_NUM_THREADS) rules both."""
+    """Use as many threads as torch, so that ``torch.set_num_threads`` or OMP_NUM_THREADS controls both."""
     numba.set_num_threads(max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)))

@@ -1,10 +1,12 @@
-"""L1 + D-SSIM and its gradient on a CPU: a pair of Numba kernels over strips of the image.
+"""L1 + D-SSIM and its gradient on a CPU: two Numba kernels over strips of the image.
 
-Not here: the definition (``losses`` holds it in plain torch; the tests hold the two against each other). An image row of W RGB pixels is
-taken as 3 W floats, so that a tap of the window lies three floats to the side and rows are vectors without a transposition. A strip is
-walked downwards: each row is blurred across into a ring of the last rows, and two finished rows at a time are blurred down out of it, so
-that what is worked on stays in the nearest cache. SSIM needs the blurs of x**2 and y**2 only in their sum, so four planes are blurred,
-not five. The invariant: the sums over strips are taken in a fixed order, whatever the number of threads.
+``losses`` defines the same function in plain torch, and the tests compare the two.
+
+A row of W RGB pixels is treated as 3 W floats: neighbouring taps of the window are three floats apart, and rows are
+SIMD vectors without a transposition. A kernel walks down each strip. It blurs each row horizontally into a ring buffer
+of the last rows, and blurs two rows at a time vertically out of the ring, so its working set stays in the L1 cache.
+SSIM needs only the sum of the blurs of x**2 and y**2, so four planes are blurred instead of five. The sums over strips
+are added in a fixed order, for any number of threads.
 """
 
 from __future__ import annotations
@@ -27,30 +29,30 @@ from gs_train.kernels.simd import (
     zero_floats,
 )
 
-_HALO = 5  # px and rows on each side of a pixel
-_STRIP, _ROWS = 96, 128  # floats and rows of a strip
-_MARGIN = 16  # floats kept on each side of a row: the halo of 15, rounded up
+_HALO = 5  # pixels of the window on each side of its centre
+_STRIP, _ROWS = 96, 128  # size of a strip: floats per row, and rows
+_MARGIN = 16  # extra floats on each side of a row: the halo of 3 * 5, rounded up
 _window = np.exp(-0.5 * ((np.arange(2 * _HALO + 1) - _HALO) / 1.5) ** 2)
-# Half of the symmetric window, outermost first, centre last.
+# Half of the symmetric window, from the outermost weight to the centre.
 _W0, _W1, _W2, _W3, _W4, _W5 = (np.float32(w) for w in (_window / _window.sum())[: _HALO + 1])
 _C1, _C2 = np.float32(0.01**2), np.float32(0.03**2)
 _ZERO, _ONE, _TWO = np.float32(0.0), np.float32(1.0), np.float32(2.0)
 _LANES, _U_STRIP, _N0 = np.uint64(LANES), np.uint64(_STRIP), np.uint64(0)
-# How far a tap lies to the side, in floats.
+# Distance of each tap from the centre, in floats.
 _T1, _T2, _T3, _T4, _T5 = (np.uint64(3 * k) for k in range(1, 6))
 
-# The scratch array: two rows each of the image, of the target and of what comes out, with their margins; sums; the ring of blurred rows.
+# Offsets in the scratch array: two rows each of image, target and output, with margins; sums; the ring of blurred rows.
 _ROW = _STRIP + 2 * _MARGIN
 _X, _X_BELOW, _Y, _Y_BELOW, _OUT, _OUT_BELOW, _SUMS, _RING = (np.uint64(k * _ROW) for k in range(8))
 _BELOW = _X_BELOW - _X
-_PLANES, _SLOTS = 4, 16  # The ring holds twelve rows at least; sixteen make its places cheap to find.
+_PLANES, _SLOTS = 4, 16  # The ring needs twelve rows; sixteen make the row's offset cheap to compute.
 _SLOT = _PLANES * _STRIP
 _SIZE = int(_RING) + _SLOTS * _SLOT
 
 
 @helper
 def _copy_row(source, s, to, y, x0, height, width):  # type: ignore[no-untyped-def]
-    """Copy row y of [height * width] from x0 - _MARGIN on into the scratch array; zeros beyond the border."""
+    """Copy row y of a [height * width] array, from x0 - _MARGIN, into the scratch array; zeros outside the image."""
     if y < 0 or y >= height:
         for c in range(_N0, np.uint64(_ROW), _LANES):
             store(s, to + c, zero_floats())
@@ -66,7 +68,7 @@ def _copy_row(source, s, to, y, x0, height, width):  # type: ignore[no-untyped-d
 
 @helper
 def _add_taps(s, x, y, tap, weight, blurred):  # type: ignore[no-untyped-def]
-    """Add the two taps at equal distance from the centre to the blurs of x, y, x**2 + y**2 and x y."""
+    """Add the taps at distance ``tap`` on both sides to the blurs of x, y, x**2 + y**2 and x * y."""
     left_x, right_x, left_y, right_y = load(s, x - tap), load(s, x + tap), load(s, y - tap), load(s, y + tap)
     return (
         blurred[0] + weight * (left_x + right_x),
@@ -78,7 +80,7 @@ def _add_taps(s, x, y, tap, weight, blurred):  # type: ignore[no-untyped-def]
 
 @helper
 def _blur_row_across(s, slot):  # type: ignore[no-untyped-def]
-    """Blur the rows of image and target and of their products across, into the four planes of a place in the ring."""
+    """Blur the rows of image, target and their products horizontally, into the four planes of a ring row."""
     for c in range(_N0, _U_STRIP, _LANES):
         x, y = _X + np.uint64(_MARGIN) + c, _Y + np.uint64(_MARGIN) + c
         vx, vy = load(s, x), load(s, y)
@@ -96,32 +98,34 @@ def _blur_row_across(s, slot):  # type: ignore[no-untyped-def]
 
 @helper
 def _across(a, at):  # type: ignore[no-untyped-def]
-    """The window along a row around ``at``."""
+    """Window sum along the row, centred at ``at``."""
     return (
-        _W5 * load(a, at) + _W4 * (load(a, at - _T1) + load(a, at + _T1)) + _W3 * (load(a, at - _T2) + load(a, at + _T2))
+        _W5 * load(a, at)
+        + _W4 * (load(a, at - _T1) + load(a, at + _T1)) + _W3 * (load(a, at - _T2) + load(a, at + _T2))
         + _W2 * (load(a, at - _T3) + load(a, at + _T3)) + _W1 * (load(a, at - _T4) + load(a, at + _T4))
         + _W0 * (load(a, at - _T5) + load(a, at + _T5))
     )  # fmt: skip
 
 
 @helper
-def _place(row):  # type: ignore[no-untyped-def]
-    """Where row ``row`` of a strip (the halo above counts from 0) lies in the ring."""
+def _ring_row(row):  # type: ignore[no-untyped-def]
+    """Offset in the ring of a strip's row; row 0 is the first row of the halo above the strip."""
     return _RING + np.uint64(row % _SLOTS) * np.uint64(_SLOT)
 
 
 @helper
-def _places(row):  # type: ignore[no-untyped-def]
-    """Where the twelve rows from ``row`` on lie."""
+def _ring_rows(row):  # type: ignore[no-untyped-def]
+    """Offsets in the ring of twelve rows, starting at ``row``."""
     return (
-        _place(row), _place(row + 1), _place(row + 2), _place(row + 3), _place(row + 4), _place(row + 5),
-        _place(row + 6), _place(row + 7), _place(row + 8), _place(row + 9), _place(row + 10), _place(row + 11),
+        _ring_row(row), _ring_row(row + 1), _ring_row(row + 2), _ring_row(row + 3),
+        _ring_row(row + 4), _ring_row(row + 5), _ring_row(row + 6), _ring_row(row + 7),
+        _ring_row(row + 8), _ring_row(row + 9), _ring_row(row + 10), _ring_row(row + 11),
     )  # fmt: skip
 
 
 @helper
 def _down(s, places, at):  # type: ignore[no-untyped-def]
-    """The window along columns at ``at`` within a place, for two rows that follow each other."""
+    """Window sums along the columns for two consecutive output rows; ``at`` is the offset within a ring row."""
     r0, r1, r2, r3 = load(s, places[0] + at), load(s, places[1] + at), load(s, places[2] + at), load(s, places[3] + at)
     r4, r5, r6, r7 = load(s, places[4] + at), load(s, places[5] + at), load(s, places[6] + at), load(s, places[7] + at)
     r8, r9, r10, r11 = (
@@ -138,7 +142,7 @@ def _down(s, places, at):  # type: ignore[no-untyped-def]
 
 @helper
 def _ssim_terms(mx, my, squares, xy):  # type: ignore[no-untyped-def]
-    """SSIM and its derivatives by blur(x), by blur(x**2) and by blur(x y)."""
+    """SSIM and its derivatives with respect to blur(x), blur(x**2) and blur(x * y)."""
     both, means = mx * my, mx * mx + my * my
     a1, a2 = _TWO * both + _C1, _TWO * (xy - both) + _C2
     b1, b2 = means + _C1, (squares - means) + _C2
@@ -151,7 +155,7 @@ def _ssim_terms(mx, my, squares, xy):  # type: ignore[no-untyped-def]
 
 @helper
 def _absolute_difference(s):  # type: ignore[no-untyped-def]
-    """Sum of |x - y| over the strip's own part of the row."""
+    """Sum of |x - y| over the row, without the margins."""
     total = zero_floats()
     for c in range(np.uint64(_MARGIN), np.uint64(_MARGIN + _STRIP), _LANES):
         total = total + absolute(load(s, _X + c) - load(s, _Y + c))
@@ -161,7 +165,7 @@ def _absolute_difference(s):  # type: ignore[no-untyped-def]
 
 @helper
 def _finish_row(s, terms, derivatives, plane, at, c, left, right):  # type: ignore[no-untyped-def]
-    """Store a vector of derivatives, zero outside the columns from left to right; return SSIM there."""
+    """Store one vector of derivatives and return its SSIM values; both are zero outside the columns [left, right)."""
     column = lane_numbers() + np.float32(c)
     inside = (column >= left) & (column < right)
     store(derivatives, at + c, where(inside, terms[1], _ZERO))
@@ -174,14 +178,14 @@ def _finish_row(s, terms, derivatives, plane, at, c, left, right):  # type: igno
 def ssim_forward(
     image: NDArray, target: NDArray, height: int, width: int, border: int, derivatives: NDArray, sums: NDArray
 ) -> None:
-    """SSIM and L1 sums, and what the gradient needs.
+    """Sum SSIM and L1 over the strips, and store the derivatives that ``ssim_backward`` needs.
 
     Args:
-        image, target: [height * width] float32; width counts floats, i.e. three per pixel.
-        border: pixels on each side whose SSIM does not count: 0, or the halo where only whole windows do.
-        derivatives: [3, height, stride] float32 as one array, written: dSSIM by blur(x), by blur(x**2), by blur(x y) for each window.
-            stride is a whole number of strips and a margin at either end, where zeros are written.
-        sums: [strips, 2] float64, written: sum of SSIM and of absolute differences in each strip.
+        image, target: [height * width] float32; width counts floats, three per pixel.
+        border: pixels on each side that SSIM leaves out: 0, or the halo if SSIM counts whole windows only.
+        derivatives: [3, height, stride] float32 as a flat array, written: per window dSSIM/dblur(x), dSSIM/dblur(x**2),
+            dSSIM/dblur(x * y). stride is a whole number of strips plus a margin of zeros at each end.
+        sums: [strips, 2] float64, written: each strip's sum of SSIM and sum of absolute differences.
     """
     across = (width + _STRIP - 1) // _STRIP
     stride = across * _STRIP + 2 * _MARGIN
@@ -197,12 +201,12 @@ def ssim_forward(
             _copy_row(target, s, _Y, y0 + row - _HALO, x0, height, width)
             if row >= _HALO and row < rows + _HALO:
                 absolute_sum += _absolute_difference(s)
-            _blur_row_across(s, _place(row))
-            # With an even number of rows after the first ten, two rows are complete.
+            _blur_row_across(s, _ring_row(row))
+            # Twelve rows in the ring give two output rows. After the first ten rows, every second row completes a pair.
             done = row - 2 * _HALO
             if done < 1 or done % 2 == 0:
                 continue
-            places = _places(done - 1)
+            places = _ring_rows(done - 1)
             upper, lower = y0 + done - 1, y0 + done
             upper_counts = upper >= border and upper < height - border
             lower_counts = lower >= border and lower < height - border
@@ -237,7 +241,7 @@ def ssim_forward(
 
 @helper
 def _gradient(s, x, y, by_mean, by_xx, by_xy, weight_l1, weight_ssim):  # type: ignore[no-untyped-def]
-    """The gradient of the pixels at ``x`` with the target at ``y``, given the blurred derivatives there."""
+    """Gradient of the image pixels at ``x`` from the target pixels at ``y`` and the blurred derivatives."""
     vx, vy = load(s, x), load(s, y)
     sign = where(vx > vy, _ONE, where(vy > vx, -_ONE, zero_floats()))
     return weight_l1 * sign + weight_ssim * (by_mean + _TWO * vx * by_xx + vy * by_xy)
@@ -245,7 +249,7 @@ def _gradient(s, x, y, by_mean, by_xx, by_xy, weight_l1, weight_ssim):  # type: 
 
 @helper
 def _store_row(s, at, gradient, y, x0, width):  # type: ignore[no-untyped-def]
-    """Copy a finished row of the strip to where it belongs."""
+    """Copy a finished output row of the strip into the gradient array."""
     begin, at = y * width + x0, at + np.uint64(_MARGIN)
     if x0 + _STRIP <= width:
         for c in range(_N0, _U_STRIP, _LANES):
@@ -256,8 +260,10 @@ def _store_row(s, at, gradient, y, x0, width):  # type: ignore[no-untyped-def]
 
 
 @parallel_kernel
-def ssim_backward(image, target, height, width, derivatives, weight_l1, weight_ssim, gradient):  # type: ignore[no-untyped-def]
-    """gradient = weight_l1 * sign(image - target) + weight_ssim * dSSIM/dimage, [height * width] float32, written; weights float32."""
+def ssim_backward(  # type: ignore[no-untyped-def]
+    image, target, height, width, derivatives, weight_l1, weight_ssim, gradient
+):  # fmt: skip
+    """Write gradient [height * width] = weight_l1 * sign(image - target) + weight_ssim * dSSIM/dimage; all float32."""
     across = (width + _STRIP - 1) // _STRIP
     stride = across * _STRIP + 2 * _MARGIN
     plane = np.uint64(height * stride)
@@ -266,7 +272,7 @@ def ssim_backward(image, target, height, width, derivatives, weight_l1, weight_s
         y0, x0 = (strip // across) * _ROWS, (strip % across) * _STRIP
         rows = min(_ROWS, height - y0)
         for row in range(rows + 2 * _HALO + 1):
-            y, place = y0 + row - _HALO, _place(row)
+            y, place = y0 + row - _HALO, _ring_row(row)
             if y < 0 or y >= height:
                 for c in range(_N0, np.uint64(3 * _STRIP), _LANES):
                     store(s, place + c, zero_floats())
@@ -279,7 +285,7 @@ def ssim_backward(image, target, height, width, derivatives, weight_l1, weight_s
             done = row - 2 * _HALO
             if done < 1 or done % 2 == 0:
                 continue
-            places, y = _places(done - 1), y0 + done - 1
+            places, y = _ring_rows(done - 1), y0 + done - 1
             _copy_row(image, s, _X, y, x0, height, width)
             _copy_row(target, s, _Y, y, x0, height, width)
             _copy_row(image, s, _X_BELOW, y + 1, x0, height, width)
@@ -304,9 +310,15 @@ def ssim_backward(image, target, height, width, derivatives, weight_l1, weight_s
 def photometric_loss_and_gradient(
     image: NDArray, target: NDArray, lambda_dssim: float, border: int
 ) -> tuple[float, NDArray]:
-    """(1 - lambda) * L1 + lambda * (1 - SSIM) and its gradient by ``image``; [H, W, 3] float32, contiguous.
+    """(1 - lambda) * L1 + lambda * (1 - SSIM), and its gradient with respect to ``image``.
 
-    ``border`` is 0, or the window's halo if SSIM counts whole windows only.
+    Args:
+        image, target: [H, W, 3] float32, contiguous.
+        lambda_dssim: weight of the SSIM part, 0..1.
+        border: 0, or the window's halo if SSIM counts whole windows only.
+
+    Returns:
+        The loss, and the gradient [H, W, 3] float32.
     """
     height, width = image.shape[0], 3 * image.shape[1]
     across, down = -(-width // _STRIP), -(-height // _ROWS)

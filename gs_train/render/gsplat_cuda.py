@@ -1,8 +1,8 @@
-"""The rasterizer for NVIDIA GPUs: calls ``gsplat.rasterization`` and gives what every rasterizer here gives.
+"""The rasterizer for NVIDIA GPUs: calls ``gsplat.rasterization`` and returns a ``RenderOutput``.
 
-It is not a kernel of ours and not the place that chooses a device (``select.py`` is). gsplat is imported only when this rasterizer is
-used, and its kernels are loaded through ``why_unusable``, because a plain import compiles for minutes without a word or fails with
-messages that name the wrong cause. The invariant: background and gradients mean the same as on the CPU, so a run may change machines.
+The kernels are gsplat's, and ``select.py`` chooses the device. gsplat is imported only when this rasterizer is used.
+``why_unusable`` loads its kernels first, because a plain import compiles silently for minutes or fails with messages
+that name the wrong cause. Background and gradients mean the same as on the CPU, so a run may move between machines.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gs_train.cameras.camera import Camera
 from gs_train.model.gaussians import GaussianModel
 from gs_train.render.types import RenderOutput
-from gs_train.scene.types import Camera
 
 
 class GsplatRasterizer:
-    """gsplat's CUDA kernels behind the ``Rasterizer`` protocol. Ask ``why_unusable`` first: the first render loads the kernels."""
+    """gsplat's CUDA kernels behind the ``Rasterizer`` protocol. Call ``why_unusable`` first: it loads the kernels."""
 
     name = "gsplat"
 
@@ -45,13 +45,14 @@ class GsplatRasterizer:
         absgrad: bool = False,
         depth: bool = False,
     ) -> RenderOutput:
-        """Render ``model`` from ``camera``; arguments and result as in ``Rasterizer.render``, all tensors on one CUDA device."""
+        """Render ``model`` from ``camera``, as in ``Rasterizer.render``; all tensors are on one CUDA device."""
+        fx, fy, cx, cy = camera.pinhole_intrinsics()
         intrinsics = torch.tensor(
-            [[camera.fx, 0.0, camera.cx], [0.0, camera.fy, camera.cy], [0.0, 0.0, 1.0]],
+            [[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]],
             dtype=torch.float32,
             device=world_to_camera.device,
         )
-        # packed=False because the packed code path fails a shape assertion in some calls and renumbers the rows of means2d.
+        # packed=False, because the packed path fails a shape assertion in some calls and renumbers the rows of means2d.
         colours, alphas, meta = self._rasterization(
             means=model.xyz,
             quats=model.rotation,
@@ -68,10 +69,10 @@ class GsplatRasterizer:
             rasterize_mode=self._mode,
             absgrad=absgrad,
         )
-        # The background is composited here rather than by gsplat, whose own way is not sound in every mode.
+        # The background is composited here, because gsplat's own compositing fails in some modes.
         alpha = alphas[0, :, :, 0]
         image = colours[0, :, :, :3] + (1.0 - alpha)[:, :, None] * background
-        # Only rows with radii > 0 hold anything in gsplat's means2d; RenderOutput promises no more.
+        # Rows of gsplat's means2d with radii 0 are uninitialised; RenderOutput declares them undefined.
         return RenderOutput(
             image=image,
             alpha=alpha,
@@ -82,10 +83,10 @@ class GsplatRasterizer:
 
 
 def _with_gradient_of(batched: Tensor) -> Tensor:
-    """Return the [N, 2] content of a [1, N, 2] graph tensor, as a tensor whose ``grad`` the backward pass fills.
+    """Return the [N, 2] values of a [1, N, 2] graph tensor, as a tensor whose ``grad`` the backward pass fills.
 
-    gsplat keeps a camera axis that RenderOutput does not have, and indexing makes a new graph node that no gradient flows through.
-    So the values are handed out detached and a hook on gsplat's own tensor passes its gradient on.
+    gsplat's tensor has a camera axis that RenderOutput has not. Indexing would make a new graph node that receives no
+    gradient. The returned values are therefore detached, and a hook on gsplat's tensor copies its gradient to them.
     """
     view = batched.detach()[0]
 
@@ -100,12 +101,12 @@ def _with_gradient_of(batched: Tensor) -> Tensor:
 
 
 def kernels_built() -> bool:
-    """Say whether gsplat's kernels are compiled for this torch already, without compiling them."""
+    """Whether gsplat's kernels are already compiled for this torch. Compiles nothing."""
     if importlib.util.find_spec("gsplat") is None:
         return False
     if importlib.util.find_spec("gsplat.csrc") is not None:
         return True
-    # gsplat itself asks this private function of torch where its kernels lie, so it is there whenever gsplat works.
+    # gsplat itself locates its kernels with this private function of torch, so the function exists if gsplat works.
     from torch.utils.cpp_extension import _get_build_directory
 
     folder = Path(_get_build_directory("gsplat_cuda", verbose=False))
@@ -113,22 +114,24 @@ def kernels_built() -> bool:
 
 
 def why_unusable(notify: Callable[[str], None]) -> str | None:
-    """Load gsplat's kernels, compiling them if need be, and return None; or return what is wrong, as a phrase.
+    """Load gsplat's kernels and compile them if necessary.
 
     Args:
-        say: takes one line for the user before a compilation, which lasts minutes and happens once per machine and torch version.
+        notify: receives one line before a compilation, which takes minutes, once per machine and torch version.
+
+    Returns:
+        None if the kernels work, else the fault as a phrase for an error message.
     """
     if importlib.util.find_spec("gsplat") is None:
         return "gsplat is not installed"
     try:
         if not kernels_built():
             notify("gsplat compiles its CUDA kernels now: this takes minutes, once")
-        # Whatever gsplat prints while it loads is replaced by the line above and the phrase below.
+        # The line above and the phrase below replace gsplat's own output during loading.
         with redirect_stdout(StringIO()), _scripts_on_path():
             from gsplat.cuda import _backend
-    except (
-        Exception
-    ) as error:  # a compiler, a linker, a loader and three packages can fail here, each with a type of its own
+    # A compiler, a linker, a loader and three packages can fail here, each with its own exception type.
+    except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         return f"gsplat's CUDA kernels do not load ({lines[0]})"
     if _backend._C is None:
@@ -138,7 +141,7 @@ def why_unusable(notify: Callable[[str], None]) -> str | None:
 
 @contextmanager
 def _scripts_on_path() -> Iterator[None]:
-    """Put this environment's scripts on the PATH: torch starts ninja by name, and an environment need not be activated to be used."""
+    """Put this environment's scripts on the PATH: torch starts ninja by name, even in an inactive environment."""
     before = os.environ.get("PATH", "")
     os.environ["PATH"] = os.pathsep.join(part for part in (sysconfig.get_path("scripts"), before) if part)
     try:

@@ -1,8 +1,9 @@
-"""The oracle: the rasterizer's function in plain float64 PyTorch, differentiated by autograd. Slow, for small inputs and for tests.
+"""The reference rasterizer: the same function in plain float64 PyTorch, differentiated by autograd. Slow, for tests.
 
-Not here: speed, tiles, or any trick. One [H, W] plane per Gaussian, front to back. The invariant: this file is what the function *is*
-(gsplat 1.5.3's); the kernels are measured against it. Besides the image it returns how near each pixel came to one of the function's jumps
-(alpha at 1/255 or 0.999, transmittance at the stop), where float32 and float64 may honestly decide otherwise.
+This file defines the function (gsplat 1.5.3's), and tests compare the kernels with it. It has no tiles and no
+optimisation: it blends one [H, W] plane per Gaussian, front to back. Besides the image it returns each pixel's distance
+to the nearest discontinuity of the function (alpha at 1/255 or 0.999, transmittance at the stop), where rounding may
+lead float32 and float64 to different decisions.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gs_train.scene.types import Camera
+from gs_train.cameras.camera import Camera
 
-_NEAR = float(torch.tensor(0.01))  # as float32, in which gsplat compares
+_NEAR = float(torch.tensor(0.01))  # rounded to float32, because gsplat compares in float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,17 +26,17 @@ class ReferenceOutput:
     image: Tensor
     """[H, W, 3]"""
     depth: Tensor
-    """[H, W] sum of alpha * T * z"""
+    """[H, W] sum of alpha * transmittance * z, world units"""
     alpha: Tensor
-    """[H, W]"""
+    """[H, W] 1 - final transmittance"""
     means2d: Tensor
-    """[N, 2] px; ``grad`` is kept."""
+    """[N, 2] px; retains its ``grad``."""
     radii: Tensor
-    """[N, 2] int32"""
+    """[N, 2] int32 half extents in px; 0 = not visible"""
     margin: Tensor
-    """[H, W] smallest relative distance of any comparison from its threshold"""
+    """[H, W] smallest relative distance of a compared value from its threshold"""
     gradient_terms: list[tuple[int, Tensor, Tensor]]
-    """Per visible Gaussian: index, and its dx and dy planes [H, W] with ``grad`` kept, for sums of absolute gradients."""
+    """Per visible Gaussian: index, and its planes dx and dy [H, W], which retain ``grad``, for absolute gradients."""
 
 
 def spherical_harmonics(degree: int, directions: Tensor) -> Tensor:
@@ -73,7 +74,7 @@ def rotation_matrices(quats: Tensor) -> Tensor:
 def project(
     means: Tensor, quats: Tensor, scales: Tensor, view: Tensor, camera: Camera, eps2d: float = 0.3
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Means [N, 2] px, covariances [N, 2, 2] px^2 after the low-pass, depths [N], determinant ratio before / after [N]."""
+    """Means [N, 2] px, low-passed covariances [N, 2, 2] px^2, depths [N], det before / det after low-pass [N]."""
     points = means @ view[:3, :3].T + view[:3, 3]
     x, y, z = points.unbind(-1)
     means2d = torch.stack([camera.fx * x / z + camera.cx, camera.fy * y / z + camera.cy], dim=-1)
@@ -100,7 +101,7 @@ def render_reference(
     *, means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, sh: Tensor, sh_degree: int,
     view: Tensor, camera: Camera, background: Tensor, antialiased: bool = False,
 ) -> ReferenceOutput:  # fmt: skip
-    """Render one view; every tensor float64, shapes as in ``cpu.autograd.rasterize``, sh [N, K, 3]."""
+    """Render one view. All tensors are float64, with shapes as in ``cpu.autograd.rasterize``; sh is [N, K, 3]."""
     means2d, covariance, depths, ratio = project(means, quats, scales, view, camera)
     if means2d.requires_grad:
         means2d.retain_grad()
@@ -116,7 +117,7 @@ def render_reference(
     alive = torch.ones_like(transmittance, dtype=torch.bool)
     image, depth = torch.zeros(camera.height, camera.width, 3, dtype=means.dtype), torch.zeros_like(transmittance)
     margin, terms = torch.full_like(transmittance, math.inf), []
-    # Front to back by float32 depth, ties by index, as the kernels sort.
+    # Front to back by float32 depth, then by index: the order of the kernels.
     for i in torch.argsort(depths.detach().float(), stable=True).tolist():
         if not bool((radii[i] > 0).all()):
             continue
@@ -153,7 +154,7 @@ def render_reference(
 
 
 def _radii(means2d: Tensor, covariance: Tensor, depths: Tensor, opacity: Tensor, camera: Camera) -> Tensor:
-    """[N, 2] int32 half extents in px, 0 for what cannot be seen."""
+    """[N, 2] int32 half extents in px; 0 for an invisible Gaussian."""
     with torch.no_grad():
         extent = torch.sqrt(2 * torch.log((255.0 * opacity).clamp(min=1.0))).clamp(max=3.33)
         radii = torch.ceil(extent[:, None] * torch.diagonal(covariance, dim1=1, dim2=2).sqrt())

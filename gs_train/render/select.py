@@ -1,7 +1,7 @@
-"""Chooses the rasterizer and the device: the only place in the project that asks whether there is a GPU.
+"""Chooses the rasterizer and the device. Every other module uses the device that it is given.
 
-It does not fall back silently: what was chosen comes with the reason in one line. The invariant: ``auto`` always yields something that
-works, and ``cuda`` yields CUDA or a ``UserError``.
+``auto`` always returns a working rasterizer; ``cuda`` returns CUDA or raises ``UserError``. A fallback to the CPU is
+not silent: the selection carries its reason as one line.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Selection:
     rasterizer: Rasterizer
     device: torch.device
     reason: str
-    """One line for the user, such as ``cpu: torch sees no CUDA device``."""
+    """One line for the user, for example ``cpu: torch sees no CUDA device``."""
 
 
 def select_rasterizer(
@@ -38,21 +38,21 @@ def select_rasterizer(
     """Choose the rasterizer for ``--device``.
 
     Args:
-        device: ``auto`` takes CUDA when torch sees a GPU and gsplat's kernels load, else the CPU.
-        say: takes a line before kernels are compiled, which happens once per machine: minutes for gsplat's, half a minute for ours; and
-            one with the time it took.
-        antialiased: make a Gaussian that is smaller than a pixel fainter instead of larger (Mip-Splatting's 2D filter; Yu et al. 2024), as
-            it was trained.
-        absgrad: the caller will ask renders for absolute gradients: their kernels are compiled here, too.
-        depth: the same for depth.
-        also_compile: what else the caller will run on a CPU; called where the CPU is chosen.
+        device: ``auto`` selects CUDA if torch sees a GPU and gsplat's kernels load, else the CPU.
+        notify: receives one line before kernels compile, and for our CPU kernels one line with the time afterwards.
+            Kernels compile once per machine: minutes for gsplat's, half a minute for ours.
+        antialiased: render a Gaussian smaller than a pixel fainter instead of larger (Mip-Splatting's 2D filter; Yu et
+            al. 2024). Use the value that the splat was trained with.
+        absgrad: the caller will request absolute gradients, so the CPU kernels for them are compiled now.
+        depth: the caller will request depth, so the CPU kernels for it are compiled now.
+        also_compile: functions that compile the caller's other CPU kernels; called only if the CPU is selected.
 
     Raises:
-        UserError: ``cuda`` was asked for and cannot be had.
+        UserError: ``device`` is ``cuda``, and torch sees no GPU or gsplat's kernels do not load.
     """
 
     def on_cpu(why: str) -> Selection:
-        # Imported here because Numba takes a second to load, which a run on CUDA need not wait for.
+        # Imported here, because Numba takes a second to load and a run on CUDA does not need it.
         from gs_train.kernels.jit import report_compilation
         from gs_train.render.cpu.rasterizer import CpuRasterizer
 
@@ -68,7 +68,8 @@ def select_rasterizer(
     if not torch.cuda.is_available():
         if device == "cuda":
             raise UserError(
-                "--device cuda: torch sees no CUDA device; install the NVIDIA driver and a CUDA build of torch, or use --device cpu."
+                "--device cuda: torch sees no CUDA device; install the NVIDIA driver and a CUDA build of torch, "
+                "or use --device cpu."
             )
         return on_cpu("torch sees no CUDA device")
 
@@ -84,6 +85,7 @@ def select_rasterizer(
         return Selection(rasterizer=rasterizer, device=chosen, reason=f"cuda: {gpu}, gsplat {__version__}")
     if device == "cuda":
         raise UserError(
-            f"--device cuda: {fault}; gs-train doctor says what to install for torch {torch.__version__}, or use --device cpu."
+            f"--device cuda: {fault}; run gs-train doctor to see the packages for torch {torch.__version__}, "
+            "or use --device cpu."
         )
     return on_cpu(f"there is {gpu}, but {fault}")

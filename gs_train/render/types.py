@@ -1,4 +1,5 @@
-"""What every rasterizer takes and gives. The invariant: two rasterizers given the same model and camera compute the same function."""
+"""The interface of the rasterizers: their inputs and outputs. For the same model and camera, every rasterizer computes
+the same function."""
 
 from __future__ import annotations
 
@@ -7,8 +8,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from gs_train.cameras.camera import Camera
 from gs_train.model.gaussians import GaussianModel
-from gs_train.scene.types import Camera
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,26 +21,27 @@ class RenderOutput:
     alpha: Tensor
     """[H, W] float32, 1 - final transmittance."""
     means2d: Tensor
-    """[N, 2] projected means in px. After ``backward`` its ``grad`` holds dL/dmeans2d in px, and if asked for its ``absgrad`` the
-    sum of its pixels' absolute parts; rows with radii 0 are meaningless."""
+    """[N, 2] projected means in px. After ``backward``, its ``grad`` holds dL/dmeans2d, and its ``absgrad``, if
+    requested, the sum over pixels of |dL/dmeans2d| per axis (AbsGS; Ye et al. 2024). Rows with radii 0 are
+    undefined."""
     radii: Tensor
-    """[N, 2] int32 half extents in px; 0 in either column means the view does not see the Gaussian."""
+    """[N, 2] int32 half extents in px; 0 in either column means that the Gaussian is not visible in this view."""
 
     depth: Tensor | None = None
-    """[H, W] float32, if asked for: the mean distance along the camera's axis, weighed as the colours are; world units, 0 where
-    nothing is seen."""
+    """[H, W] float32 mean distance along the camera's axis, weighted like the colours, in world units; 0 where no
+    Gaussian contributes. None unless requested."""
 
     def visible(self) -> Tensor:
-        """[N] bool: the view sees the Gaussian."""
-        # Column by column, because a reduction over two columns takes four times as long on a CPU.
+        """[N] bool: the Gaussian is visible in this view."""
+        # Two separate comparisons, because a reduction over two columns takes four times as long on a CPU.
         return (self.radii[..., 0] > 0) & (self.radii[..., 1] > 0)
 
 
 class Rasterizer(Protocol):
-    """Turns a model and a camera into an image, differentiably."""
+    """Renders a model from a camera, differentiably."""
 
     name: str
-    """``cpu`` or ``gsplat``; what logs and checkpoints call it."""
+    """``cpu`` or ``gsplat``: the name in logs and checkpoints."""
 
     def render(
         self,

@@ -1,4 +1,4 @@
-"""Our CPU rasterizer: Numba kernels that compute gsplat's function. ``rasterization`` is public, the rest is not."""
+"""Our CPU rasterizer: Numba kernels that compute gsplat's function. Only ``rasterization`` is public."""
 
 from gs_train.render.cpu.gsplat_api import rasterization
 

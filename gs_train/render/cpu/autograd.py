@@ -1,8 +1,9 @@
 """The CPU rasterizer as one differentiable torch function.
 
-Not here: kernels. It checks what goes into them (dtype, device, contiguity: a raw pointer to a strided tensor gives wrong results
-silently), runs them in order, and hands gradients back. The projected means take part as an input whose values are written on the way, so
-that their gradient, which density control lives on, is an ordinary ``.grad``.
+It checks the kernels' inputs, runs the kernels of the neighbouring files in order, and returns their gradients. The
+checks cover dtype, device and contiguity, because a raw pointer to a strided tensor silently gives wrong results. The
+projected means are an input that the forward pass overwrites. Their gradient, which density control needs, is then an
+ordinary ``.grad``.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor
 from gs_train.kernels.buffers import aligned_buffer
 from gs_train.kernels.jit import KERNEL_LOCK, follow_torch_threads
 from gs_train.model.gaussians import describe_non_finite
+from gs_train.model.spherical_harmonics import MAX_SH_DEGREE
 from gs_train.render.cpu.blending import blend_forward
 from gs_train.render.cpu.blending_backward import blend_backward
 from gs_train.render.cpu.projection import CHUNK, RECORD_SIZE, camera_vector, project_forward
@@ -29,35 +31,35 @@ from gs_train.render.cpu.tiles import bin_gaussians
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What does not change under differentiation."""
+    """The arguments that have no gradient."""
 
     width: int
     """px"""
     height: int
     """px"""
     sh_degree: int
-    """Degree evaluated; -1 takes the colours as they are."""
+    """Degree of spherical harmonics to evaluate; -1 for plain colours."""
     near: float = 0.01
-    """Gaussians nearer than this are dropped, world units."""
+    """Gaussians nearer than this are not rendered, world units."""
     far: float = 1e10
-    """Gaussians farther than this are dropped, world units."""
+    """Gaussians farther than this are not rendered, world units."""
     eps2d: float = 0.3
     """Low-pass added to the 2D covariance's diagonal, px^2."""
     antialiased: bool = False
-    """Scale opacity by the loss of area that the low-pass brings."""
+    """Reduce opacity to compensate for the area that the low-pass adds."""
     depth: bool = False
-    """Composite depth as a fourth channel over 0."""
-    absolute: bool = False
-    """Also sum absolute gradients of the projected means."""
+    """Composite depth as a fourth channel, with background 0."""
+    absgrad: bool = False
+    """Also sum the absolute gradients of the projected means over the pixels."""
 
 
 class Rasterize(torch.autograd.Function):
-    """(means, quats, scales, opacities, sh0, sh_rest, view, centre, intrinsics, background, means2d, absolute, settings)
-    -> (image, alpha, radii).
+    """(means, quats, scales, opacities, sh0, sh_rest, view, centre, intrinsics, background, means2d, means2d_absgrad,
+    settings) -> (image, alpha, radii).
 
-    All float32 on the CPU. view [4, 4] and centre [3] (of the camera, in the world) are separate inputs, so that autograd joins their
-    gradients. means2d [N, 2] is written in the forward pass and receives dL/dmeans2d; absolute ([N, 2], or [0, 2] if not wanted) is written
-    in the backward pass.
+    All tensors are float32 on the CPU, with shapes as in ``rasterize``. view [4, 4] and centre [3] (the camera's centre
+    in the world) are separate inputs, and autograd adds up their gradients. The forward pass writes means2d [N, 2],
+    whose gradient is dL/dmeans2d. The backward pass writes means2d_absgrad, [N, 2], or [0, 2] unless requested.
     """
 
     @staticmethod
@@ -74,7 +76,7 @@ class Rasterize(torch.autograd.Function):
             intrinsics,
             background,
             means2d,
-            absolute,
+            means2d_absgrad,
             settings,
         ) = inputs
         arrays = [_array(t) for t in (means, quats, scales, opacities, sh0, sh_rest)]
@@ -113,7 +115,7 @@ class Rasterize(torch.autograd.Function):
             blend_forward(records, tile_start, pairs, colours, image, transmittance, spans, tile_stop)
         image_tensor, radii_tensor = torch.from_numpy(image), torch.from_numpy(radii)
         ctx.save_for_backward(means, quats, scales, opacities, sh0, sh_rest, view, centre, image_tensor)
-        ctx.camera, ctx.settings, ctx.absolute = camera, settings, absolute
+        ctx.camera, ctx.settings, ctx.means2d_absgrad = camera, settings, means2d_absgrad
         ctx.kept = records, visible, chunk_counts, (tile_start, tile_stop, pairs, spans), transmittance
         ctx.mark_non_differentiable(radii_tensor)
         return image_tensor, 1.0 - torch.from_numpy(transmittance), radii_tensor
@@ -133,15 +135,15 @@ class Rasterize(torch.autograd.Function):
             follow_torch_threads()
             sums = blend_backward(
                 records, tile_start, tile_stop, pairs, spans,
-                _array(image), transmittance, _array(image_grad), _array(alpha_grad.contiguous()), settings.absolute,
+                _array(image), transmittance, _array(image_grad), _array(alpha_grad.contiguous()), settings.absgrad,
             )  # fmt: skip
             project_backward(
                 means, quats, scales, opacities, sh_rest, settings.sh_degree,
                 _array(view).astype(np.float64), _array(centre).astype(np.float64), ctx.camera,
                 settings.antialiased, records, visible, chunk_counts, sums,
-                *(_array(g) for g in grads), _array(means2d_grad), _array(ctx.absolute), chunk_grads,
+                *(_array(g) for g in grads), _array(means2d_grad), _array(ctx.means2d_absgrad), chunk_grads,
             )  # fmt: skip
-        # NumPy sums a fixed number of chunks in a fixed order, whatever the number of threads.
+        # NumPy sums the chunks in a fixed order, for any number of threads.
         pose_grad = torch.from_numpy(chunk_grads.sum(axis=0).astype(np.float32))
         view_grad = torch.cat([pose_grad[:3], torch.zeros(1, 4)])
         background_grad = None
@@ -152,7 +154,7 @@ class Rasterize(torch.autograd.Function):
 
 
 def _check_memory(settings: Settings) -> None:
-    """Refuse an image that cannot fit before the system has to end the process: colours, gradients of colours, alphas, and the loss."""
+    """Raise MemoryError if the image's buffers (colours, alphas, gradients, loss) exceed the machine's memory."""
     needed = settings.width * settings.height * 4 * 24
     if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
         return
@@ -163,7 +165,7 @@ def _check_memory(settings: Settings) -> None:
 
 
 def _array(tensor: Tensor) -> Any:
-    """The tensor's memory as a NumPy array; refuses what the kernels would misread."""
+    """The tensor's memory as a NumPy array. Raises ValueError for a tensor that the kernels would misread."""
     if tensor.device.type != "cpu" or tensor.dtype != torch.float32 or not tensor.is_contiguous():
         kind = f"{'' if tensor.is_contiguous() else 'strided '}{tensor.dtype} on {tensor.device}"
         raise ValueError(f"the CPU kernels take contiguous float32 CPU tensors, not {kind}")
@@ -171,12 +173,12 @@ def _array(tensor: Tensor) -> Any:
 
 
 def wants_gradient(inputs: Sequence[Tensor]) -> bool:
-    """Whether anything is to be differentiated at all."""
+    """Whether any of the inputs needs a gradient."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
 
 
 def check_tensors(expected: Mapping[str, tuple[Tensor, tuple[int, ...]]]) -> None:
-    """Raise ValueError, by name, unless each tensor has its shape and is float32 on the CPU: the kernels do not look where they write."""
+    """Raise ValueError with the name of a tensor of wrong shape, dtype or device: kernels do not check bounds."""
     for name, (tensor, shape) in expected.items():
         if tuple(tensor.shape) != shape:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must be {shape}")
@@ -189,44 +191,52 @@ def check_tensors(expected: Mapping[str, tuple[Tensor, tuple[int, ...]]]) -> Non
 def rasterize(
     *, means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, sh0: Tensor, sh_rest: Tensor,
     view: Tensor, intrinsics: tuple[float, float, float, float], background: Tensor, settings: Settings,
-    means2d: Tensor | None = None, absolute: Tensor | None = None,
+    means2d: Tensor | None = None, means2d_absgrad: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Render one view.
 
     Args:
-        means [N, 3], quats [N, 4] wxyz, scales [N, 3] activated, opacities [N] activated, sh0 [N, 3], sh_rest [N, K-1, 3].
+        means [N, 3], quats [N, 4] wxyz, scales [N, 3] activated, opacities [N] activated: the Gaussians.
+        sh0 [N, 3], sh_rest [N, K-1, 3]: spherical-harmonics coefficients, or plain colours in sh0 if sh_degree is -1.
         view: [4, 4] world -> OpenCV camera. intrinsics: fx, fy, cx, cy in px. background: [3].
-        means2d, absolute: [N, 2] to write the projected means and, after backward, their absolute gradients into; made if not given.
+        means2d: [N, 2], receives the projected means; None for a new tensor.
+        means2d_absgrad: [N, 2], receives the absolute gradients in the backward pass; None for a new tensor.
 
     Returns:
-        image [H, W, 3] (4 channels with depth), alpha [H, W], radii [N, 2] int32, means2d [N, 2] px with ``.grad`` after backward and,
-        if asked for, ``.absgrad`` [N, 2].
+        image [H, W, 3] (4 channels with depth), alpha [H, W], radii [N, 2] int32, means2d [N, 2] px. After the backward
+        pass means2d has ``.grad`` [N, 2] and, if requested, ``.absgrad`` [N, 2].
 
     Raises:
-        ValueError: a shape, dtype or device does not fit, or there are fewer SH coefficients than the degree needs.
-        FloatingPointError: an input is NaN or infinite; names the inputs, and how many of their values are.
+        ValueError: a wrong shape, dtype, device or focal length, or fewer SH coefficients than the degree needs.
+        FloatingPointError: inputs have NaN or infinite values; the message names the inputs and counts the values.
         MemoryError: the image's buffers need more memory than the machine has.
     """
     _check_memory(settings)
     n, rest = means.shape[0], sh_rest.shape[1] if sh_rest.dim() == 3 else 0
     if not all(math.isfinite(value) for value in intrinsics) or intrinsics[0] == 0.0 or intrinsics[1] == 0.0:
-        raise ValueError(f"the focal lengths and principal point {intrinsics} do not make a camera")
-    if not -1 <= settings.sh_degree <= 4 or rest + 1 < (settings.sh_degree + 1) ** 2:
-        raise ValueError(f"sh_degree={settings.sh_degree} does not go with {rest + 1} coefficients a channel")
+        raise ValueError(f"intrinsics (fx, fy, cx, cy) are {intrinsics}; they must be finite, with fx and fy not 0")
+    if not -1 <= settings.sh_degree <= MAX_SH_DEGREE or rest + 1 < (settings.sh_degree + 1) ** 2:
+        raise ValueError(
+            f"sh_degree={settings.sh_degree} with {rest + 1} coefficients per channel; "
+            f"it must be -1 to {MAX_SH_DEGREE} and needs (sh_degree + 1)^2 coefficients"
+        )
     if means2d is None:
         inputs = (means, quats, scales, opacities, sh0, sh_rest, view, background)
         means2d = torch.empty(means.shape[0], 2, requires_grad=wants_gradient(inputs))
-    if absolute is None:
-        absolute = torch.zeros(means.shape[0] if settings.absolute else 0, 2)
-    if settings.absolute:
-        means2d.absgrad = absolute  # type: ignore[attr-defined]
+    if means2d_absgrad is None:
+        means2d_absgrad = torch.zeros(means.shape[0] if settings.absgrad else 0, 2)
+    if settings.absgrad:
+        means2d.absgrad = means2d_absgrad  # type: ignore[attr-defined]
     check_tensors({
         "means": (means, (n, 3)), "quats": (quats, (n, 4)), "scales": (scales, (n, 3)), "opacities": (opacities, (n,)),
-        "sh0": (sh0, (n, 3)), "sh_rest": (sh_rest, (n, rest, 3)), "view": (view, (4, 4)), "background": (background, (3,)),
-        "means2d": (means2d, (n, 2)), "absolute": (absolute, (n if settings.absolute else 0, 2)),
+        "sh0": (sh0, (n, 3)), "sh_rest": (sh_rest, (n, rest, 3)),
+        "view": (view, (4, 4)), "background": (background, (3,)),
+        "means2d": (means2d, (n, 2)), "means2d_absgrad": (means2d_absgrad, (n if settings.absgrad else 0, 2)),
     })  # fmt: skip
-    # The inverse is differentiable as for any matrix, as gsplat's is; for a rigid one it is -R^T t.
+    # Like gsplat, differentiate the general inverse; for a rigid transformation the centre is -R^T t.
     centre = torch.linalg.inv(view)[:3, 3]
     tensors = [t.contiguous() for t in (means, quats, scales, opacities, sh0, sh_rest, view, centre)]
-    image, alpha, radii = Rasterize.apply(*tensors, intrinsics, background.contiguous(), means2d, absolute, settings)
+    image, alpha, radii = Rasterize.apply(
+        *tensors, intrinsics, background.contiguous(), means2d, means2d_absgrad, settings
+    )
     return image, alpha, radii, means2d

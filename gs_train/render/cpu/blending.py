@@ -1,14 +1,15 @@
-"""Blending inside the tiles, one vector of pixels at a time (see ``vectors``): the way forward.
+"""Forward pass of blending inside the tiles, one SIMD vector of pixels at a time (see ``kernels.simd``).
 
-Not here: the way back (``blending_backward``), which Gaussians a tile has (``tiles``) and where their records come from (``projection``).
-The kernel takes a batch of Gaussians and goes through the rows of the tile: a row's pixels stay in registers while the Gaussians that
-reach it pass by. All alphas of a row are computed into a buffer before they are blended: an alpha is a chain of twenty dependent
-operations, and a processor looks ahead over so few that it would see two or three chains at a time, and eight when nothing stands between.
+``blending_backward`` holds the backward pass, ``tiles`` finds each tile's Gaussians, and ``projection`` writes their
+records. The kernel takes a batch of Gaussians and walks through the rows of the tile. A row's pixels stay in registers
+while the batch's Gaussians that reach the row are blended into them. All alphas of a row are first computed into a
+buffer: an alpha is a chain of twenty dependent operations, and the processor's look-ahead window is short. It overlaps
+two or three chains if blending stands between them, and eight if nothing does.
 
-Transmittance goes on falling behind the Gaussian at which a pixel has had enough. It never rises, so it alone says that nothing counts any
-more; what shines through in the end is kept apart.
+Transmittance keeps falling after the Gaussian at which a pixel stops. It never rises, so its value alone tells that the
+pixel has stopped; the final transmittance, which multiplies the background, is kept separately.
 
-The invariant: no result depends on the number of threads.
+No result depends on the number of threads.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from gs_train.kernels.simd import (
     aligned_zeros,
     bits,
     ceil,
-    exp2_limited,
+    exp2_clamped,
     lane_numbers,
     load,
     lowest_bit,
@@ -56,7 +57,7 @@ from gs_train.render.cpu.projection import (
 )
 from gs_train.render.cpu.tiles import TILE_HEIGHT, TILE_WIDTH, gaussian_of
 
-TILES_AT_ONCE = 4  # Scheduling grain: tiles differ in cost, so threads take a few at a time.
+TILES_AT_ONCE = 4  # Scheduling grain: tiles differ in cost, so a thread takes only a few at a time.
 ALPHA_MAX = np.float32(0.999)
 STOP = np.float32(1e-4)
 _ALPHA_MIN = np.float32(1.0 / 255.0)
@@ -65,13 +66,13 @@ _ROW_MARGIN, _TEN = np.float32(1e-3), np.float32(10.0)
 _LAST_COLUMN, _ROWS = np.float32(TILE_WIDTH - 1), np.float32(TILE_HEIGHT)
 _LOG2_255 = np.float32(LOG2_255)
 _N0, _N1, _LANES, _RECORD, _WIDTH = (np.uint64(n) for n in (0, 1, LANES, RECORD_SIZE, TILE_WIDTH))
-PLANE = TILE_WIDTH * (TILE_HEIGHT + 2)  # Two rows to spare, so that planes do not share the sets of the nearest cache.
+PLANE = TILE_WIDTH * (TILE_HEIGHT + 2)  # Two extra rows keep the planes from sharing the sets of the L1 cache.
 _PLANE = np.uint64(PLANE)
-_BATCH = np.uint64(64)  # Gaussians per batch: the bits of a word say which of them reach a row.
+_BATCH = np.uint64(64)  # Gaussians per batch: one bit of a 64-bit word tells whether a Gaussian reaches a row.
 
-# A tile's scratch array. Planes of its pixels: transmittance, what is left in the end, what has been blended.
+# Offsets in a tile's scratch array. Planes of pixels: transmittance, final transmittance, blended colour and depth.
 _T, _FINAL, _R, _G, _B, _D = (np.uint64(k) * _PLANE for k in range(6))
-# Behind them the alphas of a row, and the batch, one field of _BATCH numbers each.
+# After the planes: the alphas of a row, then the batch as a structure of arrays with _BATCH numbers per field.
 _ALPHA = np.uint64(6) * _PLANE
 _F_DX, _F_DY, _F_A, _F_K, _F_C, _F_O, _F_R, _F_G, _F_B, _F_D, _F_HALF, _F_FIRST, _F_LAST, _F_U, _F_POWER = (
     _ALPHA + _BATCH * _LANES + np.uint64(k) * _BATCH for k in range(15)
@@ -80,8 +81,8 @@ _SIZE = int(_F_POWER + _BATCH)
 
 
 @helper
-def _any_light(s):  # type: ignore[no-untyped-def]
-    """Whether any pixel of the tile takes more light."""
+def _any_active(s):  # type: ignore[no-untyped-def]
+    """Whether any pixel of the tile has not stopped."""
     for p in range(_N0, _PLANE, _LANES):
         if bits(load(s, _T + p) > STOP) != _N0:
             return True
@@ -90,10 +91,11 @@ def _any_light(s):  # type: ignore[no-untyped-def]
 
 @helper
 def _gather(s, records, pairs, begin, count, x0, y0):  # type: ignore[no-untyped-def]
-    """Copy up to _BATCH records into the scratch array, and find the rows of the tile that each ellipse reaches in the tile's columns.
+    """Copy ``count`` <= _BATCH records into the scratch array, and compute the tile's rows that each ellipse reaches.
 
-    Over the columns the ellipse's upper edge is concave and its lower edge convex, so the extremes lie at the extreme points, limited to
-    the tile. Rows count from the tile's first row; they are real numbers here, and the last is inclusive.
+    Only the part of the ellipse within the tile's columns matters. Over the columns, its upper edge is concave and its
+    lower edge convex, so the extreme row is at the edge's extreme point clamped to the tile. Rows are real numbers,
+    counted from the tile's first row, and the last row is inclusive.
     """
     for e in range(count):
         r = gaussian_of(pairs[begin + e]) * _RECORD
@@ -108,9 +110,10 @@ def _gather(s, records, pairs, begin, count, x0, y0):  # type: ignore[no-untyped
         s[_F_R + e], s[_F_G + e], s[_F_B + e] = records[r + RED], records[r + GREEN], records[r + BLUE]
     for e in range(_N0, count, _LANES):
         a, k, c, dx, dy, half = (
-            load(s, _F_A + e), load(s, _F_K + e), load(s, _F_C + e), load(s, _F_DX + e), load(s, _F_DY + e), load(s, _F_HALF + e)
+            load(s, _F_A + e), load(s, _F_K + e), load(s, _F_C + e),
+            load(s, _F_DX + e), load(s, _F_DY + e), load(s, _F_HALF + e),
         )  # fmt: skip
-        # a (dx + k dy)**2 + c dy**2 = q solved for dy: dy = (-a k dx +- sqrt(full q - a c dx**2)) / full.
+        # Solve a (dx + k dy)**2 + c dy**2 = q for dy: dy = (-a k dx +- sqrt(full q - a c dx**2)) / full.
         ak = a * k
         full, ac = ak * k + c, a * c
         inverse = _ONE / full
@@ -120,7 +123,7 @@ def _gather(s, records, pairs, begin, count, x0, y0):  # type: ignore[no-untyped
         at_bottom = maximum(minimum(top, dx), dx - _LAST_COLUMN)
         highest = (sqrt(maximum(reach - ac * at_top * at_top, _ZERO)) - ak * at_top) * inverse
         lowest = (sqrt(maximum(reach - ac * at_bottom * at_bottom, _ZERO)) + ak * at_bottom) * inverse
-        # The margin pays for float32 rounding: a row more costs little, a row less would be wrong.
+        # The margin covers float32 rounding: an extra row costs little, a missing row would be wrong.
         margin = _ROW_MARGIN * (_TEN + half)
         store(s, _F_FIRST + e, minimum(maximum(dy - highest - margin, _ZERO), _ROWS))
         store(s, _F_LAST + e, maximum(minimum(dy + lowest + margin, _ROWS - _ONE), _ZERO - _ONE))
@@ -128,7 +131,7 @@ def _gather(s, records, pairs, begin, count, x0, y0):  # type: ignore[no-untyped
 
 @helper
 def _store_spans(s, spans, begin, count):  # type: ignore[no-untyped-def]
-    """Keep for the backward kernel the first row that each Gaussian reaches, and in the upper byte the one after the last."""
+    """Store each Gaussian's rows for the backward kernel: first row in the lower byte, stop row in the upper byte."""
     for e in range(_N0, count, _LANES):
         store(s, _F_U + e, ceil(load(s, _F_FIRST + e)))
     for e in range(count):
@@ -137,13 +140,13 @@ def _store_spans(s, spans, begin, count):  # type: ignore[no-untyped-def]
 
 
 @helper
-def counted(alpha):  # type: ignore[no-untyped-def]
-    """Alpha limited from above, and 0 where it is too small to count."""
+def clip_alpha(alpha):  # type: ignore[no-untyped-def]
+    """Alpha clamped to ALPHA_MAX, and 0 below 1/255."""
     return where(alpha >= _ALPHA_MIN, minimum(alpha, ALPHA_MAX), _ZERO)
 
 
 def _make_loop(with_depth: bool) -> Callable[..., None]:
-    """The loop over the rows of a tile for one batch; ``with_depth`` is fixed when it is compiled."""
+    """Make the loop over a tile's rows for one batch; ``with_depth`` is a compile-time constant."""
 
     @helper  # type: ignore[untyped-decorator]
     def blend_batch(s, count, rows):  # type: ignore[no-untyped-def]
@@ -159,28 +162,28 @@ def _make_loop(with_depth: bool) -> Callable[..., None]:
                 store(s, _F_POWER + e, load(s, _F_O + e) - load(s, _F_C + e) * dy * dy)
                 reached |= bits((load(s, _F_FIRST + e) <= y) & (load(s, _F_LAST + e) >= y)) << e
             if count < _BATCH:
-                reached &= (_N1 << count) - _N1  # The fields behind ``count`` are left over from the batch before.
+                reached &= (_N1 << count) - _N1  # Entries from ``count`` on are left over from the previous batch.
             if reached == _N0:
                 continue
             x = lane_numbers() + np.float32(p % _WIDTH)
-            left, at = reached, _ALPHA
-            while left != _N0:
-                e = lowest_bit(left)
-                left &= left - _N1
+            remaining, at = reached, _ALPHA
+            while remaining != _N0:
+                e = lowest_bit(remaining)
+                remaining &= remaining - _N1
                 u = s[_F_U + e] - x
-                store(s, at, counted(exp2_limited(s[_F_POWER + e] - s[_F_A + e] * u * u)))
+                store(s, at, clip_alpha(exp2_clamped(s[_F_POWER + e] - s[_F_A + e] * u * u)))
                 at += _LANES
             red, green, blue, depth = load(s, _R + p), load(s, _G + p), load(s, _B + p), load(s, _D + p)
-            left, at = reached, _ALPHA
-            while left != _N0:
-                e = lowest_bit(left)
-                left &= left - _N1
+            remaining, at = reached, _ALPHA
+            while remaining != _N0:
+                e = lowest_bit(remaining)
+                remaining &= remaining - _N1
                 alpha = load(s, at)
                 at += _LANES
                 rest = t * (_ONE - alpha)
-                enough = rest <= STOP
-                weight = where(enough, _ZERO, alpha * t)
-                final = where(enough, final, rest)
+                stops = rest <= STOP
+                weight = where(stops, _ZERO, alpha * t)
+                final = where(stops, final, rest)
                 t = rest
                 red = red + weight * s[_F_R + e]
                 green = green + weight * s[_F_G + e]
@@ -199,22 +202,24 @@ def _make_loop(with_depth: bool) -> Callable[..., None]:
 
 
 def _make_tile(blend_batch: Callable[..., None], channels: int) -> Callable[..., None]:
-    """Everything that is done for one tile."""
+    """Make the function that blends one tile."""
 
     @inline_once  # type: ignore[untyped-decorator]
-    def blend_tile(tile, records, tile_start, pairs, background, image, transmittance, spans, tile_stop):  # type: ignore[no-untyped-def]
+    def blend_tile(  # type: ignore[no-untyped-def]
+        tile, records, tile_start, pairs, background, image, transmittance, spans, tile_stop
+    ):  # fmt: skip
         height, width, _ = image.shape
         tiles_x = (width + TILE_WIDTH - 1) // TILE_WIDTH
         s = aligned_zeros(_SIZE)
         x0, y0 = (tile % tiles_x) * TILE_WIDTH, (tile // tiles_x) * TILE_HEIGHT
         rows, columns = min(TILE_HEIGHT, height - y0), min(TILE_WIDTH, width - x0)
-        # Pixels beyond the image keep a transmittance of zero, so they take no part.
+        # Pixels outside the image keep a transmittance of 0, so they count as stopped.
         for row in range(rows):
             for x in range(columns):
                 s[_T + np.uint64(row * TILE_WIDTH + x)] = _ONE
                 s[_FINAL + np.uint64(row * TILE_WIDTH + x)] = _ONE
         begin, stop = np.uint64(tile_start[tile]), np.uint64(tile_start[tile + 1])
-        while begin < stop and _any_light(s):
+        while begin < stop and _any_active(s):
             count = min(stop - begin, _BATCH)
             _gather(s, records, pairs, begin, count, np.float32(x0), np.float32(y0))
             for at in range(begin + count, min(stop, begin + count + _BATCH)):
@@ -239,33 +244,39 @@ batch_rgb, batch_rgbd = _make_loop(False), _make_loop(True)
 _tile_rgb, _tile_rgbd = _make_tile(batch_rgb, 3), _make_tile(batch_rgbd, 4)
 
 
-# One kernel for each, because Numba cannot keep on disk what was made with other functions inside.
+# Two kernels are written out, because Numba cannot cache a kernel on disk if its functions are closure variables.
 
 
 @parallel_kernel
-def _blend_rgb(records, tile_start, pairs, background, image, transmittance, spans, tile_stop):  # type: ignore[no-untyped-def]
+def _blend_rgb(  # type: ignore[no-untyped-def]
+    records, tile_start, pairs, background, image, transmittance, spans, tile_stop
+):  # fmt: skip
     for tile in prange(tile_stop.shape[0]):
         _tile_rgb(tile, records, tile_start, pairs, background, image, transmittance, spans, tile_stop)
 
 
 @parallel_kernel
-def _blend_rgbd(records, tile_start, pairs, background, image, transmittance, spans, tile_stop):  # type: ignore[no-untyped-def]
+def _blend_rgbd(  # type: ignore[no-untyped-def]
+    records, tile_start, pairs, background, image, transmittance, spans, tile_stop
+):  # fmt: skip
     for tile in prange(tile_stop.shape[0]):
         _tile_rgbd(tile, records, tile_start, pairs, background, image, transmittance, spans, tile_stop)
 
 
 def blend_forward(
-    records: NDArray[np.float32], tile_start: NDArray[np.int64], pairs: NDArray[np.uint64], background: NDArray[np.float32],
-    image: NDArray[np.float32], transmittance: NDArray[np.float32], spans: NDArray[np.uint16], tile_stop: NDArray[np.int64],
+    records: NDArray[np.float32], tile_start: NDArray[np.int64], pairs: NDArray[np.uint64],
+    background: NDArray[np.float32], image: NDArray[np.float32], transmittance: NDArray[np.float32],
+    spans: NDArray[np.uint16], tile_stop: NDArray[np.int64],
 ) -> None:  # fmt: skip
     """Blend every tile.
 
     Args:
-        records [N, 16] float32; tile_start [tiles + 1] int64; pairs [P] uint64: see ``projection`` and ``tiles``.
-        background: [C] float32, C = 3, or 4 with depth.
+        records [N, 16] float32, tile_start [tiles + 1] int64, pairs [P] uint64: see ``projection`` and ``tiles``.
+        background: [C] float32; C is 3, or 4 with depth.
         image: [H, W, C] float32, written. transmittance: [H, W] float32, written.
-        spans: [P] uint16, written for the backward kernel; or empty.
-        tile_stop: [tiles] int64, written: where in ``pairs`` the tile's light was spent.
+        spans: [P] uint16, written for the backward kernel; empty if there is no backward pass.
+        tile_stop: [tiles] int64, written: the index in ``pairs`` after the tile's last batch; all its pixels have
+            stopped there, or its pairs end.
     """
     blend = _blend_rgb if image.shape[-1] == 3 else _blend_rgbd
     with numba.parallel_chunksize(TILES_AT_ONCE):

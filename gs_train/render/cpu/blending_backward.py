@@ -1,15 +1,17 @@
-"""Blending inside the tiles, one vector of pixels at a time (see ``vectors``): the way back.
+"""Backward pass of blending inside the tiles, one SIMD vector of pixels at a time (see ``kernels.simd``).
 
-Not here: the way forward (``blending``), whose records, sorted pairs and row spans are used again. The kernel goes Gaussian by Gaussian,
-because the sums over pixels must stay in registers, front to back as the forward kernel does, and recomputes the same transmittance. As
-there, all alphas of a Gaussian are computed into a buffer first.
+It reuses the records, sorted pairs and row spans of the forward pass (``blending``). The kernel processes one Gaussian
+at a time, because the sums over its pixels must stay in registers. It goes front to back like the forward kernel and
+recomputes the same transmittance. As there, all alphas of a Gaussian are first computed into a buffer.
 
-The gradient of a pixel, with v the gradient of its colour and v_alpha that of its alpha: let R_i be what lies behind Gaussian i,
-R_i = sum_{j>i} T_j alpha_j (c_j . v) + T_final (background . v - v_alpha). Then dL/dalpha_i = T_i (c_i . v) - R_i / (1 - alpha_i), and
-R_i follows from R_{i-1} by subtraction, starting at colour . v - T_final v_alpha.
+The gradient of a pixel: let v be the gradient of its colour, v_alpha the gradient of its alpha, and R_i the
+contribution of everything behind Gaussian i, so
+R_i = sum_{j>i} T_j alpha_j (c_j . v) + T_final (background . v - v_alpha).
+Then dL/dalpha_i = T_i (c_i . v) - R_i / (1 - alpha_i). R_i follows from R_{i-1} by subtraction, starting at
+colour . v - T_final v_alpha.
 
-The sums of each pair of a Gaussian and a tile are added up in bands of tiles. The invariant: sums are taken in an order that depends on the
-scene alone, never on the number of threads.
+Tiles are processed in bands. For each band, the sums of every pair of a Gaussian and a tile are computed and then added
+to the Gaussian's sums. The order of the additions depends only on the scene, never on the number of threads.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from gs_train.kernels.simd import (
     LANES,
     absolute,
     aligned_zeros,
-    exp2_limited,
+    exp2_clamped,
     lane_numbers,
     load,
     prefetch,
@@ -37,7 +39,7 @@ from gs_train.kernels.simd import (
     where,
     zero_floats,
 )
-from gs_train.render.cpu.blending import ALPHA_MAX, PLANE, STOP, TILES_AT_ONCE, counted
+from gs_train.render.cpu.blending import ALPHA_MAX, PLANE, STOP, TILES_AT_ONCE, clip_alpha
 from gs_train.render.cpu.projection import (
     BLUE,
     DEPTH,
@@ -57,20 +59,19 @@ from gs_train.render.cpu.projection import (
 from gs_train.render.cpu.projection_backward import SUM_COUNT
 from gs_train.render.cpu.tiles import TILE_HEIGHT, TILE_WIDTH, gaussian_of
 
-_PAIRS_AT_ONCE = (
-    2**17
-)  # A band of tiles has up to so many pairs, whose sums (64 bytes each) are kept at once; a single tile may have more.
-_AHEAD = 24  # Records are asked for so many pairs before they are needed.
+# Maximum of pairs in a band of tiles, whose sums (64 bytes each) are in memory at once. A single tile may have more.
+_BAND_PAIRS = 2**17
+_PREFETCH_DISTANCE = 24  # pairs between the prefetch of a record and its use
 _ZERO, _HALF, _ONE = np.float32(0.0), np.float32(0.5), np.float32(1.0)
 _TWO_LN2 = np.float32(2.0 / LOG2_E)
 _N0, _LANES, _RECORD, _SUMS, _WIDTH = (np.uint64(n) for n in (0, LANES, RECORD_SIZE, SUM_COUNT, TILE_WIDTH))
-# A tile's scratch array, planes of its pixels: transmittance, R_i, the image's gradient, and the alphas of one Gaussian.
-_T, _REST, _VR, _VG, _VB, _VD, _ALPHA = (np.uint64(k * PLANE) for k in range(7))
+# Offsets in a tile's scratch array, planes of pixels: transmittance, R_i, the image's gradient, alphas of one Gaussian.
+_T, _BEHIND, _VR, _VG, _VB, _VD, _ALPHA = (np.uint64(k * PLANE) for k in range(7))
 _SIZE = 7 * PLANE
 
 
 def _make_loop(full: bool) -> Callable[..., None]:
-    """The loop over the rows that one Gaussian reaches; ``full`` adds depth and the sums of |dL/dmean2d|, and is fixed at compilation."""
+    """Make the loop over one Gaussian's rows; ``full``, a compile-time constant, adds depth and absolute gradients."""
 
     @helper  # type: ignore[untyped-decorator]
     def blend_one(s, records, r, x0, y0, first, stop, sums, at):  # type: ignore[no-untyped-def]
@@ -85,12 +86,12 @@ def _make_loop(full: bool) -> Callable[..., None]:
         for p in range(first * _WIDTH, stop * _WIDTH, _LANES):
             dy = dy0 - np.float32(p // _WIDTH)
             u = (dx + k * dy - np.float32(p % _WIDTH)) - lane_numbers()
-            store(s, _ALPHA + p, exp2_limited((log2_opacity - c * dy * dy) - a * u * u))
+            store(s, _ALPHA + p, exp2_clamped((log2_opacity - c * dy * dy) - a * u * u))
         for p in range(first * _WIDTH, stop * _WIDTH, _LANES):
             dy = dy0 - np.float32(p // _WIDTH)
             u = (dx + k * dy - np.float32(p % _WIDTH)) - lane_numbers()
             raw, t = load(s, _ALPHA + p), load(s, _T + p)
-            alpha = counted(raw)
+            alpha = clip_alpha(raw)
             through = _ONE - alpha
             rest = t * through
             store(s, _T + p, rest)
@@ -103,9 +104,9 @@ def _make_loop(full: bool) -> Callable[..., None]:
                 gain = gain + vd * depth
                 sum_d = sum_d + weight * vd
             gain = gain * weight
-            behind = load(s, _REST + p) - gain
-            store(s, _REST + p, behind)
-            # g = alpha * dL/dalpha; none where alpha was limited.
+            behind = load(s, _BEHIND + p) - gain
+            store(s, _BEHIND + p, behind)
+            # g = alpha * dL/dalpha, or 0 where alpha was clamped.
             g = where(counts & (raw <= ALPHA_MAX), gain - behind * (alpha / through), _ZERO)
             gu = g * u
             sum_g = sum_g + g
@@ -131,20 +132,23 @@ def _make_loop(full: bool) -> Callable[..., None]:
 
 
 def _make_tile(blend_one: Callable[..., None]) -> Callable[..., None]:
-    """Everything that is done for one tile."""
+    """Make the function that computes one tile's pair sums."""
 
     @inline_once  # type: ignore[untyped-decorator]
     def blend_tile(  # type: ignore[no-untyped-def]
-        index, records, tile_start, tile_stop, pairs, spans, image, transmittance, image_grad, alpha_grad, first_tile, places,
-        pair_sums,
+        index, records, tile_start, tile_stop, pairs, spans, image, transmittance, image_grad, alpha_grad,
+        first_tile, offsets, pair_sums,
     ):  # fmt: skip
-        """Sums of gradients for every pair of a Gaussian and a tile, for one of some consecutive tiles.
+        """Write the gradient sums of every pair of a Gaussian and this tile.
 
         Args:
-            index: which of the tiles. first_tile: the first of them. places: [tiles] int64, where in ``pair_sums`` each of them begins.
-            records [N * 16] float32; tile_start, tile_stop, pairs, spans, image [H, W, C], transmittance [H, W]: as in the forward kernel.
+            index: the tile's position in its band. first_tile: the band's first tile.
+            offsets: [tiles of the band] int64, each tile's first row in ``pair_sums``.
+            records [N * 16] float32, tile_start, tile_stop, pairs, spans, image [H, W, C], transmittance [H, W]: as in
+                the forward kernel.
             image_grad [H, W, C], alpha_grad [H, W]: float32 gradients.
-            pair_sums: [pairs * 16] float32, written for the pairs up to ``tile_stop``; columns as ``projection_backward.SUM_*``.
+            pair_sums: [pairs * 16] float32, written for the pairs up to ``tile_stop``; columns are
+                ``projection_backward.SUM_*``.
         """
         height, width, channels = image.shape
         tiles_x = (width + TILE_WIDTH - 1) // TILE_WIDTH
@@ -160,10 +164,10 @@ def _make_tile(blend_one: Callable[..., None]) -> Callable[..., None]:
                     v = image_grad[y0 + row, x0 + x, channel]
                     s[_VR + np.uint64(channel * PLANE) + p] = v
                     rest += image[y0 + row, x0 + x, channel] * v
-                s[_REST + p] = rest
-        begin, stop, place = tile_start[tile], tile_stop[tile], places[index]
+                s[_BEHIND + p] = rest
+        begin, stop, offset = tile_start[tile], tile_stop[tile], offsets[index]
         for at in range(begin, stop):
-            prefetch(records, gaussian_of(pairs[min(at + _AHEAD, stop - 1)]) * _RECORD)
+            prefetch(records, gaussian_of(pairs[min(at + _PREFETCH_DISTANCE, stop - 1)]) * _RECORD)
             first, after = np.uint64(spans[at] & np.uint16(255)), np.uint64(spans[at] >> np.uint16(8))
             r = gaussian_of(pairs[at]) * _RECORD
             blend_one(
@@ -175,7 +179,7 @@ def _make_tile(blend_one: Callable[..., None]) -> Callable[..., None]:
                 first,
                 after,
                 pair_sums,
-                np.uint64(place + at - begin) * _SUMS,
+                np.uint64(offset + at - begin) * _SUMS,
             )
 
     return blend_tile  # type: ignore[no-any-return]
@@ -185,14 +189,15 @@ one_rgb, one_full = _make_loop(False), _make_loop(True)
 _tile_rgb, _tile_full = _make_tile(one_rgb), _make_tile(one_full)
 
 
-# One kernel for each, because Numba cannot keep on disk what was made with other functions inside.
+# Two kernels are written out, because Numba cannot cache a kernel on disk if its functions are closure variables.
 
 
 @parallel_kernel
 def _blend_rgb(  # type: ignore[no-untyped-def]
-    records, tile_start, tile_stop, pairs, spans, image, transmittance, image_grad, alpha_grad, first_tile, places, pair_sums
+    records, tile_start, tile_stop, pairs, spans, image, transmittance, image_grad, alpha_grad,
+    first_tile, offsets, pair_sums,
 ):  # fmt: skip
-    for index in prange(places.shape[0]):
+    for index in prange(offsets.shape[0]):
         _tile_rgb(
             index,
             records,
@@ -205,16 +210,17 @@ def _blend_rgb(  # type: ignore[no-untyped-def]
             image_grad,
             alpha_grad,
             first_tile,
-            places,
+            offsets,
             pair_sums,
         )
 
 
 @parallel_kernel
 def _blend_full(  # type: ignore[no-untyped-def]
-    records, tile_start, tile_stop, pairs, spans, image, transmittance, image_grad, alpha_grad, first_tile, places, pair_sums
+    records, tile_start, tile_stop, pairs, spans, image, transmittance, image_grad, alpha_grad,
+    first_tile, offsets, pair_sums,
 ):  # fmt: skip
-    for index in prange(places.shape[0]):
+    for index in prange(offsets.shape[0]):
         _tile_full(
             index,
             records,
@@ -227,62 +233,74 @@ def _blend_full(  # type: ignore[no-untyped-def]
             image_grad,
             alpha_grad,
             first_tile,
-            places,
+            offsets,
             pair_sums,
         )
 
 
 @parallel_kernel
 def clear(sums):  # type: ignore[no-untyped-def]
-    """Fill with zeros."""
+    """Fill the sums with zeros, in parallel."""
     for row in prange(sums.shape[0]):
         for column in range(SUM_COUNT):
             sums[row, column] = _ZERO
 
 
 @parallel_kernel
-def add_up(pairs, tile_start, tile_stop, first_tile, places, pair_sums, sums, parts):  # type: ignore[no-untyped-def]
-    """Add the sums of pairs to their Gaussians' rows of sums [N * 16], tile by tile.
+def accumulate(  # type: ignore[no-untyped-def]
+    pairs, tile_start, tile_stop, first_tile, offsets, pair_sums, sums, parts
+):  # fmt: skip
+    """Add the pair sums of a band to their Gaussians' rows of ``sums`` [N * 16], tile by tile.
 
-    Each of ``parts`` (a power of two) goes through all pairs and takes those of its own Gaussians, so nothing is added by two at once, and
-    the order of what is added to a Gaussian does not depend on their number.
+    There are ``parts`` work items (a power of two). Each scans all pairs and adds the pairs of its own Gaussians. So
+    two threads never write to the same row, and the order of the additions to a row does not depend on ``parts``.
     """
     for part in prange(parts):
         longest = 0
-        for index in range(places.shape[0]):
+        for index in range(offsets.shape[0]):
             longest = max(longest, tile_stop[first_tile + index] - tile_start[first_tile + index])
-        mine = np.empty(longest + 1, np.uint64)
-        for index in range(places.shape[0]):
+        own = np.empty(longest + 1, np.uint64)
+        for index in range(offsets.shape[0]):
             begin, stop = tile_start[first_tile + index], tile_stop[first_tile + index]
             count = 0
             for at in range(begin, stop):
-                # Written in any case and kept or not, because a branch would be guessed wrong every other time.
-                mine[count] = np.uint64(at)
+                # Always write, and advance only for an own pair: a branch would be mispredicted every other time.
+                own[count] = np.uint64(at)
                 count += int((gaussian_of(pairs[at]) >> np.uint64(2)) & np.uint64(parts - 1) == np.uint64(part))
-            shift = np.uint64(places[index] - begin)
+            shift = np.uint64(offsets[index] - begin)
             for entry in range(count):
-                at = mine[entry]
+                at = own[entry]
                 source, target = (at + shift) * _SUMS, gaussian_of(pairs[at]) * _SUMS
                 for column in range(_N0, _SUMS, _LANES):
                     store(sums, target + column, load(sums, target + column) + load(pair_sums, source + column))
 
 
 def blend_backward(
-    records: NDArray[np.float32], tile_start: NDArray[np.int64], tile_stop: NDArray[np.int64], pairs: NDArray[np.uint64],
-    spans: NDArray[np.uint16], image: Any, transmittance: Any, image_grad: Any, alpha_grad: Any, absolute: bool,
+    records: NDArray[np.float32], tile_start: NDArray[np.int64], tile_stop: NDArray[np.int64],
+    pairs: NDArray[np.uint64], spans: NDArray[np.uint16],
+    image: Any, transmittance: Any, image_grad: Any, alpha_grad: Any, absgrad: bool,
 ) -> NDArray[np.float32]:  # fmt: skip
-    """Blending's sums for every Gaussian, [N, 16], gathered in bands of tiles so that the sums of all pairs are never there at once."""
+    """Compute blending's sums of every Gaussian, in bands of tiles so that only one band's pair sums are in memory.
+
+    Args:
+        records, tile_start, tile_stop, pairs, spans, image [H, W, C], transmittance [H, W]: as in ``blend_forward``.
+        image_grad [H, W, C], alpha_grad [H, W]: float32 gradients.
+        absgrad: also sum absolute gradients of the projected means.
+
+    Returns:
+        [N, 16] float32, columns as ``projection_backward.SUM_*``.
+    """
     sums = aligned_buffer((len(records), SUM_COUNT))
     clear(sums)
-    # Where each tile's pairs begin if the pairs that no light reached are left out.
+    # Start of each tile's pairs if only the pairs before the tile's stop are counted.
     begins = np.concatenate([[0], np.cumsum(tile_stop - tile_start[:-1])])
     flat, parts = records.ravel(), 1 << (numba.get_num_threads() - 1).bit_length()
-    blend = _blend_rgb if image.shape[-1] == 3 and not absolute else _blend_full
+    blend = _blend_rgb if image.shape[-1] == 3 and not absgrad else _blend_full
     pair_sums = aligned_buffer((0, SUM_COUNT))
     first, tiles = 0, len(tile_stop)
     while first < tiles:
-        stop = max(int(np.searchsorted(begins, begins[first] + _PAIRS_AT_ONCE, side="right")) - 1, first + 1)
-        places = begins[first:stop] - begins[first]
+        stop = max(int(np.searchsorted(begins, begins[first] + _BAND_PAIRS, side="right")) - 1, first + 1)
+        offsets = begins[first:stop] - begins[first]
         size = int(begins[stop] - begins[first])
         if len(pair_sums) < size:
             pair_sums = aligned_buffer((size, SUM_COUNT))
@@ -298,9 +316,9 @@ def blend_backward(
                 image_grad,
                 alpha_grad,
                 first,
-                places,
+                offsets,
                 pair_sums.ravel(),
             )
-        add_up(pairs, tile_start, tile_stop, first, places, pair_sums.ravel(), sums.ravel(), parts)
+        accumulate(pairs, tile_start, tile_stop, first, offsets, pair_sums.ravel(), sums.ravel(), parts)
         first = stop
     return sums

@@ -1,10 +1,11 @@
 """``rasterization``: a drop-in for ``gsplat.rasterization`` on CPU tensors.
 
-Same argument names, shapes and return values. An argument we do not support is refused by name as soon as it differs from what gsplat does
-without it; nothing is ignored silently. Importing it makes Numba prefer wide vectors and a threading layer that survives forks, and calling
-it sets Numba's number of threads to torch's. The one function is long because gsplat's signature is.
+It has the same argument names, shapes and return values, and computes gsplat 1.5.3's function. It ignores no argument
+silently: a value without support raises an error that names the argument. The function is long because gsplat's
+signature is.
 
-The invariant: what is accepted computes gsplat 1.5.3's function.
+Importing the module makes Numba prefer wide vectors and a threading layer that survives forks. Calling the function
+sets Numba's number of threads to torch's.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from gs_train.model.spherical_harmonics import MAX_SH_DEGREE
 from gs_train.render.cpu.autograd import Settings, check_tensors, rasterize, wants_gradient
 
-_MAX_SH_DEGREE = 4
 RenderMode = Literal["RGB", "D", "ED", "RGB+D", "RGB+ED"]
 
 
@@ -62,29 +63,31 @@ def rasterization(
         viewmats: [C, 4, 4] world -> OpenCV camera.
         Ks: [C, 3, 3] pinhole intrinsics, px; skew must be zero.
         width, height: image size, px.
-        near_plane, far_plane: depth range drawn, world units.
-        eps2d: low-pass on the 2D covariance's diagonal, px^2.
-        sh_degree: degree to evaluate, 0 to 4, or None for plain colours.
+        near_plane, far_plane: depth range of rendered Gaussians, world units.
+        eps2d: low-pass added to the 2D covariance's diagonal, px^2.
+        sh_degree: degree to evaluate, 0 to 4; None for plain colours.
         backgrounds: [C, 3], or None for black.
-        render_mode: RGB, accumulated depth D, expected depth ED, or RGB with either behind it.
-        absgrad: also give ``meta["means2d"].absgrad``.
-        rasterize_mode: ``antialiased`` scales opacity by the area that the low-pass adds.
-        packed: False only; gsplat's default is True, which changes the layout of the meta dict and nothing else.
-        channel_chunk: accepted and without effect, as it has no effect on gsplat's result.
-        tile_size, radius_clip, sparse_grad, distributed, camera_model, segmented, covars, with_ut, with_eval3d: as in gsplat, at its
-            defaults only. So is every other argument of gsplat's.
+        render_mode: RGB, accumulated depth D, expected depth ED, or RGB with one of them as the fourth channel.
+        absgrad: also set ``meta["means2d"].absgrad`` in the backward pass.
+        rasterize_mode: ``antialiased`` reduces opacity to compensate for the area that the low-pass adds.
+        packed: False only. gsplat's default, True, changes only the layout of the meta dict.
+        channel_chunk: accepted and ignored, because it has no effect on gsplat's result.
+        tile_size, radius_clip, sparse_grad, distributed, camera_model, segmented, covars, with_ut, with_eval3d: only
+            gsplat's defaults, as for all other arguments of gsplat.
 
     Returns:
-        images [C, H, W, 3, 1 or 4], alphas [C, H, W, 1], and meta with radii [C, N, 2] int32, means2d [C, N, 2] px (a leaf: its gradient is
-        kept), depths [C, N], width, height, n_cameras, tile_size.
+        images [C, H, W, 3, 1 or 4], alphas [C, H, W, 1], and a dict with radii [C, N, 2] int32, means2d [C, N, 2] px (a
+        leaf, so it retains its gradient), depths [C, N] world units, width, height, n_cameras and tile_size.
 
     Raises:
-        ValueError: an argument that is not supported, or a shape that does not fit, by name.
+        ValueError: an argument is unsupported, or has a wrong shape, dtype or device; the message names it.
     """
     _refuse(
-        packed=(packed, False), tile_size=(tile_size, 16), radius_clip=(radius_clip, 0.0), sparse_grad=(sparse_grad, False),
-        distributed=(distributed, False), camera_model=(camera_model, "pinhole"), segmented=(segmented, False), covars=(covars, None),
-        with_ut=(with_ut, False), with_eval3d=(with_eval3d, False), **{name: (value, None) for name, value in unsupported.items()},
+        packed=(packed, False), tile_size=(tile_size, 16), radius_clip=(radius_clip, 0.0),
+        sparse_grad=(sparse_grad, False), distributed=(distributed, False),
+        camera_model=(camera_model, "pinhole"), segmented=(segmented, False),
+        covars=(covars, None), with_ut=(with_ut, False), with_eval3d=(with_eval3d, False),
+        **{name: (value, None) for name, value in unsupported.items()},
     )  # fmt: skip
     count, cameras = means.shape[0], viewmats.shape[0]
     _check_shapes(means, quats, scales, opacities, colors, viewmats, Ks, backgrounds, sh_degree)
@@ -93,13 +96,13 @@ def rasterization(
     if rasterize_mode not in ("classic", "antialiased"):
         raise ValueError(f"rasterize_mode={rasterize_mode!r} is not supported; use classic or antialiased")
     settings = Settings(
-        width=width, height=height, sh_degree=-1 if sh_degree is None else sh_degree, near=near_plane, far=far_plane, eps2d=eps2d,
-        antialiased=rasterize_mode == "antialiased", depth=render_mode != "RGB", absolute=absgrad,
+        width=width, height=height, sh_degree=-1 if sh_degree is None else sh_degree, near=near_plane, far=far_plane,
+        eps2d=eps2d, antialiased=rasterize_mode == "antialiased", depth=render_mode != "RGB", absgrad=absgrad,
     )  # fmt: skip
-    # One leaf for all cameras: each writes its projected means into its row and sends its gradient back there.
+    # One leaf for all cameras: each camera writes its projected means, and later their gradient, to its own row.
     inputs = [means, quats, scales, opacities, colors, viewmats, *([] if backgrounds is None else [backgrounds])]
     means2d = torch.zeros(cameras, count, 2, requires_grad=wants_gradient(inputs))
-    absolute = torch.zeros(cameras, count if absgrad else 0, 2)
+    means2d_absgrad = torch.zeros(cameras, count if absgrad else 0, 2)
     images, alphas, radii = [], [], []
     for c in range(cameras):
         if sh_degree is None:
@@ -110,13 +113,13 @@ def rasterization(
             means=means, quats=quats, scales=scales, opacities=opacities, sh0=sh0, sh_rest=sh_rest, view=viewmats[c],
             intrinsics=(float(Ks[c, 0, 0]), float(Ks[c, 1, 1]), float(Ks[c, 0, 2]), float(Ks[c, 1, 2])),
             background=means.new_zeros(3) if backgrounds is None else backgrounds[c], settings=settings,
-            means2d=means2d[c], absolute=absolute[c],
+            means2d=means2d[c], means2d_absgrad=means2d_absgrad[c],
         )  # fmt: skip
         images.append(_arrange(image, alpha[..., None], render_mode))
         alphas.append(alpha[..., None])
         radii.append(seen)
     if absgrad:
-        means2d.absgrad = absolute  # type: ignore[attr-defined]
+        means2d.absgrad = means2d_absgrad  # type: ignore[attr-defined]
     depths = means @ viewmats[:, 2, :3, None] + viewmats[:, None, 2, 3:]
     meta = {
         "radii": torch.stack(radii), "means2d": means2d, "depths": depths.squeeze(-1), "width": width, "height": height,
@@ -126,7 +129,7 @@ def rasterization(
 
 
 def _arrange(image: Tensor, alpha: Tensor, render_mode: RenderMode) -> Tensor:
-    """Pick and normalise the channels that the mode asks for."""
+    """Select and normalise the channels of the render mode."""
     if render_mode == "RGB":
         return image
     depth = image[..., 3:]
@@ -158,11 +161,12 @@ def _check_shapes(
     if sh_degree is None:
         expected["colors"] = (colors, (n, 3) if colors.dim() == 2 else (c, n, 3))
     else:
-        if not 0 <= sh_degree <= _MAX_SH_DEGREE:
-            raise ValueError(f"sh_degree={sh_degree} is not supported; use 0 to {_MAX_SH_DEGREE}")
+        if not 0 <= sh_degree <= MAX_SH_DEGREE:
+            raise ValueError(f"sh_degree={sh_degree} is not supported; use 0 to {MAX_SH_DEGREE}")
         if colors.dim() != 3 or colors.shape[1] < (sh_degree + 1) ** 2:
             raise ValueError(
-                f"colors has shape {tuple(colors.shape)}; sh_degree={sh_degree} needs [N, K >= {(sh_degree + 1) ** 2}, 3]"
+                f"colors has shape {tuple(colors.shape)}; "
+                f"sh_degree={sh_degree} needs [N, K >= {(sh_degree + 1) ** 2}, 3]"
             )
         expected["colors"] = (colors, (n, colors.shape[1], 3))
     check_tensors(expected)

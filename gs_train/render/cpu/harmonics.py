@@ -1,7 +1,7 @@
-"""Real spherical harmonics up to degree 4 and their gradient, for as many directions at a time as a vector holds.
+"""Real spherical harmonics up to degree 4 and their gradient, for one SIMD vector of directions at a time.
 
-Ordering and constants follow Sloan, "Efficient Spherical Harmonic Evaluation" (JCGT 2013), as gsplat does: degree 1 is
-0.48860251 * (-y, z, -x). The invariant: ``evaluate_basis`` and ``direction_gradient`` describe the same polynomials in (x, y, z).
+Order and constants follow Sloan, "Efficient Spherical Harmonic Evaluation" (JCGT 2013), as in gsplat: degree 1 is
+0.48860251 * (-y, z, -x). ``evaluate_basis`` and ``direction_gradient`` must describe the same polynomials in (x, y, z).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _get(array, k):  # type: ignore[no-untyped-def]
 
 @helper
 def evaluate_basis(x, y, z, degree, basis):  # type: ignore[no-untyped-def]
-    """Write the (degree + 1)**2 functions, a vector each, one after the other; x, y, z are doubles, ``basis`` is float32."""
+    """Write the (degree + 1)**2 basis functions to ``basis`` (float32), a vector each; x, y, z are doubles."""
     _put(basis, 0, zero_doubles() + _S0)
     if degree < 1:
         return
@@ -70,9 +70,9 @@ def evaluate_basis(x, y, z, degree, basis):  # type: ignore[no-untyped-def]
 
 @helper
 def direction_gradient(x, y, z, degree, c):  # type: ignore[no-untyped-def]
-    """The gradient of sum_k c[k] * basis[k] by (x, y, z), taking them as independent; the caller projects onto the sphere.
+    """Gradient of sum_k c[k] * basis[k] with respect to (x, y, z), as independent variables.
 
-    x, y, z are doubles, ``c`` is float32 and laid out as ``basis`` is.
+    The caller projects it onto the sphere. x, y, z are doubles; ``c`` is float32 with the layout of ``basis``.
     """
     gx = gy = gz = zero_doubles()
     if degree >= 1:

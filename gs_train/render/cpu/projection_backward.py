@@ -1,8 +1,8 @@
-"""From blending's sums for each visible Gaussian to the gradients of every input of the projection.
+"""Backward pass of the projection: from blending's sums per visible Gaussian to the gradients of all inputs.
 
-Not here: the way forward, whose pieces this shares (``projection``). The same split holds: geometry in float64, as many Gaussians at a time
-as a vector holds doubles; colours in float32. The invariant: the gradient is that of ``project_forward``, with the projected mean's own
-gradient (``means2d``) as blending sees it.
+The forward pass and the functions that both share are in ``projection``. As there, geometry is float64, one SIMD vector
+of doubles at a time, and colours are float32. The gradient is the one of ``project_forward``; the gradient of the
+projected mean (``means2d``) is the one that blending gives it.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from gs_train.render.cpu.projection import (
     FX,
     FY,
     GREEN,
-    LEAST_X,
-    LEAST_Y,
-    MOST_X,
-    MOST_Y,
+    MAX_SLOPE_X,
+    MAX_SLOPE_Y,
+    MIN_SLOPE_X,
+    MIN_SLOPE_Y,
     OPACITY,
     QW,
     RED,
@@ -38,27 +38,29 @@ from gs_train.render.cpu.projection import (
     field,
     load_gaussian,
     put,
+    rotate,
     rotation_of,
     slopes_of,
-    turned,
     unit_direction,
     unit_quaternion,
 )
 
-# Columns of the sums that blending hands back: weighted moments of u and dy, and gradients of colour and depth. The last three are only
-# there when depth or absolute gradients are asked for.
-SUM_G, SUM_U, SUM_UU, SUM_Y, SUM_UY, SUM_YY, SUM_RED, SUM_GREEN, SUM_BLUE, SUM_DEPTH, SUM_ABS_X, SUM_ABS_Y = range(12)
-SUM_COUNT = 16  # One cache line.
+# Columns of blending's sums per Gaussian: moments of u and dy weighted by g = alpha * dL/dalpha, gradients of colour
+# and depth, and absolute gradients of the mean. The last three are 0 unless depth or absolute gradients are requested.
+SUM_G, SUM_U, SUM_UU, SUM_Y, SUM_UY, SUM_YY, SUM_RED, SUM_GREEN, SUM_BLUE, SUM_DEPTH, SUM_ABSGRAD_X, SUM_ABSGRAD_Y = (
+    range(12)
+)
+SUM_COUNT = 16  # one cache line
 
-# Fields of a block besides those that both ways share: blending's sums, and gradients. Those of mean, quaternion, scales and opacity
-# are called as what they belong to.
+# More columns of the blocks: blending's sums in the input block, the projected mean's gradient in the output block. The
+# output block keeps the gradients of mean, quaternion, scales and opacity in the columns of these inputs.
 _SUMS = OPACITY + 1
 _MEAN_X, _MEAN_Y = range(OPACITY + 1, OPACITY + 3)
 
 
 @helper
 def _shape_from_sums(block, xx, xy, yy):  # type: ignore[no-untyped-def]
-    """From moments of g = alpha * dL/dalpha to (mean x, mean y, cov xx, cov xy, cov yy), cov as after the low-pass."""
+    """Gradients of (mean x, mean y, cov xx, cov xy, cov yy) from the moments of g; cov is the low-passed covariance."""
     inverse_yy = 1.0 / yy
     k = -1.0 * xy * inverse_yy
     a = 1.0 / (xx + xy * k)
@@ -74,7 +76,7 @@ def _shape_from_sums(block, xx, xy, yy):  # type: ignore[no-untyped-def]
 
 @helper
 def _quaternion_backward(q, v, out):  # type: ignore[no-untyped-def]
-    """Carry v = dL/dR, row by row, to the unnormalised quaternion."""
+    """Write the gradient of the unnormalised quaternion, from v = dL/dR in row order."""
     w, x, y, z, inverse = q
     v00, v01, v02, v10, v11, v12, v20, v21, v22 = v
     gw = 2.0 * (x * (v21 - v12) + y * (v02 - v20) + z * (v10 - v01))
@@ -89,10 +91,12 @@ def _quaternion_backward(q, v, out):  # type: ignore[no-untyped-def]
 
 
 @helper
-def _axis_backward(view, camera, column, scale, slopes, inverse_z, p0, p1, v_cov, scale_field, out, pose):  # type: ignore[no-untyped-def]
-    """The way back through one axis of the Gaussian: (dL/dR's column, and what it adds to dL/d(fx/z), d(fy/z), dslope x, dslope y)."""
+def _axis_backward(  # type: ignore[no-untyped-def]
+    view, camera, column, scale, slopes, inverse_z, p0, p1, v_cov, scale_field, out, pose
+):  # fmt: skip
+    """Backward through one axis: its column of dL/dR, and its terms of dL/d(fx/z), dL/d(fy/z), dL/dslope x and y."""
     m0, m1, m2 = column[0] * scale, column[1] * scale, column[2] * scale
-    c0, c1, c2 = turned(view, m0, m1, m2)
+    c0, c1, c2 = rotate(view, m0, m1, m2)
     v_p0, v_p1 = 2.0 * v_cov[0] * p0 + v_cov[1] * p1, v_cov[1] * p0 + 2.0 * v_cov[2] * p1
     v_c0, v_c1 = v_p0 * (camera[FX] * inverse_z), v_p1 * (camera[FY] * inverse_z)
     v_c2 = -1.0 * (v_c0 * slopes[2] + v_c1 * slopes[3])
@@ -109,7 +113,7 @@ def _axis_backward(view, camera, column, scale, slopes, inverse_z, p0, p1, v_cov
 
 @helper
 def _add_outer(pose, v, x, y, z):  # type: ignore[no-untyped-def]
-    """Add v (x, y, z)^T to the first three columns of the view matrix's gradient, lane by lane."""
+    """Add the outer product v (x, y, z)^T to the first three columns of the view matrix's gradient, lane by lane."""
     for row in range(3):
         _add(pose, 4 * row, v[row] * x)
         _add(pose, 4 * row + 1, v[row] * y)
@@ -124,9 +128,9 @@ def _add(pose, entry, value):  # type: ignore[no-untyped-def]
 
 @helper
 def _block_backward(block, out, pose, view, camera, antialiased):  # type: ignore[no-untyped-def]
-    """Gradients of everything but the colours, into ``out`` and ``pose``."""
+    """Write all gradients except the colours' to ``out``, and add the view matrix's gradient to ``pose``."""
     mx, my, mz = field(block, X), field(block, Y), field(block, Z)
-    tx, ty, tz = turned(view, mx, my, mz)
+    tx, ty, tz = rotate(view, mx, my, mz)
     tx, ty, tz = tx + view[0, 3], ty + view[1, 3], tz + view[2, 3]
     inverse_z = 1.0 / tz
     slopes = slopes_of(camera, tx, ty, inverse_z)
@@ -140,7 +144,8 @@ def _block_backward(block, out, pose, view, camera, antialiased):  # type: ignor
     g = field(block, _SUMS + SUM_G)
     put(out, OPACITY, g / field(block, OPACITY))
     if antialiased:
-        # d log(compensation): half the difference of d log(det) before and after the low-pass; none where the compensation is 0.
+        # d log(compensation) is half the difference d log(det before the low-pass) - d log(det after it). It is 0 where
+        # the compensation is 0.
         before, after = xx * yy - xy * xy, (xx + eps) * (yy + eps) - xy * xy
         by_before, by_after = where(before > 0.0, 0.5 * g / before, 0.0), where(before > 0.0, 0.5 * g / after, 0.0)
         v_xx += by_before * yy - by_after * (yy + eps)
@@ -159,9 +164,9 @@ def _block_backward(block, out, pose, view, camera, antialiased):  # type: ignor
         view, camera, (r02, r12, r22), scale[2], slopes, inverse_z, axes[4], axes[5], v_cov, SZ, out, pose
     )
     _quaternion_backward(q, (v00, v01, v02, v10, v11, v12, v20, v21, v22), out)
-    # J's entries are fx/z and -fx/z * slope; where the limit binds, the slope is a constant and only fx/z still depends on z.
-    inside_x = (slopes[0] >= camera[LEAST_X]) & (slopes[0] <= camera[MOST_X])
-    inside_y = (slopes[1] >= camera[LEAST_Y]) & (slopes[1] <= camera[MOST_Y])
+    # J's entries are fx/z and -fx/z * slope. A clamped slope is a constant, so only fx/z depends on z.
+    inside_x = (slopes[0] >= camera[MIN_SLOPE_X]) & (slopes[0] <= camera[MAX_SLOPE_X])
+    inside_y = (slopes[1] >= camera[MIN_SLOPE_Y]) & (slopes[1] <= camera[MAX_SLOPE_Y])
     vx = (where(inside_x, x0 + x1 + x2, 0.0) + camera[FX] * mean_x) * inverse_z
     vy = (where(inside_y, y0 + y1 + y2, 0.0) + camera[FY] * mean_y) * inverse_z
     vz = -1.0 * ((fx0 + fx1 + fx2) * camera[FX] + (fy0 + fy1 + fy2) * camera[FY]) * inverse_z * inverse_z
@@ -176,9 +181,11 @@ def _block_backward(block, out, pose, view, camera, antialiased):  # type: ignor
 
 
 @helper
-def _colour_backward(records, sums, basis, coefficients, lane, degree, sh0_grad, sh_rest, sh_rest_grad, i):  # type: ignore[no-untyped-def]
-    """Gradients of the SH coefficients, written; what multiplies the basis functions' gradients by direction, into ``coefficients``."""
-    # colour = max(SH + 0.5, 0): a colour at zero passes no gradient on.
+def _colour_backward(  # type: ignore[no-untyped-def]
+    records, sums, basis, coefficients, lane, degree, sh0_grad, sh_rest, sh_rest_grad, i
+):  # fmt: skip
+    """Write the SH gradients; ``coefficients`` receives dL/dbasis, for the gradient with respect to the direction."""
+    # colour = max(SH + 0.5, 0), so a colour of 0 has no gradient.
     zero, first = np.float32(0.0), basis[lane]
     red = sums[i, SUM_RED] if records[i, RED] > zero else zero
     green = sums[i, SUM_GREEN] if records[i, GREEN] > zero else zero
@@ -196,7 +203,7 @@ def _colour_backward(records, sums, basis, coefficients, lane, degree, sh0_grad,
 
 @helper
 def _directions_backward(block, out, pose, coefficients, centre, degree):  # type: ignore[no-untyped-def]
-    """Add what comes through the direction of view to the gradients of mean and camera centre."""
+    """Add the gradient through the viewing direction to the gradients of the mean and the camera centre."""
     x, y, z, inverse = unit_direction(block, centre)
     gx, gy, gz = direction_gradient(x, y, z, degree, coefficients)
     radial = gx * x + gy * y + gz * z
@@ -210,7 +217,9 @@ def _directions_backward(block, out, pose, coefficients, centre, degree):  # typ
 
 
 @helper
-def _write_gradients(out, lane, means_grad, quats_grad, scales_grad, opacities_grad, means2d_grad, i):  # type: ignore[no-untyped-def]
+def _write_gradients(  # type: ignore[no-untyped-def]
+    out, lane, means_grad, quats_grad, scales_grad, opacities_grad, means2d_grad, i
+):  # fmt: skip
     for axis in range(3):
         means_grad[i, axis] = out[(X + axis) * DOUBLES + lane]
         scales_grad[i, axis] = out[(SX + axis) * DOUBLES + lane]
@@ -222,16 +231,19 @@ def _write_gradients(out, lane, means_grad, quats_grad, scales_grad, opacities_g
 
 @parallel_kernel
 def project_backward(  # type: ignore[no-untyped-def]
-    means, quats, scales, opacities, sh_rest, degree, view, centre, camera, antialiased, records, visible, chunk_counts, sums,
-    means_grad, quats_grad, scales_grad, opacities_grad, sh0_grad, sh_rest_grad, means2d_grad, absolute_grad, chunk_grads,
+    means, quats, scales, opacities, sh_rest, degree, view, centre, camera, antialiased,
+    records, visible, chunk_counts, sums, means_grad, quats_grad, scales_grad, opacities_grad,
+    sh0_grad, sh_rest_grad, means2d_grad, means2d_absgrad, chunk_grads,
 ):  # fmt: skip
-    """Carry the sums of each visible Gaussian to every input; the gradients of the others are zero.
+    """Write the gradients of all inputs; they are zero for invisible Gaussians.
 
     Args:
-        visible, chunk_counts, records: as ``project_forward`` wrote them. sums [N, 16] float32: see ``blending_backward``.
-        absolute_grad: [N, 2], or [0, 2] if not wanted.
-        chunk_grads [chunks, 4, 4] float64, zero: rows 0 to 2 take the view matrix's gradient, row 3 the camera centre's.
-        The other ``*_grad``: float32 arrays of the inputs' shapes, written whole.
+        visible, chunk_counts, records: as ``project_forward`` wrote them.
+        sums: [N, 16] float32, see ``blending_backward``.
+        means2d_absgrad: [N, 2] float32, rows of visible Gaussians written; or [0, 2] unless requested.
+        chunk_grads: [chunks, 4, 4] float64, initially zero: rows 0 to 2 receive the view matrix's gradient, row 3 the
+            camera centre's.
+        The other ``*_grad``: float32 arrays of the inputs' shapes, written completely.
     """
     n = means.shape[0]
     for chunk in prange(chunk_counts.shape[0]):
@@ -253,7 +265,7 @@ def project_backward(  # type: ignore[no-untyped-def]
         for begin in range(first, stop, DOUBLES):
             count = min(stop - begin, DOUBLES)
             for lane in range(DOUBLES):
-                # Lanes that are left over take a Gaussian that is there, without sums.
+                # Unused lanes repeat the last Gaussian with sums of zero.
                 i = visible[min(begin + lane, stop - 1)]
                 load_gaussian(block, lane, means, quats, scales, opacities, i)
                 for column in range(SUM_COUNT):
@@ -272,8 +284,8 @@ def project_backward(  # type: ignore[no-untyped-def]
             for lane in range(count):
                 i = visible[begin + lane]
                 _write_gradients(out, lane, means_grad, quats_grad, scales_grad, opacities_grad, means2d_grad, i)
-                if absolute_grad.shape[0] > 0:
-                    absolute_grad[i, 0], absolute_grad[i, 1] = sums[i, SUM_ABS_X], sums[i, SUM_ABS_Y]
+                if means2d_absgrad.shape[0] > 0:
+                    means2d_absgrad[i, 0], means2d_absgrad[i, 1] = sums[i, SUM_ABSGRAD_X], sums[i, SUM_ABSGRAD_Y]
                 if degree < 0:
                     sh0_grad[i, 0], sh0_grad[i, 1], sh0_grad[i, 2] = (
                         sums[i, SUM_RED],

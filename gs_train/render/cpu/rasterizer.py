@@ -1,18 +1,19 @@
-"""The CPU kernels behind the ``Rasterizer`` protocol. Not the kernels (see the neighbours) and not the drop-in call (``dropin``)."""
+"""The CPU kernels behind the ``Rasterizer`` protocol. The neighbouring files hold the kernels, and ``gsplat_api`` the
+drop-in function."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from gs_train.cameras.camera import Camera
 from gs_train.model.gaussians import GaussianModel, describe_non_finite
 from gs_train.render.cpu.autograd import Settings, rasterize
 from gs_train.render.types import RenderOutput
-from gs_train.scene.types import Camera
 
 
 class CpuRasterizer:
-    """Renders a model with our kernels; the same function as gsplat's on CUDA."""
+    """Renders a model with our CPU kernels, which compute the same function as gsplat's on CUDA."""
 
     name = "cpu"
 
@@ -21,7 +22,7 @@ class CpuRasterizer:
         self._antialiased = antialiased
 
     def warm_up(self, *, absgrad: bool = False, depth: bool = False) -> None:
-        """Render one Gaussian and go back, so that all kernels of training with these arguments are there."""
+        """Render one Gaussian and run backward, which compiles all kernels that training with these arguments needs."""
         shapes = {
             "xyz": (1, 3),
             "f_dc": (1, 1, 3),
@@ -45,10 +46,10 @@ class CpuRasterizer:
         absgrad: bool = False,
         depth: bool = False,
     ) -> RenderOutput:
-        """Render ``model`` from ``camera``; arguments and result as in ``Rasterizer.render``, all tensors on the CPU.
+        """Render ``model`` from ``camera``, as in ``Rasterizer.render``; all tensors are on the CPU.
 
         Raises:
-            FloatingPointError: a parameter is NaN or infinite; names the tensors, and how many of their values are.
+            FloatingPointError: parameters have NaN or infinite values; the message names the tensors and counts them.
             MemoryError: the image's buffers need more memory than the machine has.
         """
         try:
@@ -60,19 +61,19 @@ class CpuRasterizer:
                 sh0=model.f_dc.squeeze(1),
                 sh_rest=model.f_rest,
                 view=world_to_camera,
-                intrinsics=(camera.fx, camera.fy, camera.cx, camera.cy),
+                intrinsics=camera.pinhole_intrinsics(),
                 background=background,
                 settings=Settings(
                     width=camera.width,
                     height=camera.height,
                     sh_degree=model.active_sh_degree,
                     antialiased=self._antialiased,
-                    absolute=absgrad,
+                    absgrad=absgrad,
                     depth=depth,
                 ),
             )
         except FloatingPointError as error:
-            # Under the names that the user knows, where they are to blame: an activation can overflow, too.
+            # Name the model's parameters, which the user knows. They may be finite, because an activation can overflow.
             raise FloatingPointError(describe_non_finite(model.parameters) or str(error)) from None
         return RenderOutput(
             image=image[..., :3],

@@ -1,9 +1,12 @@
-"""Which Gaussian touches which tile, in depth order: exact ellipse-against-tile-row intervals, counted and then filled in, sorted per tile.
+"""Tile binning: pairs of a visible Gaussian and a tile that it touches, sorted by depth within each tile.
 
-Not here: the records (``projection``) and what happens inside a tile (``blending``). Gaussians are visited in the order of their memory and
-each tile sorts its own, a few hundred at a time in the nearest cache: a sort of all Gaussians by depth first would visit them in an order
-that is random in memory, and costs more. The invariant: within a tile, pairs are sorted by (float32 depth, Gaussian index), and only pairs
-with alpha < 1/255 at every pixel centre are left out.
+``projection`` writes the records, and ``blending`` works inside a tile. For each row of tiles, ``visit_tiles`` computes
+the exact interval of columns that an ellipse reaches; a first pass counts the pairs, a second pass writes them. A pair
+is left out only if alpha < 1/255 at every pixel centre of the tile.
+
+Both passes visit the Gaussians in memory order, and each tile then sorts its own few hundred pairs in the L1 cache. A
+sort of all Gaussians by depth first would make the passes visit them in an order that is random in memory, and costs
+more. Within a tile, pairs are sorted by (float32 depth, Gaussian index).
 """
 
 from __future__ import annotations
@@ -30,43 +33,52 @@ from gs_train.render.cpu.projection import (
     SHEAR,
 )
 
-# Px. Each row of a tile is evaluated only where an ellipse reaches it, so a tall tile wastes no pixels, and fewer pairs cost less.
+# px. Blending skips the rows that an ellipse does not reach, so a tall tile wastes no pixels, and it makes fewer pairs.
 TILE_WIDTH, TILE_HEIGHT = 16, 32
-_STRETCHES = 64  # Gaussians are counted into tiles in so many parts, each by one thread. Fixed, though the result does not depend on it.
-_DIGIT = 8  # bits that one round of the sort looks at
-_MARGIN = 1e-3  # px, pays for rounding
+_SEGMENTS = 64  # Work items of a pass: each visits a range of chunks. The result does not depend on their number.
+_DIGIT_BITS = 8  # bits per round of the radix sort
+_MARGIN = 1e-3  # px, covers rounding errors
 
 
 @helper
-def _columns(low: float, high: float, half_y: float, squeeze: float, k: float, lean: float) -> tuple[float, float]:
-    """Least and greatest dx in the ellipse's rows from dy = low to high, both within +-half_y.
+def _column_range(
+    low: float, high: float, half_y: float, aspect: float, k: float, dy_extreme: float
+) -> tuple[float, float]:
+    """Smallest and largest dx of the ellipse over the rows from dy = low to dy = high, both within +-half_y.
 
-    In u = dx + k * dy the ellipse is u**2 + (squeeze * dy)**2 <= (squeeze * half_y)**2; its right edge over dy is concave and its left edge
-    convex, so the extreme over a slab of rows lies at the extreme point, at dy = -+lean, limited to the slab.
+    With u = dx + k * dy, the ellipse is u**2 + (aspect * dy)**2 <= (aspect * half_y)**2. As functions of dy, its right
+    edge is concave and its left edge convex. Their extreme points are at dy = -dy_extreme and dy = +dy_extreme. So the
+    extreme over a range of rows is at the extreme point clamped to the range.
     """
-    at = min(max(-lean, low), high)
-    widest = squeeze * math.sqrt(max(0.0, half_y * half_y - at * at)) - k * at
-    at = min(max(lean, low), high)
-    narrowest = -squeeze * math.sqrt(max(0.0, half_y * half_y - at * at)) - k * at
+    at = min(max(-dy_extreme, low), high)
+    widest = aspect * math.sqrt(max(0.0, half_y * half_y - at * at)) - k * at
+    at = min(max(dy_extreme, low), high)
+    narrowest = -aspect * math.sqrt(max(0.0, half_y * half_y - at * at)) - k * at
     return narrowest, widest
 
 
 @parallel_kernel
-def visit_tiles(records, depth_bits, visible, chunk_counts, width, height, cursors, pairs):  # type: ignore[no-untyped-def]
-    """Go through all pairs of a visible Gaussian and a tile it reaches: count them, or write them down.
+def visit_tiles(  # type: ignore[no-untyped-def]
+    records, depth_bits, visible, chunk_counts, width, height, cursors, pairs
+):  # fmt: skip
+    """Visit all pairs of a visible Gaussian and a tile that it reaches, and count (``pairs`` empty) or write them.
 
-    One kernel does both, because only the same machine code is sure to find the same pairs twice. Counting (``pairs`` is empty) marks a run
-    of tiles at its ends only: +1 at the first, -1 behind the last, so that the sum up to a tile is the number of its pairs.
+    One kernel does both, because only identical machine code is certain to find the same pairs twice. The count marks
+    only the ends of each run of tiles: +1 at the first tile, -1 after the last. The prefix sum of the marks gives each
+    tile's number of pairs.
 
     Args:
-        records [N, 16]; visible [N] and chunk_counts [chunks, 2]: see ``projection``. depth_bits [N, 16] uint32: the records' bits.
-        cursors: [stretches, tiles + 1] int64: where each stretch goes on writing in each tile, or the marks, from zero.
-        pairs: [P] uint64, written at the cursors: depth in the upper half, Gaussian in the lower.
+        records [N, 16], visible [N], chunk_counts [chunks, 2]: see ``projection``.
+        depth_bits: [N, 16] uint32, the records' bits.
+        cursors: [segments, tiles + 1] int64. To count: the marks, initially zero. To write: the position in ``pairs``
+            at which each segment writes its next pair of each tile.
+        pairs: [P] uint64, written at the cursors: the depth's bits in the upper half, the Gaussian's index in the
+            lower.
     """
     tiles_x = (width + TILE_WIDTH - 1) // TILE_WIDTH
-    chunks, stretches, filling = chunk_counts.shape[0], cursors.shape[0], pairs.shape[0] > 0
-    for stretch in prange(stretches):
-        for chunk in range(stretch * chunks // stretches, (stretch + 1) * chunks // stretches):
+    chunks, segments, filling = chunk_counts.shape[0], cursors.shape[0], pairs.shape[0] > 0
+    for segment in prange(segments):
+        for chunk in range(segment * chunks // segments, (segment + 1) * chunks // segments):
             for index in range(chunk * CHUNK, chunk * CHUNK + chunk_counts[chunk, 0]):
                 i = visible[index]
                 half_x, half_y = np.float64(records[i, HALF_WIDTH]), np.float64(records[i, HALF_HEIGHT])
@@ -79,18 +91,18 @@ def visit_tiles(records, depth_bits, visible, chunk_counts, width, height, curso
                 first_row, last_row = int(top) // TILE_HEIGHT, int(bottom) // TILE_HEIGHT
                 entry = (np.uint64(depth_bits[i, DEPTH]) << np.uint64(32)) | np.uint64(i)
                 narrowest, widest = -half_x, half_x
-                k, lean, squeeze = 0.0, 0.0, 0.0
+                k, dy_extreme, aspect = 0.0, 0.0, 0.0
                 if first_row < last_row:
                     k = np.float64(records[i, SHEAR])
-                    lean = k * half_y * half_y / half_x
-                    # half_u / half_y
-                    squeeze = math.sqrt(np.float64(records[i, HALF_C]) / np.float64(records[i, HALF_A]))
+                    dy_extreme = k * half_y * half_y / half_x
+                    # half_u / half_y.
+                    aspect = math.sqrt(np.float64(records[i, HALF_C]) / np.float64(records[i, HALF_A]))
                 for tile_row in range(first_row, last_row + 1):
                     if first_row < last_row:
-                        # dy and dx are mean - pixel, so the largest belongs to the first pixel.
+                        # dx and dy are mean - pixel, so the first pixel has the largest value.
                         low = min(max(mean_y - (tile_row * TILE_HEIGHT + TILE_HEIGHT - 0.5), -half_y), half_y)
                         high = max(min(mean_y - (tile_row * TILE_HEIGHT + 0.5), half_y), -half_y)
-                        narrowest, widest = _columns(low, high, half_y, squeeze, k, lean)
+                        narrowest, widest = _column_range(low, high, half_y, aspect, k, dy_extreme)
                     left = max(0.0, math.ceil(mean_x - widest - 0.5 - _MARGIN))
                     right = min(width - 1.0, math.floor(mean_x - narrowest - 0.5 + _MARGIN))
                     if left > right:
@@ -101,28 +113,28 @@ def visit_tiles(records, depth_bits, visible, chunk_counts, width, height, curso
                     )
                     if filling:
                         for tile in range(first, stop):
-                            pairs[cursors[stretch, tile]] = entry
-                            cursors[stretch, tile] += 1
+                            pairs[cursors[segment, tile]] = entry
+                            cursors[segment, tile] += 1
                     else:
-                        cursors[stretch, first] += 1
-                        cursors[stretch, stop] -= 1
+                        cursors[segment, first] += 1
+                        cursors[segment, stop] -= 1
 
 
 @helper
 def gaussian_of(pair):  # type: ignore[no-untyped-def]
-    """The Gaussian of a pair, as uint64."""
+    """The index of a pair's Gaussian, uint64."""
     return pair & np.uint64(0xFFFFFFFF)
 
 
 @helper
 def _sort(pairs, spare, starts, begin, stop):  # type: ignore[no-untyped-def]
-    """Sort pairs[begin:stop] by depth, stably, digit by digit; with ``spare`` as long. True if the result lies in ``spare``."""
+    """Stable radix sort of pairs[begin:stop] by depth; True if the result is in ``spare``, an array as long."""
     low = high = pairs[begin] >> np.uint64(32)
     for at in range(begin + 1, stop):
         key = pairs[at] >> np.uint64(32)
         low, high = min(low, key), max(high, key)
     moved, shift = False, np.uint64(0)
-    digits = np.uint64((1 << _DIGIT) - 1)
+    digits = np.uint64((1 << _DIGIT_BITS) - 1)
     while (high - low) >> shift > np.uint64(0):
         source, source_at = (spare, 0) if moved else (pairs, begin)
         target, target_at = (pairs, begin) if moved else (spare, 0)
@@ -139,18 +151,18 @@ def _sort(pairs, spare, starts, begin, stop):  # type: ignore[no-untyped-def]
             target[starts[digit]] = source[at]
             starts[digit] += 1
         moved = not moved
-        shift += np.uint64(_DIGIT)
+        shift += np.uint64(_DIGIT_BITS)
     return moved
 
 
 @parallel_kernel
 def sort_tiles(pairs, tile_start):  # type: ignore[no-untyped-def]
-    """Sort each tile's pairs by depth; equal depths keep their order, which is by Gaussian."""
+    """Sort each tile's pairs by depth. Pairs of equal depth keep their order, which is by Gaussian index."""
     for tile in prange(tile_start.shape[0] - 1):
         begin, stop = tile_start[tile], tile_start[tile + 1]
         if begin < stop:
             spare = np.empty(stop - begin, np.uint64)
-            if _sort(pairs, spare, np.empty(1 << _DIGIT, np.int64), begin, stop):
+            if _sort(pairs, spare, np.empty(1 << _DIGIT_BITS, np.int64), begin, stop):
                 for at in range(stop - begin):
                     pairs[begin + at] = spare[at]
 
@@ -158,22 +170,22 @@ def sort_tiles(pairs, tile_start):  # type: ignore[no-untyped-def]
 def bin_gaussians(
     records: NDArray, visible: NDArray, chunk_counts: NDArray, width: int, height: int
 ) -> tuple[NDArray, NDArray]:
-    """Pair the visible Gaussians with the tiles they touch, nearest first within a tile.
+    """Pair the visible Gaussians with the tiles that they touch, nearest first within a tile.
 
     Returns:
-        tile_start [tiles + 1] int64 and pairs [P] uint64: those of tile t are pairs[tile_start[t] : tile_start[t + 1]], and
-        ``gaussian_of`` says whose each is.
+        tile_start [tiles + 1] int64 and pairs [P] uint64. Tile t has pairs[tile_start[t] : tile_start[t + 1]], and
+        ``gaussian_of`` gives a pair's Gaussian.
     """
     tiles = -(-width // TILE_WIDTH) * -(-height // TILE_HEIGHT)
     arguments = (records, records.view(np.uint32), visible, chunk_counts, width, height)
-    marks = np.zeros((_STRETCHES, tiles + 1), np.int64)
+    marks = np.zeros((_SEGMENTS, tiles + 1), np.int64)
     visit_tiles(*arguments, marks, np.empty(0, np.uint64))
     counts = np.cumsum(marks, axis=1)[:, :-1]
     tile_start = np.zeros(tiles + 1, np.int64)
     np.cumsum(counts.sum(axis=0), out=tile_start[1:])
     pairs = aligned_buffer((int(tile_start[-1]),), np.uint64)
     if len(pairs) > 0:
-        # Where each stretch begins in each tile: behind the tiles before, and behind the stretches before in the same tile.
+        # In each tile, a segment starts after the earlier tiles and after the earlier segments of the same tile.
         cursors = np.cumsum(counts, axis=0)
         cursors += tile_start[:-1] - counts
         visit_tiles(*arguments, cursors, pairs)
