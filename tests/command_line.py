@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -26,3 +29,19 @@ def gs_train(*arguments: object, **options: Any) -> subprocess.CompletedProcess[
     """Run ``gs-train`` to its end; keywords go to ``subprocess.run``."""
     settings: dict[str, Any] = {"capture_output": True, "text": True, "env": environment(), "timeout": 300, **options}
     return subprocess.run(command(*arguments), check=False, **settings)
+
+
+def documented_fields(kind: type) -> list[str]:
+    """Names of the fields of a dataclass that have a docstring below them; the docstring becomes the help of the flag."""
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(definition, ast.ClassDef)
+    pairs = zip(definition.body, definition.body[1:], strict=False)
+    return [
+        entry.target.id
+        for entry, below in pairs
+        if isinstance(entry, ast.AnnAssign)
+        and isinstance(entry.target, ast.Name)
+        and isinstance(below, ast.Expr)
+        and isinstance(below.value, ast.Constant)
+        and str(below.value.value).strip()
+    ]

@@ -460,4 +460,4 @@ def test_rates_that_make_training_diverge(scene: Path, tmp_path: Path) -> None:
     message = refused_here("train", scene, "--out", tmp_path / "run", *SHORT, "--optimizer.scaling-lr", 1e5)
     assert message.startswith("training has diverged (")
     assert "values of scales are not finite" in message
-    assert message.endswith("give lower rates by the --optimizer flags, with --overwrite.")
+    assert message.endswith("): lower the learning rates (--optimizer.* flags) and add --overwrite.")

@@ -10,26 +10,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from plyfile import PlyData, PlyElement
+from splats import ARRAYS, assert_same_bits, make_splat
 
 from gs_train.errors import UserError
 from gs_train.formats.ply import read_ply, write_ply
-from gs_train.formats.splat_data import ARRAY_NAMES, SplatData
-
-
-def make_splat(rows: int, degree: int) -> SplatData:
-    """Random bits, so that denormal, infinite and NaN floats are among them."""
-    rest = (degree + 1) ** 2 - 1
-    shapes = {"xyz": (3,), "f_dc": (1, 3), "f_rest": (rest, 3), "opacity": (1,), "scaling": (3,), "rotation": (4,)}
-    rng = np.random.default_rng(7)
-    return SplatData(
-        **{n: rng.integers(0, 2**32, (rows, *s), dtype=np.uint32).view(np.float32) for n, s in shapes.items()}
-    )
-
-
-def assert_same_bits(actual: SplatData, expected: SplatData) -> None:
-    for name in ARRAY_NAMES:
-        a, b = getattr(actual, name), getattr(expected, name)
-        assert a.shape == b.shape and np.array_equal(a.view(np.uint32), b.view(np.uint32)), name
+from gs_train.formats.splat_data import SplatData
 
 
 def vertex_rows(path: Path) -> NDArray[np.void]:
@@ -98,9 +83,7 @@ def test_the_render_mode_is_named_and_the_bytes_repeat(tmp_path: Path) -> None:
 def test_foreign_layouts(tmp_path: Path, variant: str) -> None:
     rng = np.random.default_rng(3)
     finite = make_splat(4, 2)
-    finite = SplatData(
-        **{name: rng.normal(size=getattr(finite, name).shape).astype(np.float32) for name in ARRAY_NAMES}
-    )
+    finite = SplatData(**{name: rng.normal(size=getattr(finite, name).shape).astype(np.float32) for name in ARRAYS})
     write_ply(tmp_path / "s.ply", finite)
     rows = vertex_rows(tmp_path / "s.ply")
     names, kind = list(rows.dtype.names or ()), "f4"
@@ -121,7 +104,7 @@ def test_foreign_layouts(tmp_path: Path, variant: str) -> None:
         str(tmp_path / "f.ply")
     )
     if variant == "ascii":
-        for name in ARRAY_NAMES:
+        for name in ARRAYS:
             assert np.allclose(getattr(read_ply(tmp_path / "f.ply"), name), getattr(finite, name), rtol=1e-6)
     else:
         assert_same_bits(read_ply(tmp_path / "f.ply"), finite)
@@ -156,7 +139,7 @@ def test_a_ply_that_is_no_splat(shared_scenes: Path) -> None:
 def test_a_truncated_file(tmp_path: Path, keep: int) -> None:
     write_ply(tmp_path / "s.ply", make_splat(3, 3))
     (tmp_path / "cut.ply").write_bytes((tmp_path / "s.ply").read_bytes()[:keep])
-    assert "cut short or is not a PLY" in refusal(tmp_path / "cut.ply")
+    assert "truncated or is not a PLY" in refusal(tmp_path / "cut.ply")
 
 
 HEADER = b"ply\nformat ascii 1.0\n"
@@ -206,7 +189,7 @@ def test_a_full_disk_leaves_the_earlier_file(tmp_path: Path, monkeypatch: pytest
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match=r"s\.ply cannot be written \(No space left on device\); free space"):
+    with pytest.raises(UserError, match=r"s\.ply cannot be written \(No space left on device\): free space"):
         write_ply(tmp_path / "s.ply", make_splat(9, 3))
     assert_same_bits(read_ply(tmp_path / "s.ply"), splat)
     assert os.listdir(tmp_path) == ["s.ply"]
@@ -223,6 +206,6 @@ def test_a_full_disk_leaves_the_earlier_file(tmp_path: Path, monkeypatch: pytest
 )
 def test_splat_data_checks_its_arrays(name: str, array: NDArray[np.float32], message: str) -> None:
     splat = make_splat(2, 1)
-    arrays = {name: getattr(splat, name) for name in ARRAY_NAMES}
+    arrays = {name: getattr(splat, name) for name in ARRAYS}
     with pytest.raises(ValueError, match=message):
         SplatData(**{**arrays, name: array})

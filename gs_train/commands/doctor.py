@@ -1,6 +1,6 @@
-"""What ``gs-train doctor`` looks at: one finding per part of this machine, each with its remedy when something is wrong.
+"""``gs-train doctor``: checks this machine, one finding per part, and names the remedy of each fault.
 
-It changes nothing, compiles nothing for CUDA, and prints nothing. The invariant: a check that fails is a finding, never an exception.
+It changes nothing and compiles nothing for CUDA. A check that fails is a finding, never an exception.
 """
 
 from __future__ import annotations
@@ -15,25 +15,43 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from gs_train import __version__
+from gs_train.console import print_facts
 
 _OLDEST_PYTHON = (3, 11)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing looked at."""
+    """The result of one check."""
 
     name: str
-    """What was looked at."""
+    """The part of the machine."""
     message: str
-    """What was found."""
+    """Its state."""
     remedy: str | None = None
-    """The command that mends it; None when nothing is wrong."""
+    """The command that repairs it; None if it works."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorCommand:
+    """Check this machine: torch, CUDA, gsplat and the CPU kernels; name the one command that repairs a fault."""
+
+    def run(self) -> int:
+        """Print the findings; returns 1 if one of them is a fault."""
+        findings = list(examine())
+        print_facts([(finding.name, finding.message) for finding in findings])
+        remedies = [finding.remedy for finding in findings if finding.remedy is not None]
+        if not remedies:
+            print("All is well: try gs-train sample scene, then gs-train train scene.")
+            return 0
+        # Only the first remedy: later faults are often its consequences.
+        print(f"To repair it: {remedies[0]}")
+        return 1
 
 
 def examine() -> Iterator[Finding]:
-    """All findings, in order of what needs what."""
-    yield Finding(name="gs-train", message=f"{__version__} in {Path(__file__).parent.parent}")
+    """All findings; each part comes after the parts that it needs."""
+    yield Finding(name="gs-train", message=f"{__version__} in {Path(__file__).parents[1]}")
     python = ".".join(str(part) for part in sys.version_info[:3])
     old = sys.version_info[:2] < _OLDEST_PYTHON
     yield Finding(
@@ -49,12 +67,11 @@ def examine() -> Iterator[Finding]:
 
 
 def _guarded(name: str, check: Callable[[], Finding], packages: str) -> Finding:
-    """What a check finds; where it fails, that, with a fresh installation of what it stands on as the remedy."""
+    """The finding of ``check``; if it raises, a finding whose remedy is a fresh installation of ``packages``."""
     try:
         return check()
-    except (
-        Exception
-    ) as error:  # a broken installation fails in its own ways, and each is worth a line rather than a traceback
+    except Exception as error:
+        # A broken installation can raise anything; the user needs a line, not a traceback.
         reason = " ".join(str(error).split()) or type(error).__name__
         return Finding(name=name, message=f"fails: {reason}", remedy=f"{_pip()} --force-reinstall {packages}")
 
@@ -81,7 +98,7 @@ def _torch() -> Finding:
     return Finding(
         name="torch",
         message=f"{message}, though there is an NVIDIA driver",
-        remedy="nvidia-smi (it says what is wrong with the driver)",
+        remedy="nvidia-smi (it names the fault of the driver)",
     )
 
 
@@ -134,13 +151,13 @@ def _numba() -> Finding:
 
 
 def _cpu_kernels() -> Finding:
-    """Render a few Gaussians forwards and backwards, and ask Numba which threading layer that took."""
+    """Render a few Gaussians, forward and backward, and report Numba's threading layer."""
     import numba
     import torch
 
+    from gs_train.cameras.camera import Camera
     from gs_train.model.gaussians import GaussianModel
     from gs_train.render.cpu.rasterizer import CpuRasterizer
-    from gs_train.scene.types import Camera
 
     count, size = 16, 32
     generator = torch.Generator().manual_seed(0)

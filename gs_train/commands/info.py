@@ -1,6 +1,6 @@
-"""What ``gs-train info`` says of a path: the facts of a scene, a run, a checkpoint or a splat file, as lines of name and value.
+"""``gs-train info``: prints the facts of a scene, a run, a checkpoint or a splat file, and checks it.
 
-It reads and checks; it prints and changes nothing. The invariant: whatever it describes without a fault, the other subcommands take.
+It changes nothing. A path without a fault is accepted by the other subcommands.
 """
 
 from __future__ import annotations
@@ -8,85 +8,88 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
+import tyro
 from numpy.typing import NDArray
 
 from gs_train.config.toml import read_config
+from gs_train.console import notify, print_facts
 from gs_train.errors import UserError
-from gs_train.formats.ply import read_ply
+from gs_train.formats.registry import is_splat_file
 from gs_train.formats.splat_data import SplatData
 from gs_train.run.folder import RunFolder
+from gs_train.run.open import open_run, open_splat
 from gs_train.scene.load import SceneConfig, load_scene
 from gs_train.scene.photos.decode import image_faults
 
 if TYPE_CHECKING:
-    # Checkpoints need torch, which takes seconds to load; scenes and splat files answer without it.
+    # Checkpoints need torch, which takes seconds to import; scenes and splat files do not.
     from gs_train.run.checkpoint import Checkpoint
 
 Facts = list[tuple[str, str]]
 FAULT = "fault"
-"""Name of the facts that keep a scene from being trained on."""
+"""Name of each fact that makes a scene unfit for training."""
+_KINDS = "name a scene folder, a run folder, a checkpoint (.pt) or a splat (.ply)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoCommand:
+    """Describe and check a scene, a run, a checkpoint or a splat file."""
+
+    path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
+    """Scene (a folder or a transforms .json), run folder, checkpoint (.pt) or splat (.ply)."""
+
+    def run(self) -> int:
+        """Print the facts; returns 2 for a scene with faults, all of which are printed."""
+        facts = describe(self.path, notify)
+        print_facts(facts)
+        return 2 if any(name == FAULT for name, _ in facts) else 0
 
 
 def describe(path: Path, notify: Callable[[str], None]) -> Facts:
-    """Facts about ``path``, most important first.
+    """Facts about ``path``, the most important first.
 
     Args:
-        path: scene (a folder or a transforms .json), run folder, checkpoint (.pt) or splat (.ply).
-        notify: takes sentences about what is odd but not wrong.
+        path: scene (a folder or a transforms .json), run folder, checkpoint (.pt) or splat file.
+        notify: takes remarks about oddities that are no faults.
 
     Raises:
-        UserError: there is no such path, it is none of the four, or it does not pass its checks.
+        UserError: there is no such path, it is none of the four, or it fails its checks.
     """
     if not path.exists():
-        raise UserError(
-            f"{path} does not exist: name a scene folder, a run folder, a checkpoint (.pt) or a splat (.ply)."
-        )
+        raise UserError(f"{path} does not exist: {_KINDS}.")
     if path.is_dir():
         return _run_facts(RunFolder(path), notify) if RunFolder(path).is_run() else _scene_facts(path, notify)
-    if path.suffix == ".pt":
-        return _checkpoint_facts(intact_checkpoint(path))
-    if path.suffix == ".ply":
-        return _splat_facts(read_ply(path))
     if path.suffix == ".json":
         return _scene_facts(path, notify)
-    raise UserError(
-        f"{path} is none of what info knows: name a scene folder, a run folder, a checkpoint (.pt) or a splat (.ply)."
-    )
-
-
-def intact_checkpoint(path: Path) -> Checkpoint:
-    """One named checkpoint; UserError where it is damaged."""
-    from gs_train.run.checkpoint import DamagedCheckpoint, read_checkpoint
-
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: name a checkpoint (.pt).")
-    try:
-        return read_checkpoint(path)
-    except DamagedCheckpoint:
-        raise UserError(
-            f"{path} is damaged or no checkpoint of gs-train: name another, or the run's folder for the newest sound one."
-        ) from None
+    if path.suffix != ".pt" and not is_splat_file(path):
+        raise UserError(f"{path} is none of the files that info describes: {_KINDS}.")
+    opened = open_splat(path, notify)
+    return _splat_facts(opened.splat()) if opened.checkpoint is None else _checkpoint_facts(opened.checkpoint)
 
 
 def _scene_facts(path: Path, notify: Callable[[str], None]) -> Facts:
-    """What was understood of a scene, and every fault that keeps it from being trained on; its photos are decoded for that."""
+    """The content of a scene and every fault that makes it unfit for training. Decodes all photos to find faults."""
     faults: list[UserError] = []
     try:
         scene = load_scene(path, SceneConfig(), faults.append)
     except UserError as fault:
         if not faults:
             raise
-        return [("scene", str(path)), *_told([*faults, fault])]
+        return [("scene", str(path)), *_fault_facts([*faults, fault])]
     for notice in scene.notices:
         notify(notice)
     views = (*scene.train_views, *scene.test_views)
     faults += image_faults(views)
     sizes = Counter(f"{view.camera.width}x{view.camera.height}" for view in views)
-    lenses = Counter(f"{view.lens.model}, undistorted when read" if view.lens else "no distortion" for view in views)
+    lenses = Counter(
+        f"{view.distorted_camera.model}, undistorted when read" if view.distorted_camera else "no distortion"
+        for view in views
+    )
     return [
         ("scene", str(path)),
         ("views", f"{len(scene.train_views)} to train on, {len(scene.test_views)} to test on"),
@@ -94,17 +97,17 @@ def _scene_facts(path: Path, notify: Callable[[str], None]) -> Facts:
         ("lens", ", ".join(f"{lens} ({count})" for lens, count in lenses.most_common())),
         ("points", f"{len(scene.points.xyz):,}"),
         ("extent", f"{scene.extent:.4g} world units"),
-        *_told(faults),
+        *_fault_facts(faults),
     ]
 
 
-def _told(faults: list[UserError]) -> Facts:
-    """Each once: a camera is at fault for every photo that was taken through it."""
+def _fault_facts(faults: list[UserError]) -> Facts:
+    """Each message once: a faulty camera reports the same fault for each of its photos."""
     return [(FAULT, message) for message in dict.fromkeys(map(str, faults))]
 
 
 def _run_facts(folder: RunFolder, notify: Callable[[str], None]) -> Facts:
-    from gs_train.run.checkpoint import list_checkpoints, newest_intact
+    from gs_train.run.checkpoint import list_checkpoints
 
     config, scene = read_config(folder.config)
     facts = [
@@ -112,10 +115,8 @@ def _run_facts(folder: RunFolder, notify: Callable[[str], None]) -> Facts:
         ("scene", "not named in config.toml" if scene is None else str(scene)),
         ("iterations", f"{config.iterations:,} asked for"),
     ]
-    if list_checkpoints(folder.checkpoints):
-        facts += _checkpoint_facts(newest_intact(folder.checkpoints, notify))
-    else:
-        facts.append(("checkpoint", "none yet"))
+    checkpoint = open_run(folder.path, notify).checkpoint if list_checkpoints(folder.checkpoints) else None
+    facts += [("checkpoint", "none yet")] if checkpoint is None else _checkpoint_facts(checkpoint)
     results = folder.path / "results.json"
     if results.is_file():
         facts.append(("results", _results(results)))
@@ -123,20 +124,20 @@ def _run_facts(folder: RunFolder, notify: Callable[[str], None]) -> Facts:
 
 
 def _results(path: Path) -> str:
-    """The figures of a results.json. A damaged one keeps nobody from anything, so it is told and not refused."""
+    """The figures of a results.json. A damaged file blocks no other command, so this is a fact, not an error."""
     try:
         figures = json.loads(path.read_text(encoding="utf-8"))
         quality = f"PSNR {figures['psnr']:.2f} dB, SSIM {figures['ssim']:.4f}"
         views = f"{figures['views']} {figures['split']} view" + ("" if figures["views"] == 1 else "s")
         return f"at iteration {figures['iteration']}: {quality} on {views}"
     except (ValueError, KeyError, TypeError, RecursionError):
-        return f"{path} is damaged: write it afresh with gs-train eval {path.parent}"
+        return f"{path} is damaged: write it again with gs-train eval {path.parent}"
 
 
 def _checkpoint_facts(checkpoint: Checkpoint) -> Facts:
     model = checkpoint.state["model"]
     return [
-        ("checkpoint", f"{checkpoint.path}, sound"),
+        ("checkpoint", f"{checkpoint.path}, intact"),
         ("iteration", f"{checkpoint.iteration:,}"),
         ("Gaussians", f"{len(model['parameters']['xyz']):,}"),
         ("SH degree", f"{model['active_sh_degree']} active"),
@@ -145,19 +146,19 @@ def _checkpoint_facts(checkpoint: Checkpoint) -> Facts:
 
 
 def _splat_facts(data: SplatData) -> Facts:
+    facts = [("Gaussians", f"{len(data):,}"), ("SH degree", str(data.sh_degree))]
     if len(data) == 0:
-        return [("Gaussians", "0"), ("SH degree", str(data.sh_degree))]
+        return facts
     arrays = (data.xyz, data.f_dc, data.f_rest, data.opacity, data.scaling, data.rotation)
     finite = np.ones(len(data), dtype=bool)
     for array in arrays:
         finite &= np.isfinite(array).reshape(len(data), -1).all(axis=1)
-    facts = [("Gaussians", f"{len(data):,}"), ("SH degree", str(data.sh_degree))]
     if data.antialiased:
         facts.append(("trained", "antialiased: render it that way"))
     if not finite.all():
         facts.append(("damaged", f"{int((~finite).sum()):,} Gaussians with NaN or infinite values"))
     if finite.any():
-        # Logits and logarithms of any size are a splat's own business; those past a float's range become 0 or infinite.
+        # Logits and logarithms may have any size; beyond a float's range the activations become 0 or infinite.
         with np.errstate(over="ignore"):
             opacity = 1.0 / (1.0 + np.exp(-data.opacity[finite].astype(np.float64)))
             scale = np.exp(data.scaling[finite].astype(np.float64))

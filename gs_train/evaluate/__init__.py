@@ -1,1 +1,1 @@
-"""Measuring a trained run on views it has not seen."""
+"""Metrics of a trained splat on held-out views."""

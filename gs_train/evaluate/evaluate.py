@@ -1,7 +1,7 @@
 """Evaluation: renders views, compares them with the photos, and writes figures and side-by-side images.
 
-It knows no run folder and no training; whoever calls it says where things go. The invariant: the mean is the mean of the per-view figures
-written beside it, so anyone can check it.
+The metrics themselves are in ``metrics.py``. Every field of ``ViewMetrics`` goes to results.json, as the mean over the views, and to
+per_view.json.
 """
 
 from __future__ import annotations
@@ -19,24 +19,30 @@ from gs_train.errors import UserError
 from gs_train.evaluate.metrics import SSIM_REGION, ViewMetrics, view_metrics
 from gs_train.losses import WINDOW
 from gs_train.model.gaussians import GaussianModel
+from gs_train.render.select import Selection
 from gs_train.render.types import Rasterizer
-from gs_train.scene.photos.composite import over, weight
+from gs_train.run.open import OpenedSplat
+from gs_train.scene.photos.composite import composite, pixel_weights
 from gs_train.scene.photos.decode import decode_images
 from gs_train.scene.types import View
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Figures of a set of views."""
+    """Metrics of a set of views."""
 
     per_view: dict[str, ViewMetrics]
     """By view name."""
     images: tuple[Path, ...]
-    """The side-by-side PNGs, truth on the left, in the order of the views."""
+    """PNGs with the photo on the left and the render on the right, in the order of the views."""
+    gaussians: int
+    """Number of Gaussians rendered."""
+    rasterizer: str
+    """Name of the rasterizer, such as ``cpu``."""
 
     @property
     def mean(self) -> ViewMetrics:
-        """Each figure's mean over the views."""
+        """Mean of each metric over the views."""
         figures = [asdict(metrics) for metrics in self.per_view.values()]
         return ViewMetrics(**{name: sum(each[name] for each in figures) / len(figures) for name in figures[0]})
 
@@ -55,9 +61,9 @@ def evaluate(
     Args:
         model: on the rasterizer's device.
         views: at least one.
-        rasterizer: what renders.
+        rasterizer: renders the views.
         background: [3] RGB in 0..1 to render over, on the model's device.
-        renders: folder for one PNG per view, the photo on the left and the render on the right.
+        renders: folder for one PNG per view, with the photo on the left and the render on the right.
         after_view: called after every view.
 
     Raises:
@@ -67,7 +73,7 @@ def evaluate(
     for view in views:
         if min(view.camera.width, view.camera.height) < WINDOW:
             raise UserError(
-                f"{view.image_path} is trained at less than {WINDOW} px, too small for SSIM: evaluate a larger --resolution."
+                f"{view.image_path} is trained at less than {WINDOW} px, too small for SSIM: train a larger --resolution."
             )
     names = png_names([view.name for view in views])
     per_view: dict[str, ViewMetrics] = {}
@@ -75,17 +81,55 @@ def evaluate(
         for view, photo, name in zip(views, decode_images(views), names, strict=True):
             pose = torch.from_numpy(view.world_to_camera).to(model.device, torch.float32)
             image = rasterizer.render(model, view.camera, pose, background).image
-            target = over(photo, background)
-            per_view[view.name] = view_metrics(image, target, weight(photo, background.device))
+            target = composite(photo, background)
+            per_view[view.name] = view_metrics(image, target, pixel_weights(photo, background.device))
             _save_beside(renders / name, target, image)
             after_view()
-    return Evaluation(per_view=per_view, images=tuple(renders / name for name in names))
+    return Evaluation(
+        per_view=per_view,
+        images=tuple(renders / name for name in names),
+        gaussians=len(model),
+        rasterizer=rasterizer.name,
+    )
 
 
-def write_figures(
-    evaluation: Evaluation, folder: Path, *, iteration: int, split: str, gaussians: int, rasterizer: str
-) -> tuple[Path, Path]:
-    """Write results.json (the means, and what they are means of) and per_view.json into ``folder``; returns both paths."""
+def evaluate_splat(
+    opened: OpenedSplat,
+    views: Sequence[View],
+    selection: Selection,
+    *,
+    renders: Path,
+    after_view: Callable[[], None] = lambda: None,
+) -> Evaluation:
+    """Evaluate an opened splat over its own background.
+
+    Example::
+
+        opened = open_splat(Path("runs/mine"))
+        scene = opened.load_scene()
+        mean = evaluate_splat(opened, scene.test_views, opened.select_rasterizer(), renders=Path("renders")).mean
+
+    Args:
+        opened: from ``open_splat``.
+        views: at least one.
+        selection: from ``opened.select_rasterizer``.
+        renders, after_view: as in ``evaluate``.
+
+    Raises:
+        UserError, OSError: as in ``evaluate``.
+    """
+    return evaluate(
+        opened.model(selection.device),
+        views,
+        selection.rasterizer,
+        background=opened.background(selection.device),
+        renders=renders,
+        after_view=after_view,
+    )
+
+
+def write_figures(evaluation: Evaluation, folder: Path, *, iteration: int | None, split: str) -> tuple[Path, Path]:
+    """Write results.json (the means and their circumstances) and per_view.json into ``folder``; returns both paths."""
     results, per_view = folder / "results.json", folder / "per_view.json"
     figures = {
         "iteration": iteration,
@@ -93,8 +137,8 @@ def write_figures(
         "views": len(evaluation.per_view),
         **asdict(evaluation.mean),
         "ssim_region": SSIM_REGION,
-        "gaussians": gaussians,
-        "rasterizer": rasterizer,
+        "gaussians": evaluation.gaussians,
+        "rasterizer": evaluation.rasterizer,
     }
     atomic_write_text(results, json.dumps(figures, indent=2) + "\n")
     atomic_write_text(
@@ -104,10 +148,10 @@ def write_figures(
 
 
 def png_names(names: Sequence[str]) -> list[str]:
-    """A flat .png name for each view name. View names come from a file, so no slash or dot of theirs may lead out of the folder."""
+    """A .png name without folders for each view name, all different. View names come from a file, so no slash or dot may leave the folder."""
     flat = [name.replace("/", "__").replace("\\", "__") for name in names]
     stems = [PurePosixPath(name).stem for name in flat]
-    # cat.jpg and cat.png may both be in a scene: then the endings stay part of the names.
+    # A scene may hold cat.jpg and cat.png: then the endings stay in the names.
     return [f"{stem}.png" for stem in (stems if len(set(stems)) == len(stems) else flat)]
 
 

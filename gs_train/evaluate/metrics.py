@@ -1,7 +1,8 @@
-"""What an image is worth beside the truth: PSNR and SSIM of one view.
+"""Metrics of one view: PSNR and SSIM of a render against its photo.
 
-Averages and files are in ``evaluate.py``. The invariant: both images are clamped to 0..1, because that is what a viewer shows, and SSIM is
-taken over the valid region only, as torchmetrics does, so that the zero padding of training does not count.
+A new metric is one field of ``ViewMetrics`` and its value in ``view_metrics``; ``evaluate.py`` averages the fields and writes them to files.
+Renders are clamped to 0..1, as a viewer shows them. SSIM covers the valid region only, as in torchmetrics: windows that need zero padding
+do not count.
 """
 
 from __future__ import annotations
@@ -19,13 +20,12 @@ SSIM_REGION: Literal["valid"] = "valid"
 
 @dataclass(frozen=True, kw_only=True)
 class ViewMetrics:
-    """Figures of one view."""
+    """Metrics of one view, each a float whose mean over the views is meaningful."""
 
     psnr: float
     """Peak signal-to-noise ratio, dB."""
     psnr_colour_matched: float
-    """The same after the affine change of the render's colours that brings them nearest to the photo's, dB: what is left when exposure and
-    white balance are forgiven."""
+    """PSNR after the best affine change of the render's colours, dB: it ignores differences of exposure and white balance."""
     ssim: float
     """Structural similarity, at most 1."""
 
@@ -36,8 +36,8 @@ def view_metrics(image: Tensor, target: Tensor, weight: Tensor | None = None) ->
     Args:
         image: [H, W, 3], not clamped.
         target: [H, W, 3] in 0..1.
-        weight: [H, W, 1] in 0..1, how much each pixel counts; None for all. What does not count is left out of PSNR; SSIM, which is over
-            windows, sees the target there on both sides.
+        weight: [H, W, 1] in 0..1, the weight of each pixel; None for 1 throughout. PSNR is a weighted mean. SSIM works on windows, so the
+            render is blended with the target by the weight instead.
     """
     shown = image.clamp(0.0, 1.0)
     matched = match_colours(shown, target, weight).clamp(0.0, 1.0)
@@ -49,13 +49,18 @@ def view_metrics(image: Tensor, target: Tensor, weight: Tensor | None = None) ->
 
 
 def match_colours(image: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """``image`` ([H, W, 3]) under the affine map of its colours that has the least squared difference from ``target``; not clamped.
+    """The affine map of ``image``'s colours with the least squared difference from ``target``, applied.
 
-    ``weight`` as in ``view_metrics``.
+    Args:
+        image, target: [H, W, 3].
+        weight: as in ``view_metrics``.
+
+    Returns:
+        [H, W, 3], not clamped.
     """
     colours = torch.cat([image, torch.ones_like(image[..., :1])], dim=2).reshape(-1, 4).double()
     weighed = colours if weight is None else colours * weight.reshape(-1, 1)
-    # By the normal equations, with just enough added for images of one colour: 4 x 4 instead of a factorisation of all pixels.
+    # Normal equations: a 4x4 solve instead of a factorisation of all pixels. The small diagonal handles images of one colour.
     gram = weighed.T @ colours + 1e-9 * len(colours) * torch.eye(4, dtype=torch.float64, device=image.device)
     affine = torch.linalg.solve(gram, weighed.T @ target.reshape(-1, 3).double())
     return (colours @ affine).to(image.dtype).view_as(image)

@@ -1,7 +1,7 @@
-"""Splats as .ply in the original layout: one element ``vertex`` of float32 columns.
+"""Splats as .ply in the original trainer's layout: one element ``vertex`` of float32 columns.
 
-It converts nothing: opacity stays a logit, scales stay logarithms, quaternions keep their length. The invariant: reading what was written
-gives every float back bit for bit, and a file appears whole or not at all.
+Opacity stays a logit, scales stay logarithms, quaternions keep their length: write and read return every float bit for bit. Files are
+written atomically.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from plyfile import PlyData, PlyElement, PlyListProperty, PlyParseError
 
 from gs_train.atomic_write import atomic_write
 from gs_train.errors import UserError
-from gs_train.formats.splat_data import MAX_SH_DEGREE, SplatData
+from gs_train.formats.splat_data import MAX_SH_DEGREE, SplatData, SplatFormat
 
 _XYZ = ("x", "y", "z")
 _NORMALS = ("nx", "ny", "nz")
@@ -26,16 +26,16 @@ _REQUIRED = (*_XYZ, *_F_DC, "opacity", *_SCALES, *_ROTATION)
 
 
 def write_ply(path: Path | str, data: SplatData) -> None:
-    """Write a splat, binary little-endian, with zero normals (the original's viewers expect the columns).
+    """Write a splat, binary little-endian, with zero normals (the original's viewers expect these columns).
 
-    A header comment ``SplatRenderMode`` says how the splat wants to be rendered: ``default``, or ``mip`` where it is antialiased.
+    The header comment ``SplatRenderMode`` is ``mip`` for an antialiased splat, else ``default``.
 
     Args:
-        path: the file to make or replace; its folder is made when missing.
-        data: what to write.
+        path: the file to create or replace; a missing folder is created.
+        data: the Gaussians.
 
     Raises:
-        UserError: the file cannot be written. An earlier file of that name is then intact.
+        UserError: the file cannot be written. An earlier file of the same name then stays intact.
     """
     path = Path(path)
     count, rest = len(data), data.f_rest.shape[1]
@@ -60,16 +60,18 @@ def write_ply(path: Path | str, data: SplatData) -> None:
         atomic_write(path, ply.write)
     except OSError as error:
         raise UserError(
-            f"{path} cannot be written ({error.strerror or error}); free space or choose another place."
+            f"{path} cannot be written ({error.strerror or error}): free space or choose another place."
         ) from error
 
 
 def read_ply(path: Path | str) -> SplatData:
-    """Read a splat in the original layout: binary of either byte order or ASCII, with or without normals, SH degree 0 to 4, in any column
-    order; further columns and elements are ignored. Nothing is normalised.
+    """Read a splat in the original trainer's layout. Nothing is normalised.
+
+    Accepts ASCII and binary of either byte order, SH degree 0 to 4, columns in any order, and files without normals. Other columns and
+    elements are ignored.
 
     Raises:
-        UserError: there is no such file, it is no PLY, it is cut short, or it is no splat.
+        UserError: there is no such file, it is not a PLY, it is truncated, or it is a PLY of something else.
     """
     path = Path(path)
     rows, comments = _read_vertices(path)
@@ -77,7 +79,7 @@ def read_ply(path: Path | str) -> SplatData:
     missing = [name for name in _REQUIRED if name not in names]
     if missing:
         raise UserError(
-            f"{path} is a PLY but not a splat: it lacks the columns {', '.join(missing)}; give a splat .ply file."
+            f"{path} is a PLY but not a splat: it lacks the columns {', '.join(missing)}; name a splat .ply file."
         )
     rest_names = _rest_names(path, names)
     count, rest = len(rows), len(rest_names) // 3
@@ -93,46 +95,50 @@ def read_ply(path: Path | str) -> SplatData:
 
 
 def _read_vertices(path: Path) -> tuple[NDArray[np.void], list[str]]:
-    """The element ``vertex`` as a structured array, mapped from the file where it is binary; and the header's comments."""
+    """The element ``vertex`` as a structured array, memory-mapped if binary, and the comments of the header."""
     try:
         ply = PlyData.read(str(path), mmap="r")
     except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist; give a splat .ply file.") from error
+        raise UserError(f"{path} does not exist; name a splat .ply file.") from error
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error}); give a splat .ply file.") from error
+        raise UserError(f"{path} cannot be read ({error.strerror or error}); name a splat .ply file.") from error
     except (PlyParseError, ValueError, MemoryError, OverflowError) as error:
-        # ValueError covers what plyfile lets through from NumPy and from decoding; the last two come of a count that no file could hold.
+        # plyfile passes on NumPy's and the decoder's ValueErrors; an absurd element count gives the last two.
         raise UserError(
-            f"{path} is cut short or is not a PLY file ({' '.join(str(error).split())}); export or copy it again."
+            f"{path} is truncated or is not a PLY file ({' '.join(str(error).split())}): export or copy it again."
         ) from error
     if "vertex" not in ply:
-        raise UserError(f"{path} is a PLY but not a splat: it has no element 'vertex'; give a splat .ply file.")
+        raise UserError(f"{path} is a PLY but not a splat: it has no element 'vertex'; name a splat .ply file.")
     vertex = ply["vertex"]
     lists = [prop.name for prop in vertex.properties if isinstance(prop, PlyListProperty)]
     if lists:
         raise UserError(
-            f"{path} is a PLY but not a splat: its columns {', '.join(lists)} hold lists; give a splat .ply file."
+            f"{path} is a PLY but not a splat: its columns {', '.join(lists)} hold lists; name a splat .ply file."
         )
     rows: NDArray[np.void] = vertex.data
     return rows, list(ply.comments)
 
 
 def _rest_names(path: Path, names: tuple[str, ...]) -> list[str]:
-    """The columns ``f_rest_0`` and on, in order; their number has to fit an SH degree."""
+    """The columns ``f_rest_0``, ``f_rest_1``, ... in order; raises UserError unless their number fits an SH degree."""
     found = sum(name.startswith("f_rest_") for name in names)
     ordered = [f"f_rest_{i}" for i in range(found)]
     allowed = [3 * ((degree + 1) ** 2 - 1) for degree in range(MAX_SH_DEGREE + 1)]
     if found not in allowed or any(name not in names for name in ordered):
         counts = ", ".join(str(count) for count in allowed)
         raise UserError(
-            f"{path} has {found} columns f_rest_*, where a splat has f_rest_0 and on, {counts} of them; export it again."
+            f"{path} has {found} columns f_rest_*; a splat has f_rest_0, f_rest_1, ..., {counts} of them: export it again."
         )
     return ordered
 
 
 def _columns(rows: NDArray[np.void], names: list[str] | tuple[str, ...]) -> NDArray[np.float32]:
-    """[N, len(names)] float32 copy of some columns."""
+    """[N, len(names)] float32 copy of the named columns."""
     out = np.empty((len(rows), len(names)), dtype=np.float32)
     for i, name in enumerate(names):
         out[:, i] = rows[name]
     return out
+
+
+FORMAT = SplatFormat(read=read_ply, write=write_ply, signature=b"ply")
+"""The entry for ``registry.py``."""

@@ -1,20 +1,20 @@
-"""The splat as every file format sees it: six raw NumPy arrays. No torch, no activation, no normalisation.
+"""The splat that every file format shares: six raw NumPy arrays. No torch, no activation, no normalisation.
 
-The invariant: the arrays are float32, agree on the number of rows, and hold exactly what the model or the file held.
+The arrays are float32, have equal numbers of rows, and hold the exact values of the model or the file.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-ARRAY_NAMES = ("xyz", "f_dc", "f_rest", "opacity", "scaling", "rotation")
-"""The six arrays."""
 MAX_SH_DEGREE = 4
-"""The highest degree a splat may have; files in the wild use 0 to 3."""
+"""The highest spherical-harmonics degree of a splat; published files use 0 to 3."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -22,7 +22,7 @@ class SplatData:
     """Raw parameters of N Gaussians.
 
     Raises:
-        ValueError: an array is not float32, has the wrong shape, or holds a number of coefficients that fits no SH degree.
+        ValueError: an array is not float32, has the wrong shape, or its number of coefficients fits no SH degree.
     """
 
     xyz: NDArray[np.float32]
@@ -30,7 +30,7 @@ class SplatData:
     f_dc: NDArray[np.float32]
     """[N, 1, 3] degree-0 SH coefficients; colour = 0.5 + 0.28209479 f_dc."""
     f_rest: NDArray[np.float32]
-    """[N, (d + 1)^2 - 1, 3] the higher coefficients, coefficient-major."""
+    """[N, (d + 1)^2 - 1, 3] higher SH coefficients, coefficient-major."""
     opacity: NDArray[np.float32]
     """[N, 1] logit."""
     scaling: NDArray[np.float32]
@@ -38,7 +38,7 @@ class SplatData:
     rotation: NDArray[np.float32]
     """[N, 4] quaternion wxyz, not normalised."""
     antialiased: bool = False
-    """Whether it wants to be rendered with the antialiasing that it was trained with."""
+    """Whether the splat was trained with antialiasing; a viewer should render it with the same filter."""
 
     def __post_init__(self) -> None:
         rows = self.xyz.shape[0] if self.xyz.ndim > 0 else 0
@@ -68,3 +68,15 @@ class SplatData:
     def sh_degree(self) -> int:
         """Highest spherical-harmonics degree, from the width of ``f_rest``."""
         return math.isqrt(self.f_rest.shape[1] + 1) - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplatFormat:
+    """A file format: the module of the format defines one as ``FORMAT``, and ``registry.py`` lists the module."""
+
+    read: Callable[[Path], SplatData] | None = None
+    """Reads a file; raises UserError when the file is missing or damaged. None: the format is write-only."""
+    write: Callable[[Path, SplatData], None] | None = None
+    """Creates or replaces a file; raises UserError when that fails. None: the format is read-only."""
+    signature: bytes = b""
+    """The first bytes of every file of the format; empty when the format has no signature."""

@@ -15,7 +15,6 @@ from gs_train import losses
 from gs_train.config.settings import TrainConfig
 from gs_train.density.types import DensityController, DensitySetup, Views
 from gs_train.errors import UserError
-from gs_train.formats.ply import read_ply
 from gs_train.model.gaussians import GaussianModel, describe_non_finite
 from gs_train.model.initialise import initialise_model
 from gs_train.model.spherical_harmonics import rest_count
@@ -23,6 +22,7 @@ from gs_train.options import names_where
 from gs_train.render.select import select_rasterizer
 from gs_train.run.checkpoint import Checkpoint, check_scene, newest_intact
 from gs_train.run.folder import RunFolder
+from gs_train.run.open import open_splat
 from gs_train.scene.extent import initial_bounds
 from gs_train.scene.photos.cache import ImageCache
 from gs_train.scene.types import Scene
@@ -147,7 +147,7 @@ def start_state(
 
 def _model_of(path: Path, config: TrainConfig, extent: float, device: torch.device) -> GaussianModel:
     """The model to start from, read from a splat file, with coefficients up to the SH degree of ``config``."""
-    data = read_ply(path)
+    data = open_splat(path).splat()
     if len(data) == 0:
         raise UserError(f"--init-from {path} has no Gaussians: choose another splat.")
     if len(data) > config.max_gaussians:

@@ -1,0 +1,64 @@
+"""``gs-train eval``: measures a run on the held-out views of its scene."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from gs_train.console import notify
+
+if TYPE_CHECKING:
+    from gs_train.run.open import OpenedSplat
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalCommand:
+    """Measure PSNR and SSIM of a run on its held-out views, and write each photo beside its render."""
+
+    run_folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Folder of the run. Its newest intact checkpoint counts."""
+    scene: Annotated[Path | None, tyro.conf.arg(metavar="SCENE")] = None
+    """Scene folder or transforms .json. Name it if the scene has moved since the training."""
+    device: Annotated[Literal["auto", "cuda", "cpu"] | None, tyro.conf.arg(metavar="{auto,cuda,cpu}")] = None
+    """Device to render on; the device of the training if not given. cpu leaves a GPU to other work."""
+
+    def run(self) -> int:
+        """Write results.json, per_view.json and renders/ into the run folder."""
+        from tqdm import tqdm
+
+        from gs_train.evaluate.evaluate import evaluate_splat, write_figures
+        from gs_train.run.open import open_run
+
+        opened = open_run(self.run_folder, notify)
+        scene = opened.load_scene(self.scene, notify)
+        selection = opened.select_rasterizer(self.device, notify)
+        views, split = (scene.test_views, "test") if scene.test_views else (scene.train_views, "train")
+        if split == "train":
+            _warn_of_training_views(opened)
+        with tqdm(total=len(views), desc="eval", unit="view") as bar:
+            evaluation = evaluate_splat(
+                opened,
+                views,
+                selection,
+                renders=self.run_folder / "renders" / f"iteration_{opened.iteration}",
+                after_view=bar.update,
+            )
+        results, per_view = write_figures(evaluation, self.run_folder, iteration=opened.iteration, split=split)
+        mean = evaluation.mean
+        print(
+            f"Iteration {opened.iteration}, {len(views)} {split} view{'' if len(views) == 1 else 's'}: "
+            f"PSNR {mean.psnr:.2f} dB ({mean.psnr_colour_matched:.2f} dB with colours matched), "
+            f"SSIM {mean.ssim:.4f} (valid region)."
+        )
+        print(f"Results: {results}\nPer view: {per_view}\nPhoto beside render: {evaluation.images[0]}")
+        print(f"Next: gs-train export {self.run_folder} splat.ply")
+        return 0
+
+
+def _warn_of_training_views(opened: OpenedSplat) -> None:
+    notify("There are no test views: evaluating on the training views, which says little about new views.")
+    if opened.config is not None and (opened.config.refine_poses or opened.config.exposure != "none"):
+        notify("Renders use the poses of the scene and no exposure correction; the training used corrected ones.")

@@ -1,0 +1,32 @@
+"""``gs-train export``: writes a splat file from a run, a checkpoint or another splat file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from gs_train.console import notify
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportCommand:
+    """Write the splat of a run, a checkpoint or a splat file to a new file."""
+
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_SPLAT")]
+    """Run folder (its newest intact checkpoint counts), checkpoint (.pt) or splat file (.ply)."""
+    target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT.ply")]
+    """File to write or replace. Its ending selects the format: .ply opens in the usual viewers."""
+
+    def run(self) -> int:
+        """Write the file."""
+        from gs_train.formats.registry import splat_writer
+        from gs_train.run.open import open_splat
+
+        write = splat_writer(self.target)
+        data = open_splat(self.source, notify).splat()
+        write(self.target, data)
+        print(f"Wrote {len(data):,} Gaussians to {self.target} ({self.target.stat().st_size / 2**20:.1f} MiB).")
+        return 0

@@ -1,0 +1,68 @@
+"""``gs-train prepare``: makes a scene from photos or a video."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from gs_train.console import notify, step_bars
+from gs_train.errors import UserError, first_few
+from gs_train.prepare.pipeline import FEWEST_PHOTOS
+
+if TYPE_CHECKING:
+    from gs_train.prepare.pipeline import Prepared
+
+_MANY_REGISTERED = 0.8
+"""Below this fraction of registered photos the command gives advice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareCommand:
+    """Make a scene from photos or a video: pycolmap computes the camera poses. After a stop, the same command goes on."""
+
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PHOTOS_OR_VIDEO")]
+    """Folder of overlapping photos of one object or place, or a video file. It stays unchanged."""
+    scene: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SCENE")]
+    """Folder to write the scene to: new, empty, or begun by the same command. It gets upright copies of the photos."""
+    frames: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """About how many frames to take from a video, 150 if not given; each is the sharpest of its part. Take more, such as 300, for a long
+    walk. Not for photos."""
+
+    def __post_init__(self) -> None:
+        if self.frames is not None and self.frames < FEWEST_PHOTOS:
+            raise UserError(f"--frames is {self.frames}: it must be at least {FEWEST_PHOTOS}.")
+
+    def run(self) -> int:
+        """Make the scene."""
+        from gs_train.prepare.pipeline import prepare_scene
+
+        try:
+            with step_bars() as show:
+                prepared = prepare_scene(self.source, self.scene, frames=self.frames, progress=show, notify=notify)
+        except KeyboardInterrupt:
+            notify("Stopped. The same command goes on from here.")
+            raise
+        error_px, length = prepared.reprojection_error_px, prepared.track_length
+        print(
+            f"Registered {prepared.registered} of {prepared.photos} photos: {prepared.points:,} points, "
+            f"mean reprojection error {error_px:.2f} px, mean track length {length:.1f}."
+        )
+        if prepared.unregistered:
+            print(f"Not registered: {first_few(prepared.unregistered)}")
+        if prepared.registered < _MANY_REGISTERED * prepared.photos:
+            notify(_advice(prepared))
+        print(f"Scene: {self.scene}\nNext:  gs-train train {self.scene}")
+        return 0
+
+
+def _advice(prepared: Prepared) -> str:
+    parts = ""
+    if prepared.models > 1:
+        parts = f" (COLMAP found {prepared.models} disconnected models; this is the largest)"
+    return (
+        f"Few photos were registered{parts}: take more photos between the registered and the other ones, with a large overlap. "
+        "Blurred photos, bare walls, mirrors and moving objects do not help."
+    )

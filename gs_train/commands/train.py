@@ -1,0 +1,156 @@
+"""``gs-train train``: trains a scene into a run folder, or resumes a run."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from gs_train.commands.registry import GivenFlags
+from gs_train.config.settings import TrainConfig
+from gs_train.config.toml import DEFAULT_PRESET, load_preset, read_config
+from gs_train.console import notify, stop_signals
+from gs_train.errors import UserError, describe_full_disk
+from gs_train.machine import peak_memory
+from gs_train.options import MOST_USED, flag_name, names_where, setting
+from gs_train.run.folder import RunFolder
+
+if TYPE_CHECKING:
+    from gs_train.scene.types import Scene
+    from gs_train.training.state import TrainState
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCommand:
+    """Train a scene: photos with known cameras in, a splat out."""
+
+    scene: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="SCENE")] = None
+    """Scene folder or transforms .json. With --resume, name it only if the scene has moved."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = setting(None, group=MOST_USED)
+    """Folder to write the run to; runs/NAME_OF_SCENE if not given."""
+    preset: str = setting(DEFAULT_PRESET, group=MOST_USED)
+    """Settings to start from; flags override them. A name (default, fast, quality, classic, paper, tiny) or a .toml file, whose values
+    override classic. fast gives a good splat in minutes."""
+    resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = setting(None, group=MOST_USED)
+    """Continue this run from its newest intact checkpoint. A larger --iterations trains past the old end."""
+    overwrite: tyro.conf.FlagCreatePairsOff[bool] = setting(False, group=MOST_USED)
+    """Replace the run that --out already holds. Other files in the folder stay."""
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
+    """Settings of the training."""
+
+    @classmethod
+    def defaults(cls, given: GivenFlags) -> TrainCommand:
+        """The values that flags override: those of the preset, or with --resume the run's own config and scene.
+
+        Raises:
+            UserError: the preset or the run cannot be read, or a flag excludes --resume.
+        """
+        resume = given.get("--resume")
+        if resume is None:
+            preset = given.get("--preset") or DEFAULT_PRESET
+            return cls(preset=preset, config=load_preset(preset))
+        allowed = [flag_name(name) for name in names_where(TrainConfig, "on_resume")]
+        for flag in given:
+            if flag not in (*allowed, "--resume", "--help"):
+                raise UserError(
+                    f"{flag} does not go with --resume, which keeps the settings of the run: leave it out "
+                    f"({', '.join(sorted(allowed))} may change)."
+                )
+        folder = RunFolder(Path(resume))
+        folder.check_run()
+        config, scene = read_config(folder.config)
+        return cls(scene=scene, resume=folder.path, config=config)
+
+    def run(self) -> int:
+        """Train; returns 0, or after a signal 128 plus its number."""
+        began_s = time.perf_counter()
+        out, scene = self._prepare()
+
+        from gs_train.training.loop import train
+
+        steps: list[int] = []
+        with stop_signals() as caught:
+            try:
+                state = train(
+                    scene,
+                    self.config,
+                    out,
+                    resume=self.resume is not None,
+                    overwrite=self.overwrite,
+                    after_step=[lambda state: steps.append(state.iteration)],
+                    should_stop=lambda: bool(caught),
+                    notify=notify,
+                )
+            except OSError as error:
+                message = _full_disk_message(error, out)
+                if message is None:
+                    raise
+                raise UserError(message) from error
+            except FloatingPointError as error:
+                raise UserError(
+                    f"training has diverged ({error}): lower the learning rates (--optimizer.* flags) and add --overwrite."
+                ) from error
+        if state.iteration < self.config.iterations:
+            done = f"Stopped after iteration {state.iteration} of {self.config.iterations}."
+            print(f"{done} Go on with: gs-train train --resume {out}")
+            return 128 + caught[0]
+        if steps:
+            _print_summary(state, time.perf_counter() - began_s, resumed=self.resume is not None)
+        else:
+            print(f"Already at iteration {state.iteration}: give a larger --iterations to go on.")
+        folder = RunFolder(out)
+        print(f"Splat:   {folder.point_cloud(state.iteration)}")
+        print(f"Metrics: {folder.metrics}")
+        print(f"Next:    gs-train eval {out}")
+        return 0
+
+    def _prepare(self) -> tuple[Path, Scene]:
+        """The run folder, checked, and the scene, loaded: faults show before torch is imported."""
+        if self.scene is None:
+            if self.resume is None:
+                raise UserError(
+                    "train needs a SCENE: name its folder, or a run with --resume; gs-train sample DIR writes a scene to try."
+                )
+            raise UserError(
+                f"{self.resume / 'config.toml'} does not name the scene of the run: name it with "
+                f"gs-train train SCENE --resume {self.resume}."
+            )
+        out = self.resume or self.out or Path("runs") / _scene_name(self.scene.resolve())
+        if self.resume is None:
+            RunFolder(out).check_free(overwrite=self.overwrite)
+        elif not self.scene.exists():
+            raise UserError(f"{self.scene} does not exist: name the scene with gs-train train SCENE --resume {out}.")
+
+        from gs_train.scene.load import load_scene
+
+        scene = load_scene(self.scene, self.config.scene)
+        for notice in scene.notices:
+            notify(notice)
+        return out, scene
+
+
+def _scene_name(scene: Path) -> str:
+    """The name of the scene's folder, also if ``scene`` is a file in it."""
+    return scene.parent.name if scene.is_file() else scene.name
+
+
+def _full_disk_message(error: OSError, out: Path) -> str | None:
+    """What to do about a full disk; None for any other error."""
+    from gs_train.run.checkpoint import list_checkpoints
+
+    full = describe_full_disk(error, out)
+    if full is None:
+        return None
+    if list_checkpoints(RunFolder(out).checkpoints):
+        return f"{full} and go on with gs-train train --resume {out}; earlier files are intact."
+    return f"{full} and run the same command again with --overwrite (the run has no checkpoint yet)."
+
+
+def _print_summary(state: TrainState, spent_s: float, *, resumed: bool) -> None:
+    peak = peak_memory()
+    memory = "" if peak is None else f", peak memory {peak / 2**30:.2f} GiB"
+    loop = f"{state.elapsed_s:.1f} s in the loop{' over all resumes' if resumed else ''}"
+    print(f"Trained {state.iteration} iterations: {len(state.model):,} Gaussians, {spent_s:.1f} s ({loop}){memory}.")

@@ -1,0 +1,179 @@
+"""Opens a splat from any of its homes: a run folder, a checkpoint or a splat file.
+
+Every command and script that shows, measures or converts a splat starts with ``open_splat``. torch is imported on demand, because
+``gs-train info FILE`` answers without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from gs_train.config.settings import TrainConfig
+from gs_train.config.toml import read_config
+from gs_train.errors import UserError
+from gs_train.formats.registry import read_splat
+from gs_train.formats.splat_data import SplatData
+from gs_train.run.folder import RunFolder
+from gs_train.scene.load import SceneConfig, load_scene
+from gs_train.scene.types import Scene
+
+if TYPE_CHECKING:
+    import torch
+
+    from gs_train.model.gaussians import GaussianModel
+    from gs_train.render.select import Selection
+    from gs_train.run.checkpoint import Checkpoint
+
+
+def _silent(_sentence: str) -> None:
+    """Ignore a note."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OpenedSplat:
+    """A splat with all that is known about its training."""
+
+    path: Path
+    """The path that was opened."""
+    content: SplatData | Checkpoint
+    """The splat file or the checkpoint, as read."""
+    config: TrainConfig | None = None
+    """The config of the run; None for a splat file, and for a checkpoint outside a run folder."""
+    scene_path: Path | None = None
+    """The scene of the training, if the run's config names it."""
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """The checkpoint; None for a splat file."""
+        return None if isinstance(self.content, SplatData) else self.content
+
+    @property
+    def iteration(self) -> int | None:
+        """Training steps taken; None for a splat file."""
+        return None if self.checkpoint is None else self.checkpoint.iteration
+
+    @property
+    def antialiased(self) -> bool:
+        """Whether the splat was trained with antialiasing, and is to be rendered with it."""
+        return self.content.antialiased if isinstance(self.content, SplatData) else self.content.config["antialiased"]
+
+    def splat(self) -> SplatData:
+        """The Gaussians as raw NumPy arrays."""
+        if isinstance(self.content, SplatData):
+            return self.content
+        from gs_train.model.gaussians import GaussianModel
+
+        model = GaussianModel.from_state_dict(self.content.state["model"])
+        return model.to_splat_data(antialiased=self.antialiased)
+
+    def model(self, device: torch.device | str = "cpu") -> GaussianModel:
+        """The Gaussians as a model on ``device``, ready to render."""
+        from gs_train.model.gaussians import GaussianModel
+
+        if isinstance(self.content, SplatData):
+            return GaussianModel.from_splat_data(self.content, device=device)
+        return GaussianModel.from_state_dict(self.content.state["model"], device)
+
+    def background(self, device: torch.device | str = "cpu") -> torch.Tensor:
+        """[3] RGB in 0..1 to render over: the background of the training at evaluation; black for a splat file."""
+        import torch
+
+        if isinstance(self.content, SplatData):
+            return torch.zeros(3, device=device)
+        color: torch.Tensor = self.content.state["background"]["eval_color"]
+        return color.to(device)
+
+    def select_rasterizer(
+        self, device: Literal["auto", "cuda", "cpu"] | None = None, notify: Callable[[str], None] = _silent
+    ) -> Selection:
+        """The rasterizer for this splat.
+
+        Args:
+            device: as ``--device``; None for the device of the training, or ``auto`` if that is unknown.
+            notify: takes notes for the user: the chosen device, compilation of kernels.
+
+        Raises:
+            UserError: ``device`` is ``cuda`` and CUDA does not work.
+        """
+        from gs_train.render.select import select_rasterizer
+
+        trained_on = "auto" if self.config is None else self.config.device
+        selection = select_rasterizer(device or trained_on, notify, antialiased=self.antialiased)
+        notify(f"Device {selection.reason}.")
+        return selection
+
+    def load_scene(self, path: Path | None = None, notify: Callable[[str], None] = _silent) -> Scene:
+        """Load the scene of the training, with the settings of the training.
+
+        Args:
+            path: the scene, if it has moved or the config does not name it.
+            notify: takes the notices of the scene.
+
+        Raises:
+            UserError: the scene is unknown, does not exist, has faults, or is not the scene of the training.
+        """
+        path = path or self.scene_path
+        if path is None:
+            raise UserError(f"the scene that {self.path} was trained on is unknown: name it with --scene DIR.")
+        if not path.exists():
+            raise UserError(f"{path} does not exist: name the scene of {self.path} with --scene DIR.")
+        scene = load_scene(path, SceneConfig() if self.config is None else self.config.scene)
+        for notice in scene.notices:
+            notify(notice)
+        if self.checkpoint is not None:
+            from gs_train.run.checkpoint import check_scene
+
+            check_scene(self.checkpoint, scene)
+        return scene
+
+
+def open_splat(path: Path, notify: Callable[[str], None] = _silent) -> OpenedSplat:
+    """Open a run folder at its newest intact checkpoint, a checkpoint (.pt), or a splat file.
+
+    Args:
+        path: the folder or file.
+        notify: takes notes for the user, such as the name of a damaged checkpoint.
+
+    Raises:
+        UserError: there is no such path, the folder is not a run or has no intact checkpoint, or the file cannot be read.
+    """
+    if path.is_dir():
+        return open_run(path, notify)
+    if path.suffix != ".pt":
+        return OpenedSplat(path=path, content=read_splat(path))
+    checkpoint, run = _read_checkpoint(path), RunFolder(path.absolute().parent.parent)
+    if not run.is_run():
+        return OpenedSplat(path=path, content=checkpoint)
+    config, scene_path = read_config(run.config)
+    return OpenedSplat(path=path, content=checkpoint, config=config, scene_path=scene_path)
+
+
+def open_run(path: Path, notify: Callable[[str], None] = _silent) -> OpenedSplat:
+    """Open a run folder at its newest intact checkpoint.
+
+    Raises:
+        UserError: the folder is not a run or has no intact checkpoint.
+    """
+    from gs_train.run.checkpoint import newest_intact
+
+    folder = RunFolder(path)
+    folder.check_run()
+    config, scene_path = read_config(folder.config)
+    checkpoint = newest_intact(folder.checkpoints, notify)
+    return OpenedSplat(path=path, content=checkpoint, config=config, scene_path=scene_path)
+
+
+def _read_checkpoint(path: Path) -> Checkpoint:
+    from gs_train.run.checkpoint import DamagedCheckpoint, read_checkpoint
+
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: name a checkpoint (.pt).")
+    try:
+        return read_checkpoint(path)
+    except DamagedCheckpoint:
+        raise UserError(
+            f"{path} is damaged or not a checkpoint of gs-train: name another, or the run's folder to open its newest intact one."
+        ) from None

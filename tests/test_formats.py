@@ -1,0 +1,106 @@
+"""The table of splat formats: which reader or writer a file gets, and that a new format is one new module and one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from splats import assert_same_bits, make_splat
+
+from gs_train import cli
+from gs_train.errors import UserError
+from gs_train.formats import registry
+from gs_train.formats.registry import is_splat_file, read_splat, splat_writer, write_splat
+
+TOY = """
+import numpy as np
+
+from gs_train.atomic_write import atomic_write
+from gs_train.formats.splat_data import SplatData, SplatFormat
+
+NAMES = ("xyz", "f_dc", "f_rest", "opacity", "scaling", "rotation")
+
+
+def write(path, data):
+    def save(file):
+        file.write(b"TOY1")
+        np.savez(file, **{name: getattr(data, name) for name in NAMES})
+
+    atomic_write(path, save)
+
+
+def read(path):
+    with path.open("rb") as file:
+        file.seek(4)
+        return SplatData(**np.load(file))
+
+
+FORMAT = SplatFormat(read=read, write=write, signature=b"TOY1")
+"""
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A format as a contributor adds it: one new file, and one line of the table."""
+    (tmp_path / "toy_format.py").write_text(TOY)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(registry.FORMATS, ".toy.npz", "toy_format")
+
+
+def run(*arguments: object) -> object:
+    with pytest.raises(SystemExit) as done:
+        cli.main([str(argument) for argument in arguments])
+    return done.value.code
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_new_format_reaches_every_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    splat = make_splat(17, 2)
+    write_splat(tmp_path / "a.ply", splat)
+    assert run("export", tmp_path / "a.ply", tmp_path / "b.toy.npz") == 0
+    assert (tmp_path / "b.toy.npz").read_bytes().startswith(b"TOY1")
+    assert run("info", tmp_path / "b.toy.npz") == 0
+    assert "17" in capsys.readouterr().out
+    assert run("export", tmp_path / "b.toy.npz", tmp_path / "c.ply") == 0
+    assert (tmp_path / "c.ply").read_bytes() == (tmp_path / "a.ply").read_bytes()
+    assert run("export", tmp_path / "a.ply", tmp_path / "d.xyz") == 2
+    assert "ends in .ply or .toy.npz." in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("toy")
+@pytest.mark.parametrize("name", ["plain", "plain.bin", "plain.TOY.NPZ"])
+def test_the_content_decides_if_the_ending_is_unknown(tmp_path: Path, name: str) -> None:
+    splat = make_splat(5, 1)
+    for ending in (".ply", ".toy.npz"):
+        write_splat(tmp_path / f"s{ending}", splat)
+        (tmp_path / name).write_bytes((tmp_path / f"s{ending}").read_bytes())
+        if not (name.endswith(".NPZ") and ending == ".ply"):
+            assert is_splat_file(tmp_path / name)
+            assert_same_bits(read_splat(tmp_path / name), splat)
+
+
+def test_the_longest_ending_wins(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"a\.compressed\.ply has an ending that gs-train does not write: .* in \.ply\.$"
+    ):
+        write_splat(tmp_path / "a.compressed.ply", make_splat(1, 0))
+    assert list(tmp_path.iterdir()) == []
+    for name in ("compressed.ply", "a.b.ply", "A.PLY"):
+        write_splat(tmp_path / name, make_splat(1, 0))
+        assert len(read_splat(tmp_path / name)) == 1
+
+
+@pytest.mark.parametrize("name", ["a.spz", "a", "ply"])
+def test_an_unknown_ending_names_the_known_ones(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=r"name a file that ends in \.ply\.$"):
+        splat_writer(tmp_path / name)
+
+
+def test_a_file_that_is_no_splat(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros(3))
+    assert not is_splat_file(tmp_path / "a.npy")
+    with pytest.raises(UserError, match=r"a\.npy is no splat file that gs-train reads: name a \.ply file\.$"):
+        read_splat(tmp_path / "a.npy")
+    with pytest.raises(UserError, match=r"b\.npy does not exist"):
+        read_splat(tmp_path / "b.npy")
