@@ -43,8 +43,7 @@ def select_rasterizer(
             Kernels compile once per machine: minutes for gsplat's, half a minute for ours.
         antialiased: render a Gaussian smaller than a pixel fainter instead of larger (Mip-Splatting's 2D filter; Yu et
             al. 2024). Use the value that the splat was trained with.
-        absgrad: the caller will request absolute gradients, so the CPU kernels for them are compiled now.
-        depth: the caller will request depth, so the CPU kernels for it are compiled now.
+        absgrad, depth: the caller will request absolute gradients or depth, so their CPU kernels are compiled now.
         also_compile: functions that compile the caller's other CPU kernels; called only if the CPU is selected.
 
     Raises:
@@ -68,8 +67,7 @@ def select_rasterizer(
     if not torch.cuda.is_available():
         if device == "cuda":
             raise UserError(
-                "--device cuda: torch sees no CUDA device; install the NVIDIA driver and a CUDA build of torch, "
-                "or use --device cpu."
+                "--device cuda: torch sees no CUDA device; install the driver and CUDA torch, or use --device cpu."
             )
         return on_cpu("torch sees no CUDA device")
 
@@ -84,8 +82,5 @@ def select_rasterizer(
         rasterizer = gsplat_cuda.GsplatRasterizer(antialiased=antialiased)
         return Selection(rasterizer=rasterizer, device=chosen, reason=f"cuda: {gpu}, gsplat {__version__}")
     if device == "cuda":
-        raise UserError(
-            f"--device cuda: {fault}; run gs-train doctor to see the packages for torch {torch.__version__}, "
-            "or use --device cpu."
-        )
+        raise UserError(f"--device cuda: {fault}; run gs-train doctor for the remedy, or use --device cpu.")
     return on_cpu(f"there is {gpu}, but {fault}")
