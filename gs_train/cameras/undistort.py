@@ -120,7 +120,8 @@ def sampling_map(camera: Camera, pinhole: Camera) -> tuple[NDArray[np.float32], 
         inside[first : first + step] = _inside(camera, plane, pixels)
         places[0, first : first + step] = np.clip(np.nan_to_num(pixels[..., 1]) - 0.5, 0, camera.height - 1)
         places[1, first : first + step] = np.clip(np.nan_to_num(pixels[..., 0]) - 0.5, 0, camera.width - 1)
-    places.flags.writeable = inside.flags.writeable = False
+    places.setflags(write=False)
+    inside.setflags(write=False)
     return places, inside
 
 

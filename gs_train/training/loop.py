@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from gs_train import losses
 from gs_train.config.settings import TrainConfig
@@ -83,7 +84,9 @@ def train(
     if not resume:
         folder.clear(overwrite=overwrite)
     folder.write_config(config, scene)
-    _take_steps(state, views, scene, config, folder, after_step, should_stop)
+    fingerprint = scene_fingerprint(scene)
+    save = partial(save_checkpoint, folder.checkpoints, config=config, fingerprint=fingerprint, keep=config.keep)
+    _take_steps(state, views, config, folder.metrics, save, after_step, should_stop)
     if state.iteration == config.iterations:
         splat = state.model.to_splat_data(antialiased=config.antialiased)
         folder.write_results(splat, scene, state.iteration, refined_views=state.corrections.refined(scene.train_views))
@@ -93,19 +96,16 @@ def train(
 def _take_steps(
     state: TrainState,
     views: TrainingViews,
-    scene: Scene,
     config: TrainConfig,
-    folder: RunFolder,
+    metrics: Path,
+    save: Callable[[dict[str, Any]], object],
     after_step: Sequence[AfterStep],
     should_stop: Callable[[], bool],
 ) -> None:
     """Take steps up to ``config.iterations`` or until stopped, then save."""
     model, density = state.model, state.density
-    fingerprint = scene_fingerprint(scene)
-    save = partial(save_checkpoint, folder.checkpoints, config=config, fingerprint=fingerprint, keep=config.keep)
     began_s = time.perf_counter() - state.elapsed_s
-
-    with TrainLog(folder.metrics, first=state.iteration, last=config.iterations) as log:
+    with TrainLog(metrics, first=state.iteration, last=config.iterations) as log:
         while state.iteration < config.iterations and not should_stop():
             # ---- Schedules
             iteration = state.iteration + 1

@@ -137,7 +137,7 @@ def read_points(path: Path) -> PointCloud:
         last = offsets[-1] if offsets and offset > size else offset
         reason = f"point {len(offsets)} of {count} runs past the end of the file"
         raise UserError(f"{path}, byte {last}: truncated or corrupt, {reason}: {AGAIN}.")
-    source.offset = offset
+    source.skip(offset - source.offset)
     source.end()
     if count == 0:
         return NO_POINTS
