@@ -122,11 +122,10 @@ def _take_steps(
                 (target, weights), render = views.photo(index, background), views.render(model, index, background)
                 image = views.exposed(render.image, index)
                 loss = losses.photometric_loss(losses.apply_mask(image, target, weights), target, config.lambda_dssim)
-                total, regulariser, depth_error = loss, density.regulariser(model), views.depth_error(render, index)
-                if regulariser is not None:
-                    total = total + regulariser
-                if depth_error is not None:
-                    total = total + config.depth_weight * depth_error
+                total = loss
+                for term in (density.regulariser(model), views.depth_loss(render, index)):
+                    if term is not None:
+                        total = total + term
 
                 # ---- Backward. Gradients accumulate over the batch; Adam ignores their scale, so we do not average.
                 total.backward()

@@ -75,6 +75,7 @@ def start_training(
         corrections,
         downscale_at=partial(downscale_at, start=config.start_downscale, full_size_from=int(config.full_size_from)),
         depths=PointDepths(scene, selection.device) if config.depth_weight > 0 else None,
+        depth_weight=config.depth_weight,
         absgrad=controller.needs_absgrad,
     )
     state = start_state(scene, config, selection.device, views, corrections, controller, resumed=resume)

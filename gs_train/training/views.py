@@ -33,6 +33,7 @@ class TrainingViews:
         *,
         downscale_at: Callable[[int], int] = lambda iteration: 1,
         depths: PointDepths | None = None,
+        depth_weight: float = 0.0,
         absgrad: bool = False,
     ) -> None:
         """Gather the data of each view.
@@ -44,6 +45,7 @@ class TrainingViews:
             corrections: learned exposures and poses.
             downscale_at: iteration -> factor by which photos are reduced: 1, 2, 4 or 8.
             depths: depths that renders should have; None renders no depth.
+            depth_weight: weight of the depth error in the loss.
             absgrad: whether renders collect absolute gradients.
         """
         self._images = images
@@ -51,6 +53,7 @@ class TrainingViews:
         poses = torch.stack([torch.from_numpy(view.world_to_camera) for view in views])
         self._poses = poses.to(selection.device, torch.float32)
         self._rasterizer, self._corrections, self._depths = selection.rasterizer, corrections, depths
+        self._depth_weight = depth_weight
         self._downscale_at, self._absgrad = downscale_at, absgrad
         self._downscale = 1
 
@@ -89,8 +92,8 @@ class TrainingViews:
         """A render of view ``index``, [H, W, 3], as it is compared with its photo."""
         return self._corrections.exposed(image, index)
 
-    def depth_error(self, render: RenderOutput, index: int) -> Tensor | None:
-        """Error of the depth of a render of view ``index``, scalar; None if depths are not trained."""
+    def depth_loss(self, render: RenderOutput, index: int) -> Tensor | None:
+        """Weighted error of the depth of a render of view ``index``, scalar; None if depths are not trained."""
         if self._depths is None or render.depth is None:
             return None
-        return self._depths.error(render.depth, index, self._downscale)
+        return self._depth_weight * self._depths.error(render.depth, index, self._downscale)
