@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 Padding = Literal["same", "valid"]
 WINDOW = 11
@@ -77,7 +78,8 @@ class _PhotometricLoss(torch.autograd.Function):
             from gs_train.kernels.ssim import photometric_loss_and_gradient
 
             pixels = image.detach().contiguous().numpy(), target.contiguous().numpy()
-            value, gradient_pixels = photometric_loss_and_gradient(*pixels, lambda_dssim, border)
+            with record_function("gs_train::loss"):
+                value, gradient_pixels = photometric_loss_and_gradient(*pixels, lambda_dssim, border)
             ctx.save_for_backward(torch.from_numpy(gradient_pixels))
             return torch.tensor(value, dtype=torch.float32)
         x, y = image.permute(2, 0, 1).contiguous(), target.permute(2, 0, 1).contiguous()

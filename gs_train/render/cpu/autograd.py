@@ -9,7 +9,6 @@ ordinary ``.grad``.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from gs_train.kernels.buffers import aligned_buffer
 from gs_train.kernels.jit import KERNEL_LOCK, follow_torch_threads
+from gs_train.machine import physical_memory
 from gs_train.model.gaussians import describe_non_finite
 from gs_train.model.spherical_harmonics import MAX_SH_DEGREE
 from gs_train.render.cpu.blending import blend_forward
@@ -99,20 +100,23 @@ class Rasterize(torch.autograd.Function):
         colours[:3] = _array(background)
         with KERNEL_LOCK:
             follow_torch_threads()
-            project_forward(
-                *arrays, settings.sh_degree, *pose, camera, *size, settings.antialiased,
-                records, radii, _array(means2d), visible, chunk_counts,
-            )  # fmt: skip
+            with record_function("gs_train::projection"):
+                project_forward(
+                    *arrays, settings.sh_degree, *pose, camera, *size, settings.antialiased,
+                    records, radii, _array(means2d), visible, chunk_counts,
+                )  # fmt: skip
             if chunk_counts[:, 1].any() or not np.isfinite(pose[0]).all():
                 names = ("means", "quats", "scales", "opacities", "sh0", "sh_rest", "view")
                 fault = describe_non_finite(
                     dict(zip(names, (means, quats, scales, opacities, sh0, sh_rest, view), strict=True))
                 )
                 raise FloatingPointError(fault or f"colours of {chunk_counts[:, 1].sum()} Gaussians overflow")
-            tile_start, pairs = bin_gaussians(records, visible, chunk_counts, *size)
+            with record_function("gs_train::binning"):
+                tile_start, pairs = bin_gaussians(records, visible, chunk_counts, *size)
             spans = aligned_buffer((len(pairs) if any(ctx.needs_input_grad) else 0,), np.uint16)
             tile_stop = np.empty(len(tile_start) - 1, np.int64)
-            blend_forward(records, tile_start, pairs, colours, image, transmittance, spans, tile_stop)
+            with record_function("gs_train::blending"):
+                blend_forward(records, tile_start, pairs, colours, image, transmittance, spans, tile_stop)
         image_tensor, radii_tensor = torch.from_numpy(image), torch.from_numpy(radii)
         ctx.save_for_backward(means, quats, scales, opacities, sh0, sh_rest, view, centre, image_tensor)
         ctx.camera, ctx.settings, ctx.means2d_absgrad = camera, settings, means2d_absgrad
@@ -133,16 +137,18 @@ class Rasterize(torch.autograd.Function):
         means, quats, scales, opacities, _, sh_rest = (_array(t) for t in parameters)
         with KERNEL_LOCK:
             follow_torch_threads()
-            sums = blend_backward(
-                records, tile_start, tile_stop, pairs, spans,
-                _array(image), transmittance, _array(image_grad), _array(alpha_grad.contiguous()), settings.absgrad,
-            )  # fmt: skip
-            project_backward(
-                means, quats, scales, opacities, sh_rest, settings.sh_degree,
-                _array(view).astype(np.float64), _array(centre).astype(np.float64), ctx.camera,
-                settings.antialiased, records, visible, chunk_counts, sums,
-                *(_array(g) for g in grads), _array(means2d_grad), _array(ctx.means2d_absgrad), chunk_grads,
-            )  # fmt: skip
+            with record_function("gs_train::blending backward"):
+                sums = blend_backward(
+                    records, tile_start, tile_stop, pairs, spans,
+                    _array(image), transmittance, _array(image_grad), _array(alpha_grad.contiguous()), settings.absgrad,
+                )  # fmt: skip
+            with record_function("gs_train::projection backward"):
+                project_backward(
+                    means, quats, scales, opacities, sh_rest, settings.sh_degree,
+                    _array(view).astype(np.float64), _array(centre).astype(np.float64), ctx.camera,
+                    settings.antialiased, records, visible, chunk_counts, sums,
+                    *(_array(g) for g in grads), _array(means2d_grad), _array(ctx.means2d_absgrad), chunk_grads,
+                )  # fmt: skip
         # NumPy sums the chunks in a fixed order, for any number of threads.
         pose_grad = torch.from_numpy(chunk_grads.sum(axis=0).astype(np.float32))
         view_grad = torch.cat([pose_grad[:3], torch.zeros(1, 4)])
@@ -156,11 +162,9 @@ class Rasterize(torch.autograd.Function):
 def _check_memory(settings: Settings) -> None:
     """Raise MemoryError if the image's buffers (colours, alphas, gradients, loss) exceed the machine's memory."""
     needed = settings.width * settings.height * 4 * 24
-    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
-        return
-    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > there:
-        gib = f"{needed / 2**30:.1f} GiB for its buffers, and this machine has {there / 2**30:.1f} GiB"
+    installed = physical_memory()
+    if installed is not None and needed > installed:
+        gib = f"{needed / 2**30:.1f} GiB for its buffers, and this machine has {installed / 2**30:.1f} GiB"
         raise MemoryError(f"an image of {settings.width}x{settings.height} px needs {gib}")
 
 
