@@ -14,7 +14,8 @@ if [ "${1:-}" = "--all" ]; then
     shift
 fi
 
-setup_venv dev,sfm,video
+setup_venv dev,sfm,video,plots
 "$PY" -m ruff check .
+"$PY" -m ruff format --check .
 "$PY" -m mypy
 "$PY" -m pytest ${select[@]+"${select[@]}"} "$@"

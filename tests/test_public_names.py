@@ -15,7 +15,7 @@ assert gs_train.TrainConfig is not None
 assert "torch" not in sys.modules
 from gs_train import GaussianModel, TrainConfig, load_scene, train
 assert "torch" in sys.modules
-assert set(gs_train.__all__) <= set(dir(gs_train)) | set(gs_train._HOMES)
+assert set(gs_train.__all__) <= set(dir(gs_train)) | set(gs_train._MODULES)
 assert all(getattr(gs_train, name) is not None for name in gs_train.__all__)
 """
 
