@@ -22,11 +22,12 @@ from gs_train.cameras.camera import Camera
 from gs_train.config.settings import TrainConfig
 from gs_train.density.config import DensityConfig
 from gs_train.errors import UserError
+from gs_train.machine import free_memory
 from gs_train.run.checkpoint import list_checkpoints, read_checkpoint
 from gs_train.scene.load import SceneConfig, load_scene
 from gs_train.scene.photos import cache as module
 from gs_train.scene.photos import decode as decode_module
-from gs_train.scene.photos.cache import READ_AHEAD, ImageCache, free_memory
+from gs_train.scene.photos.cache import READ_AHEAD, ImageCache
 from gs_train.scene.photos.decode import decode_image, decode_images
 from gs_train.scene.types import View
 from gs_train.training.loop import train
@@ -118,7 +119,7 @@ class Reads:
 
 
 def eval_color(cache: ImageCache) -> None:
-    for future in cache._coming.values():
+    for future in cache._pending.values():
         future.result(20)
 
 
@@ -215,7 +216,7 @@ def test_a_disk_without_the_room_is_told_before_anything_is_written(
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage._replace(free=5000))
     monkeypatch.setattr(module.tempfile, "TemporaryFile", lambda **_: pytest.fail("a file was made"))
     with pytest.raises(
-        UserError, match=re.escape(f"{tmp_path} cannot take the decoded photos (0.0 GB are free): free 0.0 GB")
+        UserError, match=re.escape(f"{tmp_path} has no room for the decoded photos (0.0 GB are free): free 0.0 GB")
     ):
         ImageCache(views, 0, tmp_path)
 

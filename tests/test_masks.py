@@ -199,11 +199,11 @@ def test_masks_of_another_size(tmp_path: Path) -> None:
     assert "1 of the masks differ in size" in scene.notices[1]
     np.testing.assert_array_equal(decode_image(scene.train_views[1])[:, :, 4], _half_mask())
     _save(tmp_path / "masks/b.png", _half_mask((80, 62)))
-    with pytest.raises(UserError, match=r"masks/b\.png is 80x62 px and its photo .*images/b\.png 40x30"):
+    with pytest.raises(UserError, match=r"masks/b\.png is 80x62 px, but its photo .*images/b\.png is 40x30"):
         load_scene(tmp_path, ALL)
     (tmp_path / "masks/b.png").write_text("no image")
     with pytest.raises(
-        UserError, match=r"masks/b\.png cannot be decoded .*: make the mask anew, or take it out of its folder"
+        UserError, match=r"masks/b\.png cannot be decoded .*: make the mask again, or remove it from its folder"
     ):
         load_scene(tmp_path, ALL)
     _save(tmp_path / "masks/e.png", _half_mask((80, 62)))
@@ -225,7 +225,7 @@ def test_a_mask_that_hides_everything_takes_its_view_out(tmp_path: Path) -> None
     _save(tmp_path / "masks/e.png", _half_mask())
     scene = load_scene(tmp_path, ALL)
     assert [view.name for view in scene.train_views] == ["a.png", "e.png", "sub/c d.png"]
-    assert scene.notices[1] == "1 photos are left out, because their masks hide all of them (b.png)."
+    assert scene.notices[1] == "1 photos are left out, because masks hide them completely (b.png)."
     for name in ("a", "e", "sub/c d"):
         _save(tmp_path / f"masks/{name}.png", np.zeros((30, 20 if name == "a" else 40), np.uint8))
     with pytest.raises(

@@ -208,7 +208,7 @@ def test_few_registered_photos_are_named_with_advice(prepare: Prepare) -> None:
     assert code == 0
     assert "Registered 4 of 6 photos" in out
     assert "Not registered: IMG_4.png, IMG_5.png\n" in out
-    assert "(they fall into 2 parts that do not hang together, and this is the largest): take more" in err
+    assert "(COLMAP found 2 disconnected models; this is the largest): take more photos" in err
     assert len(read_model(prepare.scene / "sparse" / "0").images) == 4
 
 
@@ -231,7 +231,7 @@ def test_photos_that_give_no_model(prepare: Prepare) -> None:
     assert "no two" in prepare.refused(), "what matched and what did not is not asked again"
     shutil.rmtree(prepare.scene)
     message = prepare.refused()
-    assert "no camera poses could be found for the 6 photos" in message
+    assert "COLMAP found no camera poses for the 6 photos" in message
     prepare.behave(registered=2)
     assert prepare.refused() == message
     assert not list(prepare.scene.glob("sparse*"))
@@ -259,13 +259,13 @@ def test_what_is_there_already_is_left_alone(prepare: Prepare) -> None:
     (prepare.scene / "note.txt").write_text("mine")
     assert (
         prepare.refused()
-        == f"{prepare.scene} exists and is not a scene that prepare began: give a new or empty folder."
+        == f"{prepare.scene} exists, but prepare did not begin it: give a new or empty folder."
     )
     assert [path.name for path in prepare.scene.iterdir()] == ["note.txt"]
-    assert "exists and is not a scene" in prepare.refused(prepare.photos, prepare.scene / "note.txt")
+    assert "exists, but prepare did not begin it" in prepare.refused(prepare.photos, prepare.scene / "note.txt")
     inside = prepare.photos / "scene"
     assert f"{inside} lies in the folder of the photos" in prepare.refused(prepare.photos, inside)
-    assert "is not UTF-8, which COLMAP cannot take" in prepare.refused(prepare.photos, f"{prepare.scene}\udce4")
+    assert "is not UTF-8, which COLMAP cannot open" in prepare.refused(prepare.photos, f"{prepare.scene}\udce4")
     (prepare.scene / "note.txt").unlink()
     assert prepare()[0] == 0
     (prepare.scene / "prepare.json").write_text("{")
@@ -281,9 +281,9 @@ def test_a_folder_without_enough_photos(prepare: Prepare) -> None:
     (few / "a.heic").touch()
     (few / "b.HEIC").touch()
     (few / "._c.jpg").touch()
-    assert "no photos of a kind that is read here (it holds 1 .heic, 1 .HEIC)" in prepare.refused(few, prepare.scene)
+    assert "no photos of a known kind (it holds 1 .heic, 1 .HEIC)" in prepare.refused(few, prepare.scene)
     shutil.copy(prepare.photos / "IMG_0.png", few)
-    assert f"{few} holds 1 photo, and 3 are the least" in prepare.refused(few, prepare.scene)
+    assert f"{few} holds 1 photo, but prepare needs at least 3" in prepare.refused(few, prepare.scene)
     assert not prepare.scene.exists()
 
 
@@ -294,13 +294,13 @@ def test_flags(prepare: Prepare) -> None:
 
 def test_without_pycolmap_it_says_what_to_install(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "gs_train.prepare.pipeline.find_spec", lambda name: None if name == "pycolmap" else find_spec(name)
+        "gs_train.prepare.source.find_spec", lambda name: None if name == "pycolmap" else find_spec(name)
     )
     assert (
         prepare.refused()
         == f"prepare needs pycolmap, which is not installed: {sys.executable} -m pip install pycolmap."
     )
-    monkeypatch.setattr("gs_train.prepare.pipeline.find_spec", lambda name: None if name == "imageio_ffmpeg" else True)
+    monkeypatch.setattr("gs_train.prepare.source.find_spec", lambda name: None if name == "imageio_ffmpeg" else True)
     video = prepare.photos / "IMG_0.png"
     message = "prepare needs imageio-ffmpeg for a video, which is not installed"
     assert prepare.refused(video, prepare.scene) == f"{message}: {sys.executable} -m pip install imageio-ffmpeg."
@@ -309,7 +309,7 @@ def test_without_pycolmap_it_says_what_to_install(prepare: Prepare, monkeypatch:
 
 def test_too_many_pixels(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode, "_MOST_PIXELS", 1000)
-    assert "IMG_0.png is 40x30 px, and 0 megapixels is the most" in prepare.refused()
+    assert "IMG_0.png is 40x30 px, more than the 0 megapixels that a photo may have" in prepare.refused()
 
 
 # ---- photos

@@ -94,7 +94,7 @@ def test_copies_of_one_photo_stop_with_a_sentence(shared_scenes: Path, tmp_path:
         shutil.copy(shared_scenes / "llff_fern" / "images" / "IMG_4026.JPG", photos / f"{index}.jpg")
     done = prepare(photos, tmp_path / "scene")
     assert done.returncode == 2, done.stdout
-    assert "no camera poses could be found for the 10 photos" in done.stderr.splitlines()[-1]
+    assert "COLMAP found no camera poses for the 10 photos" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
 
 

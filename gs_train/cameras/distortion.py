@@ -51,8 +51,10 @@ DISTORTION_TERMS: dict[str, str] = {
     "THIN_PRISM_FISHEYE": "k1 k2 p1 p2 k3 k4 sx1 sy1",
     "RAD_TAN_THIN_PRISM_FISHEYE": "k1 k2 k3 k4 k5 k6 p2 p1 sx1 sx2 sy1 sy2",
 }
-"""COLMAP's camera models in the order of their ids, from 0. The value names the model's distortion parameters in
-COLMAP's order, by the symbols of the formula above."""
+"""COLMAP's camera models in the order of their ids, from 0, each with its distortion parameters in COLMAP's order.
+
+The parameters have the names of the formula above.
+"""
 
 _RADIAL = ("k1", "k2", "k3", "k4", "k5", "k6")
 _DENOMINATOR = ("d1", "d2", "d3")
@@ -104,8 +106,7 @@ def unproject(camera: Camera, pixels: Points) -> Points:
 
 
 def fold_radius(camera: Camera) -> float:
-    """Largest distance on the plane z = 1 up to which the radial distortion grows and the lens has an inverse; may be
-    infinite."""
+    """Distance on the plane z = 1 within which the radial distortion grows and has an inverse; may be infinite."""
     fold = _fold(camera)
     if not camera.is_fisheye():
         return fold
@@ -131,7 +132,7 @@ def _fold(camera: Camera) -> float:
     with np.errstate(all="ignore"):
         # The slope of r a(q) / b(q) is (a b + 2 q (a' b - a b')) / b^2, with q = r^2.
         slope = above * below + Polynomial((0.0, 2.0)) * (above.deriv() * below - above * below.deriv())
-        if not np.isfinite(slope.coef).all():  # Coefficients overflow, as those of no real lens do.
+        if not np.isfinite(slope.coef).all():  # Coefficients overflow: no real lens has them.
             return 0.0
         try:
             roots = np.concatenate([part.trim().roots() for part in (slope, below)])
@@ -201,7 +202,7 @@ def _decentring_slope(terms: dict[str, float], points: Points) -> Points:
 
 
 def _undistort(camera: Camera, distorted: Points) -> Points:
-    """[n, 2] points that step 2 moves to ``distorted``, NaN where no such point lies inside the fold."""
+    """[n, 2] points that step 2 moves to ``distorted``, NaN where no point inside the fold does."""
     fold = _fold(camera)
     size = np.maximum(1.0, np.linalg.norm(distorted, axis=1))
     points = _undistort_radially(camera, distorted, fold)
@@ -218,10 +219,10 @@ def _undistort(camera: Camera, distorted: Points) -> Points:
 
 
 def _undistort_radially(camera: Camera, distorted: Points, fold: float) -> Points:
-    """[n, 2] start points for Newton's method: the inverse of the radial part to one part in ``_GRID``, rounded towards
-    the axis.
+    """[n, 2] start points for Newton's method: the inverse of the radial part, at or inside the solution.
 
-    Near the fold the radial part is concave, so Newton's method from a smaller radius converges without overshooting.
+    It is exact to one part in ``_GRID``. Near the fold the radial part is concave, so Newton's method from a smaller
+    radius converges without overshooting.
     """
     radius = np.linalg.norm(distorted, axis=1)
     top, furthest = min(fold, 1.0), float(radius.max(initial=0.0))

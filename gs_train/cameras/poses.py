@@ -28,8 +28,7 @@ def camera_to_world(world_to_camera: NDArray[np.float64]) -> NDArray[np.float64]
 
 
 def pose_at(centre: NDArray[np.float64], rotation: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[4, 4] world-to-camera pose of a camera at ``centre`` ([3], world units) with the world-to-camera ``rotation``
-    ([3, 3])."""
+    """[4, 4] world-to-camera pose from the camera's ``centre`` [3] and the world-to-camera ``rotation`` [3, 3]."""
     world_to_camera = np.eye(4)
     world_to_camera[:3, :3] = rotation
     world_to_camera[:3, 3] = -rotation @ centre

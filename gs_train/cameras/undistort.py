@@ -18,8 +18,10 @@ from gs_train.cameras.distortion import fold_radius, project, unproject
 Undistort = Literal["crop", "full"]
 
 WIDEST_DEG = 120.0
-"""Widest field of view of the pinhole camera along each axis. Towards 180 degrees, more and more pixels show less and
-less of the photo."""
+"""Widest field of view of the pinhole camera along each axis.
+
+Towards 180 degrees, more and more pixels would show less and less of the photo.
+"""
 
 _REACH = math.tan(math.radians(WIDEST_DEG / 2))
 _MOST_GROWTH = 2.0  # Limit on the growth of an image side, the same as COLMAP's max_scale.
@@ -29,8 +31,7 @@ _BLOCK_PX = 1 << 16
 
 
 class FoldedLensError(Exception):
-    """Some pixels of the photo have no direction, or two pixels share one. No lens does that; the parameters are
-    damaged."""
+    """Some pixels of the photo have no direction, or two pixels share one: the parameters are damaged."""
 
 
 @lru_cache(maxsize=1024)
@@ -152,15 +153,13 @@ def _rectangle(camera: Camera, undistort: Undistort) -> tuple[float, float, floa
 
 
 def _whole_pixels(low: float, high: float, undistort: Undistort) -> tuple[int, float]:
-    """The side in whole pixels and the principal point of an image from ``low`` to ``high`` px off the axis, centred on
-    that interval."""
+    """Side in whole px, and principal point in px, of an image that covers ``low`` to ``high`` px off the axis."""
     side = max(1, math.floor(high - low + 1e-6) if undistort == "crop" else math.ceil(high - low - 1e-6))
     return side, side / 2 - (low + high) / 2
 
 
 def _check_round_trip(camera: Camera, pinhole: Camera, undistort: Undistort) -> None:
-    """Project a grid of pinhole pixels and back. This finds folds inside the photo, which the edges alone do not
-    show."""
+    """Project a grid of pinhole pixels and back, to find folds inside the photo that its edges do not show."""
     plane = _plane_of(
         pinhole, np.linspace(0.5, pinhole.width - 0.5, _GRID_SIDE), np.linspace(0.5, pinhole.height - 0.5, _GRID_SIDE)
     )
@@ -181,7 +180,6 @@ def _plane_of(
 
 
 def _inside(camera: Camera, plane: NDArray[np.float64], pixels: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """[...] whether pixels ([..., 2] px) of directions (``plane``, [..., 2]) lie in the photo's area and inside the
-    lens's fold."""
+    """[...] whether projected ``pixels`` [..., 2] of ``plane`` [..., 2] lie in the photo and inside the lens's fold."""
     within = ((pixels >= 0) & (pixels <= (camera.width, camera.height))).all(axis=-1)
     return np.asarray(within & (np.linalg.norm(plane, axis=-1) <= fold_radius(camera)))

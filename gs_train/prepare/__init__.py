@@ -1,1 +1,1 @@
-"""Photos or a video to a COLMAP scene."""
+"""Makes a COLMAP scene from photos or a video."""

@@ -1,7 +1,6 @@
-"""The photos of a new scene: copies of a user's photos, upright, or the sharpest frames of a video.
+"""The photos of a new scene: upright copies of a user's photos, or the sharpest frames of a video.
 
-Not here: where their cameras stood (``prepare.py``). The invariant: a file that is there under its name is whole, can be decoded by Pillow
-and by COLMAP alike, and has its pixels stored the way up they are seen.
+A file under its final name is complete, readable by Pillow and by COLMAP, and stored upright.
 """
 
 from __future__ import annotations
@@ -23,23 +22,23 @@ from gs_train.errors import UserError
 from gs_train.scene.photos.decode import for_each, opened
 
 PHOTO_SUFFIXES = frozenset(".jpg .jpeg .jpe .jfif .mpo .png .tif .tiff .bmp .ppm .webp .avif .jp2".split())
-"""What is taken for a photo in a folder, in lower case."""
+"""Lower-case file endings of photos."""
 
 _COLMAP_READS = frozenset(("JPEG", "MPO", "PNG", "TIFF", "BMP", "PPM"))
-_COLMAP_READS_NOT = frozenset((".webp", ".avif", ".jp2"))
+_COLMAP_CANNOT_READ = frozenset((".webp", ".avif", ".jp2"))
 _PNG_MODES = frozenset(("1", "L", "LA", "RGB", "RGBA", "P", "I;16"))
 _JPEG_QUALITY = 97
 _ORIENTATION = 0x0112
 _MAKE, _MODEL, _EXIF_FOLDER = 0x010F, 0x0110, 0x8769
 _FOCAL_LENGTH, _FOCAL_LENGTH_35_MM = 0x920A, 0xA405
 _HASHED_BYTES = 1 << 16
-_IF_DAMAGED, _IF_HUGE = "copy the photo afresh, or take it out of the folder", "put a smaller copy in its place"
-# Blur from motion still shows at this size, the sensor's noise, which would pass for sharpness, hardly does.
+_IF_DAMAGED, _IF_HUGE = "copy the photo again, or remove it from the folder", "replace it by a smaller copy"
+# Motion blur is visible at this size, but sensor noise, which would count as sharpness, hardly is.
 _SHARPNESS_SIDE_PX = 960
 
 
 def list_photos(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The photos in ``folder`` and below by name, and all other files; what is hidden (such as macOS' ``._IMG.JPG``) is in neither."""
+    """The photos in ``folder`` and its sub-folders by name, and all other files, both without hidden files."""
     files = sorted(
         file
         for file in folder.rglob("*")
@@ -50,7 +49,7 @@ def list_photos(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def fingerprint(files: Sequence[Path], folder: Path) -> str:
-    """What a set of files is known again by: names inside ``folder``, sizes, and the first and last 64 KiB of each."""
+    """A hash that identifies a set of files: names inside ``folder``, sizes, and the first and last 64 KiB of each."""
     digest = hashlib.sha256()
     for path in files:
         size = path.stat().st_size
@@ -63,17 +62,20 @@ def fingerprint(files: Sequence[Path], folder: Path) -> str:
 
 
 def stored_names(photos: Sequence[Path], folder: Path) -> list[str]:
-    """The name of each photo inside the scene: its own, without white space and ``#``, which COLMAP's list of pairs cannot hold, and
-    without bytes that are not UTF-8, which Python reads as lone surrogates."""
+    """The name of each photo inside the scene.
+
+    White space and ``#``, which COLMAP's list of pairs cannot hold, become ``_``, and so do bytes that are not UTF-8,
+    which Python reads as lone surrogates. Names stay distinct.
+    """
     names: list[str] = []
     taken: set[str] = set()
     for photo in photos:
         name = re.sub(r"[\s#\ud800-\udfff]+", "_", photo.relative_to(folder).as_posix())
-        if photo.suffix.lower() in _COLMAP_READS_NOT:
+        if photo.suffix.lower() in _COLMAP_CANNOT_READ:
             name += ".png"
         stem, dot, suffix = name.rpartition(".")
         number = 2
-        # In lower case, because not every file system tells IMG.jpg from img.jpg.
+        # In lower case, because some file systems treat IMG.jpg and img.jpg as the same file.
         while name.lower() in taken:
             name, number = f"{stem}_{number}{dot}{suffix}", number + 1
         taken.add(name.lower())
@@ -82,10 +84,10 @@ def stored_names(photos: Sequence[Path], folder: Path) -> list[str]:
 
 
 def copy_photos(photos: Sequence[Path], targets: Sequence[Path], progress: Callable[[int], None]) -> None:
-    """Copy each photo to its target, upright; those that are there already stay.
+    """Copy each photo to its target, upright. Existing targets stay.
 
     Raises:
-        UserError: a photo cannot be decoded or has more than 500 megapixels; the message names the first such.
+        UserError: a photo cannot be decoded or has more than 500 megapixels; the message names the first one.
     """
     copies = for_each(lambda each: _copy_upright(*each), list(zip(photos, targets, strict=True)))
     for done, _ in enumerate(copies, start=1):
@@ -93,7 +95,7 @@ def copy_photos(photos: Sequence[Path], targets: Sequence[Path], progress: Calla
 
 
 def camera_groups(folder: Path, names: Sequence[str]) -> list[list[str]]:
-    """``names`` by the camera that took them: the same size, and the same make, model and focal length by EXIF, where there is any."""
+    """Group ``names`` by camera: equal image size and, from EXIF, equal make, model and focal length."""
     groups: dict[tuple[Any, ...], list[str]] = {}
     for name in names:
         with Image.open(folder / name) as image:
@@ -124,7 +126,7 @@ def _decoded(photo: Path) -> Image.Image:
 
 
 def _save(image: Image.Image, path: Path, file_format: str) -> None:
-    """Write with all that EXIF says, the focal length above all: turning the image upright has taken the orientation out of it."""
+    """Write an image with its EXIF data, which holds the focal length. The image is upright already."""
     extra = {"icc_profile": image.info.get("icc_profile"), "exif": image.getexif()}
     if file_format == "JPEG":
         image.save(path, file_format, quality=_JPEG_QUALITY, subsampling=0, **extra)
@@ -136,19 +138,22 @@ def _save(image: Image.Image, path: Path, file_format: str) -> None:
 
 
 def extract_frames(video: Path, folder: Path, wanted: int, progress: Callable[[int, int], None]) -> None:
-    """Write the sharpest frame of each of ``wanted`` equal parts of the video as ``frame_NNNNN.jpg``, by its place in the video.
+    """Write the sharpest frame of each of ``wanted`` equal parts of the video as ``frame_NNNNN.jpg``.
+
+    N is the number of the frame in the video, from 0.
 
     Args:
-        video: any file that ffmpeg reads; its first video stream is taken, turned upright if the file says so.
-        folder: where to; must exist.
-        wanted: frames; all of them where the video has fewer.
-        progress: called with the frames read and their total.
+        video: a file that ffmpeg reads. Its first video stream is used, turned upright if the file gives an
+            orientation.
+        folder: an existing folder for the frames.
+        wanted: number of frames; a shorter video gives all of its frames.
+        progress: called with the number of frames read and their total.
 
     Raises:
         UserError: ffmpeg cannot read the file, or reads no frame.
     """
     ffmpeg: Any = import_module("imageio_ffmpeg")
-    # It warns of a video that it turns upright, as is wanted.
+    # It warns about a video that it turns upright, which is intended.
     logging.getLogger("imageio_ffmpeg").setLevel(logging.ERROR)
     try:
         total = int(ffmpeg.count_frames_and_secs(str(video))[0] or 0)
@@ -160,25 +165,25 @@ def extract_frames(video: Path, folder: Path, wanted: int, progress: Callable[[i
     except (RuntimeError, IndexError) as error:
         raise _unreadable(video, error) from error
     except OSError as error:
-        # ffmpeg's complaints come without a number, a full disk's with one.
+        # An error from ffmpeg has no error number, an error from the disk has one.
         if error.errno is not None:
             raise
         raise _unreadable(video, error) from error
     if not found:
         raise UserError(
-            f"{video} has no frames that ffmpeg can decode: give a sound video file, or a folder of photos."
+            f"{video} has no frames that ffmpeg can decode: give an intact video file, or a folder of photos."
         )
 
 
 def choose_sharpest(
     frames: Iterable[NDArray[np.uint8]], total: int, wanted: int
 ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """(index, frame) of the sharpest frame in each of ``wanted`` equal parts of ``frames``; holds two frames at a time.
+    """(index, frame) of the sharpest frame in each of ``wanted`` equal parts of ``frames``. Holds two frames at a time.
 
     Args:
-        frames: [H, W, 3] each.
-        total: about how many there are; the last part takes those beyond.
-        wanted: parts; at most ``total`` of them are made.
+        frames: [H, W, 3] uint8 each.
+        total: approximate number of frames. Frames beyond it belong to the last part.
+        wanted: number of parts, limited to ``total``.
     """
     parts = max(1, min(wanted, total))
     current, best = 0, -1.0
@@ -197,7 +202,10 @@ def choose_sharpest(
 
 
 def sharpness(frame: NDArray[np.uint8]) -> float:
-    """Variance of the Laplacian of [H, W, 3] (of green, averaged down to about 960 px): comparable between frames of one video only."""
+    """Sharpness of an image [H, W, 3]: variance of the Laplacian of its green channel, reduced to about 960 px.
+
+    Scores are comparable only between frames of one video.
+    """
     green = frame[..., 1]
     step = max(1, max(green.shape) // _SHARPNESS_SIDE_PX)
     height, width = (side // step for side in green.shape)
@@ -209,7 +217,7 @@ def sharpness(frame: NDArray[np.uint8]) -> float:
 
 def _frames(ffmpeg: Any, video: Path, after_frame: Callable[[int], None]) -> Iterator[NDArray[np.uint8]]:
     stream = ffmpeg.read_frames(str(video))
-    # Closed whatever happens, which ends ffmpeg's process.
+    # Closing the stream ends ffmpeg's process, also after an exception.
     try:
         width, height = next(stream)["size"]
         for read, data in enumerate(stream, start=1):

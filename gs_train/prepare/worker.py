@@ -1,10 +1,10 @@
-"""The process that pycolmap runs in: ``python -m gs_train.prepare.worker``, one step of ``prepare.py`` each.
+"""The process that runs pycolmap: ``python -m gs_train.prepare.worker`` does one step of ``pipeline.py``.
 
-A process of its own, because pycolmap's image libraries and Pillow's crash each other in one, and because it can be ended at any time: what
-it has done until then is in COLMAP's database. The invariant: Pillow is never imported here.
+pycolmap has its own process, because its image libraries and Pillow's crash each other in one process, and because a
+process can be ended at any time: its finished work is in COLMAP's database. This module must never import Pillow.
 
-It takes one line of JSON on stdin, the job, and stops when stdin ends, so that it never outlives its parent. It answers in lines of JSON on
-stdout; COLMAP's own log goes to stderr.
+The process reads one line of JSON from stdin, the job, and ends when stdin ends, so that it never outlives its parent.
+It answers with lines of JSON on stdout. COLMAP's own log goes to stderr.
 """
 
 from __future__ import annotations
@@ -21,19 +21,22 @@ from statistics import median
 from threading import Thread
 from typing import Any
 
+from gs_train.machine import physical_memory
+
 _SEED = 0
 _CAMERA_MODEL = "SIMPLE_RADIAL"
-# Small enough for the progress to be seen to move; COLMAP writes its matches a block at a time.
+# COLMAP writes its matches one block at a time, so small blocks show the progress.
 _PAIRS_AT_ONCE = 100
-# What one thread takes for SIFT at the 3200 px that COLMAP reduces photos to, measured.
+# Memory of one SIFT thread at 3200 px, the size that COLMAP reduces photos to; measured.
 _BYTES_PER_THREAD = 2.3e9
-# Median distances from the middle of the cameras; nobody walks so far, but bundle adjustment can push a badly held camera there, and on.
+# Largest distance of a camera from the middle of all cameras, in median distances. Bundle adjustment can push a badly
+# constrained camera much farther.
 _FARTHEST = 100
 
 
 def main() -> None:
-    """Do the job that stdin names."""
-    # Ctrl-C in a terminal goes to parent and child; the parent alone decides.
+    """Do the job given on stdin."""
+    # Ctrl-C in a terminal reaches parent and child; the parent decides alone.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     job = json.loads(sys.stdin.readline())
     Thread(target=_end_with_parent, daemon=True).start()
@@ -44,7 +47,7 @@ def main() -> None:
 
 
 def _end_with_parent() -> None:
-    # Not through sys.stdin, whose lock would keep the process from ending.
+    # os.read instead of sys.stdin, because the lock of sys.stdin would keep the process from ending.
     while os.read(0, 1):
         pass
     os._exit(1)
@@ -55,7 +58,7 @@ def _notify(**fields: Any) -> None:
 
 
 def _cameras(pycolmap: Any, job: dict[str, Any]) -> None:
-    """A new database with the photos, one camera for each group of them; its focal length is EXIF's where there is one."""
+    """Create the database with the photos, and one camera per group, with EXIF's focal length if there is one."""
     database = Path(job["database"])
     pycolmap.Database.open(str(database)).close()
     options = pycolmap.ImageReaderOptions()
@@ -67,14 +70,14 @@ def _cameras(pycolmap: Any, job: dict[str, Any]) -> None:
 
 
 def _features(pycolmap: Any, job: dict[str, Any]) -> None:
-    """SIFT of every photo that has none in the database."""
+    """Compute SIFT features of every photo without features in the database."""
     options = pycolmap.FeatureExtractionOptions()
     options.num_threads = threads_for_memory()
     pycolmap.extract_features(job["database"], job["images"], extraction_options=options)
 
 
 def _matches(pycolmap: Any, job: dict[str, Any]) -> None:
-    """Matches of every listed pair that has none in the database, checked by two-view geometry."""
+    """Match every listed pair without matches in the database, and verify the matches by two-view geometry."""
     pairing = pycolmap.ImportedPairingOptions()
     pairing.block_size = _PAIRS_AT_ONCE
     pairing.match_list_path = job["pairs"]
@@ -84,7 +87,7 @@ def _matches(pycolmap: Any, job: dict[str, Any]) -> None:
 
 
 def _model(pycolmap: Any, job: dict[str, Any]) -> None:
-    """Incremental mapping; the model with the most photos goes to ``job["model"]``, what can be said of it to stdout."""
+    """Run incremental mapping. Writes the model with the most photos to ``job["model"]`` and its figures to stdout."""
     options = pycolmap.IncrementalPipelineOptions()
     options.min_model_size = job["fewest"]
     options.random_seed = options.mapper.random_seed = options.triangulation.random_seed = _SEED
@@ -95,7 +98,7 @@ def _model(pycolmap: Any, job: dict[str, Any]) -> None:
         registered = 2
         _notify(registered=registered)
 
-    def go_on() -> None:
+    def register_next() -> None:
         nonlocal registered
         registered += 1
         _notify(registered=registered)
@@ -106,7 +109,7 @@ def _model(pycolmap: Any, job: dict[str, Any]) -> None:
         job["scratch"],
         options,
         initial_image_pair_callback=begin,
-        next_image_callback=go_on,
+        next_image_callback=register_next,
     )
     if not models:
         _notify(names=[])
@@ -125,23 +128,23 @@ def _model(pycolmap: Any, job: dict[str, Any]) -> None:
 
 
 def _drop_stray(model: Any) -> None:
-    """Take out the photos whose camera lies absurdly far from the others: their pose is none."""
+    """Deregister photos whose camera lies absurdly far from the others, because their pose is wrong."""
     ids = sorted(model.reg_image_ids())
     centres = [tuple(map(float, model.image(image_id).projection_center())) for image_id in ids]
     middle = [median(axis) for axis in zip(*centres, strict=True)]
     distances = [math.dist(centre, middle) for centre in centres]
     farthest = _FARTHEST * median(distances)
     for image_id, distance in zip(ids, distances, strict=True):
-        # The comparison is this way round for NaN.
+        # "not <=" is also true for NaN.
         if not distance <= farthest:
             model.deregister_frame(model.image(image_id).frame_id)
 
 
 def threads_for_memory() -> int:
-    """All processors, or as many as the memory bears: SIFT takes gigabytes a thread."""
+    """Number of threads for SIFT: all processors, or fewer if memory is short, because each thread takes gigabytes."""
     threads = os.cpu_count() or 1
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory = physical_memory()
+    if memory is not None:
         threads = min(threads, int(memory // _BYTES_PER_THREAD))
     return max(1, threads)
 

@@ -11,8 +11,10 @@ from gs_train.cameras.poses import camera_centre
 from gs_train.scene.types import PointCloud, View
 
 _SEEN_FRACTION = 0.9
-"""Cube side as a fraction of a camera's view at the distance of the shared target. For the NeRF-synthetic scenes this
-gives 1.3 world units, the usual half side of their cube."""
+"""Cube side as a fraction of the width that a camera sees at the target.
+
+For the NeRF-synthetic scenes it gives a half side of 1.3 world units, the usual cube of these scenes.
+"""
 _MEETING_FRACTION = 0.15
 """A camera looks at a point if its axis passes within this fraction of its distance from the point."""
 
@@ -64,10 +66,10 @@ def initial_bounds(views: Sequence[View], extent: float) -> NDArray[np.float64]:
 def _target_cube(
     views: Sequence[View], centres: NDArray[np.float64], axes: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], float] | None:
-    """Middle ([3]) and half side of the cube that all cameras look at; None without a shared target seen from all
-    sides.
+    """Middle [3] and half side of the cube that all cameras look at.
 
-    ``centres`` and ``axes`` are [V, 3], the positions and the unit viewing directions of the cameras.
+    None if the cameras do not look at one target from several sides. ``centres`` and ``axes`` ([V, 3]) are the
+    positions and the unit viewing directions of the cameras.
     """
     across = np.eye(3) - axes[:, :, None] * axes[:, None, :]  # [V, 3, 3] projects onto the plane across each axis
     # The smallest eigenvalue is 0 for parallel axes and 2/3 for axes from all directions.

@@ -32,8 +32,7 @@ class View:
     world_to_camera: NDArray[np.float64]
     """[4, 4] rigid transform, world -> OpenCV camera."""
     point_ids: NDArray[np.int64] | None = None
-    """Ids of the points matched in this photo, and ids that belong to no point; None if the scene does not list
-    them."""
+    """[K] ids of the points matched in this photo, also ids of no point; None if the scene lists none."""
     mask_path: Path | None = None
     """The mask, whose black pixels do not count. It has the photo's aspect ratio, but its size may differ."""
     alpha: AlphaUse = "composite"
@@ -67,7 +66,6 @@ class Scene:
     points: PointCloud
     """Sparse points, finite."""
     extent: float
-    """1.1 x the largest distance of a training camera's centre from their mean, world units (original:
-    cameras_extent)."""
+    """1.1 x the largest distance of a training camera from their mean, world units (original: cameras_extent)."""
     notices: tuple[str, ...] = ()
     """Sentences for the user, for example about dropped points or skipped photos."""

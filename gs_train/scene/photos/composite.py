@@ -1,4 +1,4 @@
-"""A photo's pixels as the tensors that a render is compared with: colours over a background, and how much each pixel counts."""
+"""Decoded pixels as tensors: the photo over a background colour, and the weight of each pixel."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def composite(pixels: NDArray[np.uint8], background: Tensor) -> Tensor:
     """Composite a photo over a colour.
 
     Args:
-        pixels: [H, W, 3] uint8 RGB, or [H, W, 4 or 5] with alpha and the colours multiplied by it.
-        background: [3] float32 in 0..1, on the device that the result is wanted on; no gradient flows to it.
+        pixels: [H, W, 3] uint8 RGB, or [H, W, 4 or 5] with RGB premultiplied by alpha, and alpha.
+        background: [3] float32 in 0..1, on the device of the result. It receives no gradient.
 
     Returns:
         [H, W, 3] float32 in 0..1.
@@ -25,11 +25,11 @@ def composite(pixels: NDArray[np.uint8], background: Tensor) -> Tensor:
 
 
 def pixel_weights(pixels: NDArray[np.uint8], device: torch.device) -> Tensor | None:
-    """[H, W, 1] float32 in 0..1, how much each pixel counts; None where they all do.
+    """[H, W, 1] float32 weights of the pixels in 0..1; None if all weights are 1.
 
     Args:
         pixels: [H, W, 3 to 5] uint8; the fifth channel is the weight.
-        device: where the result is wanted.
+        device: device of the result.
     """
     if pixels.shape[2] < 5:
         return None

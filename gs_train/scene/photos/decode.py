@@ -1,7 +1,7 @@
-"""Decodes photos, at training size: uint8 RGB, with alpha and a weight where there are any.
+"""Decodes photos at training size: uint8 RGB, with alpha and pixel weights if they have any.
 
-Not here: which file belongs to which view and at what size it is trained (``load.py``), and keeping the pixels (``cache.py``). The
-invariant: an array handed out has exactly the size of its view's camera.
+``load.py`` assigns files and training sizes to views, ``cache.py`` keeps the pixels. A decoded array always has the
+size of its view's camera.
 """
 
 from __future__ import annotations
@@ -27,39 +27,41 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _MOST_PIXELS = 500_000_000
-_WHOLLY = 250
-"""From here on a resampled pixel of a mask is made of pixels that all count; of less than that, a share comes from what is masked."""
-# While a photo is decoded: Pillow's own 4 twice, and the array with its source, 3 each; undistorted, where it comes from and another array.
+_UNMASKED = 250
+"""A resampled mask pixel of at least this value has only unmasked pixels as sources."""
+# Memory during decoding: 4 bytes twice in Pillow, and 3 bytes each in the array and its source. Undistortion needs as
+# much again.
 _BYTES_PER_PIXEL, _BYTES_PER_UNDISTORTED = 14, 28
 _DECODING_BYTES = 10**9
-_IF_DAMAGED = "copy the photo afresh, or take it out of the scene and train anew with --skip-missing"
-_IF_HUGE = "make the scene anew from smaller copies of the photos"
-_IF_MASK_DAMAGED = "make the mask anew, or take it out of its folder"
+_IF_DAMAGED = "copy the photo again, or remove it from the scene and train again with --skip-missing"
+_IF_HUGE = "make the scene again from smaller copies of the photos"
+_IF_MASK_DAMAGED = "make the mask again, or remove it from its folder"
 
-# Pillow warns from 89 megapixels on and refuses from 179 on, which are photos that phones take. What guards the memory here is _MOST_PIXELS
-# and the camera's size, which a photo must have. Pillow has this limit as a global alone, and decoding runs in threads, so it is set once.
+# Pillow warns above 89 megapixels and refuses above 179, but phones take larger photos. This module limits memory by
+# _MOST_PIXELS and by the camera's size, which a photo must match. Pillow's limit is a global variable and decoding runs
+# in threads, so it is set once.
 Image.MAX_IMAGE_PIXELS = None
 
 
 def decode_images(views: Sequence[View], memory: int = _DECODING_BYTES) -> Iterator[NDArray[np.uint8]]:
-    """``decode_image`` of every view, in their order, by a pool of threads (Pillow decodes outside Python's lock).
+    """Decode the image of every view, in order, in a thread pool (Pillow decodes outside Python's lock).
 
     Args:
         views: any number.
-        memory: bytes; there are only so many threads as need about that much together, but at least one.
+        memory: bytes that all threads together may need, approximately. It limits their number, to at least one.
 
     Raises:
-        UserError: an image is truncated, cannot be decoded or is no longer there; the message names it.
+        UserError: an image is truncated, cannot be decoded or no longer exists; the message names it.
     """
     try:
         yield from for_each(decode_image, views, _workers(views, memory))
     finally:
-        # The maps of large photos take hundreds of megabytes, and whoever has all photos needs none of them any more.
+        # The maps of large photos take hundreds of megabytes, and no caller needs them after decoding.
         sampling_map.cache_clear()
 
 
 def check_images(views: Sequence[View]) -> None:
-    """Decode every view's image and keep none, so that a damaged one is known before hours of training.
+    """Decode every view's image and keep none, to find a damaged photo before hours of training.
 
     Raises:
         UserError: as ``decode_images`` does.
@@ -69,7 +71,7 @@ def check_images(views: Sequence[View]) -> None:
 
 
 def image_faults(views: Sequence[View]) -> Iterator[UserError]:
-    """What is wrong with the views' images, in their order, found by decoding them all."""
+    """Decode the images of all views and return the faults, in the views' order."""
 
     def fault_of(view: View) -> UserError | None:
         try:
@@ -82,25 +84,28 @@ def image_faults(views: Sequence[View]) -> Iterator[UserError]:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) in px, from the file's header alone.
+    """(width, height) in px, read from the file's header alone.
 
-    An EXIF orientation is not applied, here or when decoding: a scene's camera describes the pixels as they are stored.
+    Neither this function nor decoding applies the EXIF orientation, because a scene's camera describes the stored
+    pixels.
 
     Raises:
-        UserError: the file is no image that Pillow knows, is damaged in its header, or has more than 500 megapixels.
+        UserError: the file is not an image that Pillow knows, has a damaged header, or has more than 500 megapixels.
     """
     with opened(path) as image:
         return image.size
 
 
 def decode_image(view: View) -> NDArray[np.uint8]:
-    """A view's pixels at the size of ``view.camera``: [H, W, 3] uint8 RGB; [H, W, 4] with alpha, and the colours multiplied by it;
-    [H, W, 5] with a weight besides, 255 for what counts in loss, density statistics and metrics, 0 for what does not. Last channels that
-    are 255 throughout are left out.
+    """A view's pixels at the size of ``view.camera``, without last channels that are 255 everywhere.
 
-    Where the file has another size, Lanczos is used: the half- and quarter-size folders of the public benchmarks were made with it, so
-    that training on them or on a resized original agrees. A distorted photo is brought to the size of ``view.distorted_camera`` in this way, and
-    then undistorted by one bilinear resampling.
+    A file of another size is resized by Lanczos resampling. The public benchmarks made their half- and quarter-size
+    folders with it, so training gives the same result with these folders and with resized originals. A distorted photo
+    is first resized to ``view.distorted_camera`` and then undistorted by one bilinear resampling.
+
+    Returns:
+        [H, W, 3] uint8 RGB; or [H, W, 4] with RGB premultiplied by alpha, and alpha; or [H, W, 5] with a weight as
+        well: 255 for pixels that count in loss, density statistics and metrics, 0 for pixels that do not.
 
     Raises:
         UserError: the file or its mask is truncated, cannot be decoded, or has more than 500 megapixels.
@@ -119,14 +124,14 @@ def decode_image(view: View) -> NDArray[np.uint8]:
     if view.distorted_camera is not None:
         pixels = resample(pixels, view.distorted_camera, view.camera)
     pixels = _whole_pixels(pixels)
-    return _telling(_weigh_by_alpha(pixels) if view.alpha == "mask" else pixels)
+    return _without_opaque(_alpha_to_weight(pixels) if view.alpha == "mask" else pixels)
 
 
 def decode_mask(path: Path) -> NDArray[np.uint8]:
-    """[H, W] uint8 at the mask's own size: 0 where it is black, 255 elsewhere.
+    """[H, W] uint8 at the mask's own size: 0 for black pixels, 255 for others.
 
-    Black is what is below half of the mask's largest value: so masks of 0 and 1 do as well as those of 0 and 255, and the noise that JPEG
-    leaves in black does no harm.
+    Values below half of the mask's largest value are black. Masks of 0 and 1 therefore work like masks of 0 and 255,
+    and JPEG noise in black areas has no effect.
 
     Raises:
         UserError: as ``decode_image`` does.
@@ -137,9 +142,10 @@ def decode_mask(path: Path) -> NDArray[np.uint8]:
 
 
 def reduced(pixels: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
-    """Pixels as ``decode_image`` gives them, each the mean of ``factor`` x ``factor``; the last row and column may be of less.
+    """Reduce pixels in the format of ``decode_image``: each is the mean of ``factor`` x ``factor`` pixels.
 
-    The weight is the least of theirs: the mean of pixels that count and of others that do not is no colour to learn.
+    The last row and column may have fewer sources. A weight is the minimum of its sources, because a mean over masked
+    pixels is not a colour to learn.
     """
     planes = [np.asarray(Image.fromarray(plane).reduce(factor)) for plane in np.moveaxis(pixels[:, :, :4], 2, 0)]
     if pixels.shape[2] == 5:
@@ -151,14 +157,14 @@ def reduced(pixels: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
 
 
 def _whole_pixels(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """After resampling: what is made of masked pixels in part does not count either."""
+    """Set the weight to 0 for resampled pixels with a masked source, and to 255 for the others."""
     if pixels.shape[2] == 5:
-        pixels[:, :, 4] = np.where(pixels[:, :, 4] >= _WHOLLY, np.uint8(255), np.uint8(0))
+        pixels[:, :, 4] = np.where(pixels[:, :, 4] >= _UNMASKED, np.uint8(255), np.uint8(0))
     return pixels
 
 
-def _weigh_by_alpha(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Alpha becomes weight, and the colours are divided by it: nothing is left to composite."""
+def _alpha_to_weight(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Turn alpha into pixel weight and undo the premultiplication, so that compositing has no effect."""
     if pixels.shape[2] == 3:
         return pixels
     alpha = pixels[:, :, 3:4].astype(np.float32)
@@ -167,8 +173,8 @@ def _weigh_by_alpha(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.concatenate([colours, np.full_like(alpha, 255.0), np.round(alpha * mask)], axis=2).astype(np.uint8)
 
 
-def _telling(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Without the last channels that are 255 throughout, and so say nothing."""
+def _without_opaque(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Drop the last channels that are 255 everywhere."""
     count = pixels.shape[2]
     while count > 3 and pixels[:, :, count - 1].min() == 255:
         count -= 1
@@ -176,7 +182,10 @@ def _telling(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def for_each(function: Callable[[Item], Result], items: Sequence[Item], workers: int | None = None) -> Iterator[Result]:
-    """``function`` of every item, in their order, by a pool of threads, of which none runs far ahead; the first fault ends it."""
+    """Map ``function`` over the items in a thread pool; results come in order, and an exception ends the iteration.
+
+    The pool runs only a few items ahead of the consumer. ``workers`` is the number of threads; None for one per core.
+    """
     count = workers or os.cpu_count() or 1
     waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(max_workers=count) as pool:
@@ -188,12 +197,12 @@ def for_each(function: Callable[[Item], Result], items: Sequence[Item], workers:
             while waiting:
                 yield waiting.popleft().result()
         finally:
-            # Whoever asked may have had enough, or an image is damaged: what has not begun is not decoded.
+            # The consumer may have stopped, or an image is damaged: drop the items that have not begun.
             pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _workers(views: Sequence[View], memory: int) -> int:
-    """How many threads need about ``memory`` bytes together to decode these views; at least one."""
+    """Number of threads that together need about ``memory`` bytes to decode these views; at least one."""
     needed = [
         math.prod(image_size(view.image_path)) * (_BYTES_PER_UNDISTORTED if view.distorted_camera else _BYTES_PER_PIXEL)
         for view in views
@@ -203,36 +212,36 @@ def _workers(views: Sequence[View], memory: int) -> int:
 
 @contextmanager
 def opened(path: Path, *, if_damaged: str = _IF_DAMAGED, if_huge: str = _IF_HUGE) -> Iterator[Image.Image]:
-    """The image in ``path``, its pixels not read yet.
+    """Open an image without reading its pixels.
 
     Args:
         path: a file.
-        if_damaged: the remedy that is told where it cannot be decoded.
-        if_huge: the remedy that is told where it has too many pixels.
+        if_damaged: the remedy to name if the image cannot be decoded.
+        if_huge: the remedy to name if it has too many pixels.
 
     Raises:
-        UserError: it has more than 500 megapixels; or anything else goes wrong with it, in here or in the caller's block.
+        UserError: it has more than 500 megapixels, or an exception occurred here or in the caller's block.
     """
     try:
         with Image.open(path) as image:
             width, height = image.size
             if width * height > _MOST_PIXELS:
-                message = f"{path} is {width}x{height} px, and {_MOST_PIXELS // 1_000_000} megapixels is the most that a photo may have"
-                raise UserError(f"{message}: {if_huge}.")
+                limit = f"more than the {_MOST_PIXELS // 1_000_000} megapixels that a photo may have"
+                raise UserError(f"{path} is {width}x{height} px, {limit}: {if_huge}.")
             yield image
     except UserError:
         raise
     except Exception as error:
-        # Damage makes Pillow's many decoders raise nearly anything: OSError, SyntaxError, zlib.error, RuntimeError (AVIF),
+        # Pillow's decoders raise many types for damaged files: OSError, SyntaxError, zlib.error, RuntimeError (AVIF),
         # NotImplementedError (DDS), MemoryError (JPEG 2000) ...
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise UserError(f"{path} cannot be decoded ({reason}): {if_damaged}.") from error
 
 
 def _planes(image: Image.Image) -> list[Image.Image]:
-    """RGB, and alpha where there is any; then RGB is multiplied by it, which is the photo over black."""
+    """RGB; or RGB premultiplied by alpha, which is the photo over black, and alpha."""
     if image.mode.startswith("I"):
-        # 16-bit grey. Pillow's own conversion clips at 255 instead of scaling, which turns a photo white.
+        # 16-bit grey. Pillow's own conversion clips at 255 instead of scaling, which makes the photo white.
         grey = np.clip(np.asarray(image, np.int64) // 257, 0, 255).astype(np.uint8)
         return [Image.fromarray(grey).convert("RGB")]
     if image.has_transparency_data:

@@ -1,7 +1,7 @@
-"""Finds the masks of a scene's photos and checks them: a mask is an image whose black pixels take no part in training and measuring.
+"""Finds and checks the masks of a scene's photos. Black pixels of a mask do not count in training and evaluation.
 
-Not here: laying a mask over its photo (``images.py``). The invariant: a view that is handed back with a mask has one of its own shape, in
-which something is left to see.
+``decode.py`` applies a mask to its photo. A mask that this module assigns has its photo's aspect ratio and leaves some
+of it visible.
 """
 
 from __future__ import annotations
@@ -22,20 +22,23 @@ _ASPECT_SHARE = 0.01
 def with_masks(
     views: Sequence[View], folder: Path, on_fault: Callable[[UserError], None]
 ) -> tuple[tuple[View, ...], list[str]]:
-    """The views with their masks, without those that their mask hides as a whole, and what to say of it.
+    """Assign each view its mask.
 
-    ``a/b.jpg`` is masked by ``a/b.jpg.png`` (COLMAP's way) or else ``a/b.png``, of any ending that Pillow knows. Where all names begin
-    with one folder, as those of a transforms.json do, that may be left out.
+    The mask of ``a/b.jpg`` is ``a/b.jpg.png`` (COLMAP's convention) or else ``a/b.png``, with any ending that Pillow
+    knows. If all image names begin with the same folder, as in a transforms.json, masks may leave it out.
 
     Args:
         views: at their training size.
-        folder: is there.
-        on_fault: takes what is wrong with a mask: it cannot be decoded, or has another aspect ratio than its photo. If it returns, that
-            mask is left out.
+        folder: an existing folder of masks.
+        on_fault: takes the fault of a mask: it cannot be decoded, or its aspect ratio differs from the photo's. If
+            ``on_fault`` returns, the view has no mask.
+
+    Returns:
+        The views, except views that their mask hides completely, and notices for the user.
     """
-    # What labelled the masks may have left notes of the same names beside them.
+    # Annotation tools leave other files with the same names beside the masks.
     endings = Image.registered_extensions()
-    # Sorted, so that of two masks for one photo it is always the same one.
+    # Sorted, so that one of two masks for the same photo always wins.
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in endings and file.is_file())
     masks = {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
     firsts = {PurePosixPath(view.name).parts[0] for view in views}
@@ -43,7 +46,7 @@ def with_masks(
     found = [replace(view, mask_path=_mask_of(view.name, shared, masks)) for view in views]
     masked = [view for view in found if view.mask_path is not None]
     resized, hidden, faulty = 0, set(), set()
-    for view, examined in zip(masked, for_each(_examined, masked), strict=True):
+    for view, examined in zip(masked, for_each(_examine, masked), strict=True):
         if isinstance(examined, UserError):
             on_fault(examined)
             faulty.add(view.name)
@@ -56,35 +59,48 @@ def with_masks(
         notices.append(f"{resized} of the masks differ in size from their photos: resized.")
     if hidden:
         notices.append(
-            f"{len(hidden)} photos are left out, because their masks hide all of them ({first_few(sorted(hidden))})."
+            f"{len(hidden)} photos are left out, because masks hide them completely ({first_few(sorted(hidden))})."
         )
     kept = (replace(view, mask_path=None) if view.name in faulty else view for view in found if view.name not in hidden)
     return tuple(kept), notices
 
 
 def _mask_of(name: str, shared: str, masks: dict[str, Path]) -> Path | None:
-    """The mask of the image ``name``, by the masks' paths without their last ending."""
+    """The mask of image ``name``; None without one.
+
+    Args:
+        name: the image name.
+        shared: a prefix of the image name that the mask's path may lack.
+        masks: mask files by their path in the masks folder without the last ending.
+    """
     names = (name, name.removeprefix(shared))
     keys = (key for each in names for key in (each, PurePosixPath(each).with_suffix("").as_posix()))
     return next((masks[key] for key in keys if key in masks), None)
 
 
-def _examined(view: View) -> tuple[bool, bool] | UserError:
-    """Whether the mask has another size than its photo, and whether it hides all of it; or what is wrong with it."""
+def _examine(view: View) -> tuple[bool, bool] | UserError:
+    """Whether the mask's size differs from the photo's, and whether it hides the whole photo; or the mask's fault."""
     try:
-        hides = _hides_all(view)  # First, because it decodes the mask, and says of what fails there that it is a mask.
-        return _check_shape(view), hides
+        # This call comes first, because it decodes the mask and its errors name the mask.
+        hides = _hides_all(view)
+        return _differs_in_size(view), hides
     except UserError as fault:
         return fault
 
 
-def _check_shape(view: View) -> bool:
-    """Whether the mask has another size than its photo; its shape must be the same."""
+def _differs_in_size(view: View) -> bool:
+    """Whether the mask's size differs from the photo's.
+
+    Raises:
+        UserError: the aspect ratio differs.
+    """
     assert view.mask_path is not None
     (width, height), (mask_width, mask_height) = image_size(view.image_path), image_size(view.mask_path)
     if abs(mask_width * height / (mask_height * width) - 1.0) > _ASPECT_SHARE:
-        message = f"{view.mask_path} is {mask_width}x{mask_height} px and its photo {view.image_path} {width}x{height}"
-        raise UserError(f"{message}: make the mask in the photo's shape, or take it out of its folder.")
+        message = (
+            f"{view.mask_path} is {mask_width}x{mask_height} px, but its photo {view.image_path} is {width}x{height} px"
+        )
+        raise UserError(f"{message}: make a mask of the photo's aspect ratio, or remove the mask from its folder.")
     return (width, height) != (mask_width, mask_height)
 
 

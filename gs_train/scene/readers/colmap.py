@@ -21,7 +21,9 @@ FOLDER_HOLDS = f"a COLMAP model (cameras and images, .bin or .txt, in {', '.join
 
 
 def read(path: Path, allow_outside: bool) -> Reconstruction | None:
-    """Read the model of a scene folder; None without one. ``allow_outside`` has no effect: COLMAP names no such files.
+    """Read the model of a scene folder; None without one.
+
+    ``allow_outside`` has no effect, because a model names no files outside the folder.
 
     Raises:
         UserError: as ``read_model`` does.
@@ -31,8 +33,7 @@ def read(path: Path, allow_outside: bool) -> Reconstruction | None:
 
 
 def find_model(scene: Path) -> Path | None:
-    """The first of ``MODEL_FOLDERS`` in ``scene`` that holds cameras and images, both .bin or both .txt; None without
-    one."""
+    """The first of ``MODEL_FOLDERS`` that holds cameras and images, both .bin or both .txt; None without one."""
     return next((scene / name for name in MODEL_FOLDERS if _suffix_of(scene / name) is not None), None)
 
 

@@ -32,7 +32,7 @@ KNOWN_MODELS = ", ".join(PARAMETER_COUNTS)
 """For messages."""
 
 AGAIN = "export the model again or copy it again"
-"""What to do about a damaged model, for messages."""
+"""The remedy for a damaged model, for messages."""
 
 
 def make_camera(where: str, model: str, width: int, height: int, params: tuple[float, ...]) -> Camera:

@@ -30,15 +30,13 @@ class RegisteredImage:
     """One image with a known pose."""
 
     name: str
-    """Path inside the images folder, or inside the scene folder with ``Reconstruction.names_from_scene``; ``/`` between
-    folders."""
+    """Path with ``/`` between folders, inside the images folder, or the scene folder with ``names_from_scene``."""
     camera_id: int
     """A key of ``Reconstruction.cameras``."""
     world_to_camera: NDArray[np.float64]
     """[4, 4] rigid, OpenCV axes."""
     point_ids: NDArray[np.int64] | None = None
-    """[K] ids of the points matched in this image, and -1 and other ids that belong to no point; None if the format
-    does not list them."""
+    """[K] ids of the points matched in this image, also -1 and ids of no point; None if the format lists none."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

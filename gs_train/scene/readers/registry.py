@@ -16,8 +16,10 @@ class SceneReader:
     """One scene format."""
 
     read: Callable[[Path, bool], Reconstruction | None]
-    """Reads a scene folder or file, or returns None if it is not a scene of this format. The flag allows photos and
-    points outside the scene folder. Raises UserError for a damaged scene."""
+    """``read(path, allow_outside)``: read a scene folder or file; None if it is not a scene of this format.
+
+    ``allow_outside`` permits photos and points outside the scene folder. A damaged scene raises UserError.
+    """
     folder_holds: str
     """The files that mark a scene folder of this format, for the message when no reader fits."""
     file: str | None = None

@@ -22,7 +22,7 @@ from gs_train.scene.photos.decode import image_size
 from gs_train.scene.readers.reconstruction import LARGEST_IN_POSE, fits_image
 
 AGAIN = "write the file again"
-"""What to do about a damaged file, for messages."""
+"""The remedy for a damaged file, for messages."""
 
 _PERSPECTIVE = ("SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV")
 _FISHEYE = "OPENCV_FISHEYE"
