@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -49,19 +50,9 @@ def select_rasterizer(
     Raises:
         UserError: ``device`` is ``cuda``, and torch sees no GPU or gsplat's kernels do not load.
     """
-
-    def on_cpu(why: str) -> Selection:
-        # Imported here, because Numba takes a second to load and a run on CUDA does not need it.
-        from gs_train.kernels.jit import report_compilation
-        from gs_train.render.cpu.rasterizer import CpuRasterizer
-
-        rasterizer = CpuRasterizer(antialiased=antialiased)
-        with report_compilation(notify):
-            rasterizer.warm_up(absgrad=absgrad, depth=depth)
-            for warm_up in also_compile:
-                warm_up()
-        return Selection(rasterizer=rasterizer, device=torch.device("cpu"), reason=f"cpu: {why}")
-
+    on_cpu = partial(
+        _select_cpu, notify, antialiased=antialiased, absgrad=absgrad, depth=depth, also_compile=also_compile
+    )
     if device == "cpu":
         return on_cpu("asked for by --device cpu")
     if not torch.cuda.is_available():
@@ -84,3 +75,25 @@ def select_rasterizer(
     if device == "cuda":
         raise UserError(f"--device cuda: {fault}; run gs-train doctor for the remedy, or use --device cpu.")
     return on_cpu(f"there is {gpu}, but {fault}")
+
+
+def _select_cpu(
+    notify: Callable[[str], None],
+    why: str,
+    *,
+    antialiased: bool,
+    absgrad: bool,
+    depth: bool,
+    also_compile: Sequence[Callable[[], None]],
+) -> Selection:
+    """Our CPU rasterizer, with its kernels compiled. Arguments as in ``select_rasterizer``."""
+    # Imported here, because Numba takes a second to load and a run on CUDA does not need it.
+    from gs_train.kernels.jit import report_compilation
+    from gs_train.render.cpu.rasterizer import CpuRasterizer
+
+    rasterizer = CpuRasterizer(antialiased=antialiased)
+    with report_compilation(notify):
+        rasterizer.warm_up(absgrad=absgrad, depth=depth)
+        for warm_up in also_compile:
+            warm_up()
+    return Selection(rasterizer=rasterizer, device=torch.device("cpu"), reason=f"cpu: {why}")
