@@ -309,7 +309,6 @@ def test_a_flag_that_does_not_go_with_resume(own_run: Path) -> None:
     ("line", "other", "name"),
     [
         ('kind = "multiview"', 'kind = "classic"', "density.kind"),
-        ("visible_only = false", "visible_only = true", "optimizer.visible_only"),
         ('exposure = "none"', 'exposure = "affine"', "exposure"),
         ('background = "random"', 'background = "learned"', "background"),
         ("sh_degree = 3", "sh_degree = 2", "sh_degree"),

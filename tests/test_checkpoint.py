@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import pytest
@@ -18,7 +18,9 @@ import torch
 
 from gs_train.atomic_write import atomic_write, atomic_write_text
 from gs_train.config.settings import TrainConfig
+from gs_train.density.classic import ClassicDensity
 from gs_train.errors import UserError
+from gs_train.run import checkpoint as module
 from gs_train.run.checkpoint import (
     FORMAT,
     DamagedCheckpoint,
@@ -31,13 +33,12 @@ from gs_train.run.checkpoint import (
 )
 from gs_train.scene.load import SceneConfig, load_scene
 from gs_train.scene.types import Scene
-from gs_train.training import checkpoint as module
+from gs_train.training.corrections import Corrections
 from gs_train.training.log import TrainLog, cut_metrics
-from gs_train.training.state import TrainState, start_state
+from gs_train.training.start import start_state
+from gs_train.training.state import TrainState
 
 CONFIG = TrainConfig(iterations=50, sh_degree=1).resolved()
-NO_VIEWS: Any = ()
-"""Density control by gradients looks at none."""
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +46,16 @@ def scene(tiny_scene: Path) -> Scene:
     return load_scene(tiny_scene, SceneConfig())
 
 
+def fresh_state(scene: Scene, config: TrainConfig = CONFIG) -> TrainState:
+    """The state before the first step. Classic density control renders no views of its own, so it gets none."""
+    device, no_views = torch.device("cpu"), cast(Any, ())
+    return start_state(scene, config, device, no_views, Corrections(scene, config, device), ClassicDensity)
+
+
 @pytest.fixture
 def state(scene: Scene) -> TrainState:
     """A state with moments, statistics, a drawn order and smoothed numbers, without a render."""
-    state = start_state(scene, CONFIG, torch.device("cpu"), NO_VIEWS)
+    state = fresh_state(scene)
     adam = state.model.optimizer
     assert adam is not None
     sum(parameter.sum() for parameter in state.model.parameters.values()).backward()  # type: ignore[union-attr]
@@ -62,7 +69,7 @@ def state(scene: Scene) -> TrainState:
 
 
 def save(folder: Path, state: TrainState, keep: int = 2) -> Path:
-    return save_checkpoint(folder, state, config=CONFIG, fingerprint="print", keep=keep)
+    return save_checkpoint(folder, state.state_dict(), config=CONFIG, fingerprint="print", keep=keep)
 
 
 def equal(left: Any, right: Any) -> bool:
@@ -77,7 +84,7 @@ def equal(left: Any, right: Any) -> bool:
 def test_what_is_saved_comes_back(tmp_path: Path, state: TrainState, scene: Scene) -> None:
     checkpoint = read_checkpoint(save(tmp_path, state))
     assert equal(checkpoint.state, state.state_dict())
-    fresh = start_state(scene, CONFIG, torch.device("cpu"), NO_VIEWS)
+    fresh = fresh_state(scene)
     assert not equal(fresh.state_dict(), state.state_dict())
     fresh.load_state_dict(checkpoint.state)
     assert equal(fresh.state_dict(), state.state_dict())
@@ -90,7 +97,7 @@ def test_what_is_saved_comes_back(tmp_path: Path, state: TrainState, scene: Scen
 def test_a_loaded_state_shares_no_memory_with_the_saved_one(tmp_path: Path, state: TrainState, scene: Scene) -> None:
     content = read_checkpoint(save(tmp_path, state)).state
     before = content["model"]["parameters"]["xyz"].clone()
-    fresh = start_state(scene, CONFIG, torch.device("cpu"), NO_VIEWS)
+    fresh = fresh_state(scene)
     fresh.load_state_dict(content)
     with torch.no_grad():
         fresh.model.xyz.add_(1.0)
@@ -100,19 +107,14 @@ def test_a_loaded_state_shares_no_memory_with_the_saved_one(tmp_path: Path, stat
 
 
 def test_each_view_once_then_again_in_another_order(scene: Scene) -> None:
-    state = start_state(scene, CONFIG, torch.device("cpu"), NO_VIEWS)
+    state = fresh_state(scene)
     first, second = ([state.next_view(8) for _ in range(8)] for _ in range(2))
     assert sorted(first) == sorted(second) == list(range(8))
     assert first != second
 
 
 def test_another_seed_draws_another_order(scene: Scene) -> None:
-    orders = {
-        tuple(
-            start_state(scene, replace(CONFIG, seed=seed), torch.device("cpu"), NO_VIEWS).next_view(8) for _ in range(1)
-        )
-        for seed in range(20)
-    }
+    orders = {fresh_state(scene, replace(CONFIG, seed=seed)).next_view(8) for seed in range(20)}
     assert len(orders) > 1
 
 
@@ -174,11 +176,11 @@ def test_all_damaged_or_none_at_all(tmp_path: Path, state: TrainState) -> None:
     message: list[str] = []
     afresh = re.escape(f"gs-train train SCENE --out {tmp_path} --overwrite")
     folder = tmp_path / "checkpoints"
-    with pytest.raises(UserError, match=f"holds no checkpoint .*{afresh}"):
+    with pytest.raises(UserError, match=f"has no checkpoint to resume from.*{afresh}"):
         newest_intact(folder, message.append)
     save(folder, state).write_bytes(b"")
     with pytest.raises(
-        UserError, match=rf"no sound checkpoint \(iteration_000007.pt, the only one, is damaged\): .*{afresh}"
+        UserError, match=rf"no intact checkpoint \(iteration_000007.pt, the only one, is damaged\): .*{afresh}"
     ):
         newest_intact(folder, message.append)
     assert message == []
@@ -270,8 +272,30 @@ def test_a_newer_format_is_refused_and_not_passed_over(
     with monkeypatch.context() as patch:
         patch.setattr(module, "FORMAT", FORMAT + 1)
         save(tmp_path, state)
-    with pytest.raises(UserError, match="newer gs-train"):
+    with pytest.raises(
+        UserError, match=r"iteration_000009.pt was written by a newer gs_train .*: update gs_train, or start"
+    ):
         newest_intact(tmp_path, print)
+
+
+def test_an_older_format_is_refused_in_one_sentence(
+    tmp_path: Path, state: TrainState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "FORMAT", 1)
+        save(tmp_path, state)
+    with pytest.raises(UserError) as caught:
+        newest_intact(tmp_path, print)
+    assert str(caught.value) == (
+        f"{tmp_path / 'iteration_000007.pt'} was written by an older gs_train (checkpoint format 1, this version reads "
+        f"format {FORMAT}): use that version, or start again with gs-train train SCENE --out {tmp_path.parent} --overwrite."
+    )
+
+
+def test_the_state_of_another_density_controller_is_refused(state: TrainState, scene: Scene) -> None:
+    saved = state.state_dict() | {"density_controller": "LargestFirst"}
+    with pytest.raises(UserError, match="density controller LargestFirst, not ClassicDensity"):
+        fresh_state(scene).load_state_dict(saved)
 
 
 # ---- of which scene

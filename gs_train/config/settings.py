@@ -76,7 +76,7 @@ class TrainConfig:
     few photos see."""
     seed: int = setting(0, group=_OUTPUT, at_least=0, below=2**62)
     """Seed of every random draw."""
-    image_cache_gb: float = setting(0.0, group=_OUTPUT, at_least=0, at_most=1e15, on_resume=True)
+    image_cache_gb: float = setting(0.0, group=_OUTPUT, at_least=0, below=1e299, on_resume=True)
     """Memory for decoded photos, GB; 0 uses half of the free memory. Photos beyond it are cached decoded on the run's disk."""
     save_every: int = setting(1000, group=_OUTPUT, at_least=1, on_resume=True)
     """Iterations between two checkpoints. A killed run loses at most this many."""
