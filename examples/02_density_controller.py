@@ -1,4 +1,5 @@
-"""Train with a density controller of your own: split the largest Gaussians that many views see, prune the transparent ones.
+"""Train with a density controller of your own: split the largest Gaussians that many views see, prune the transparent
+ones.
 
     python examples/02_density_controller.py data/sample runs/controller
 

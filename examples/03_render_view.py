@@ -2,7 +2,8 @@
 
     python examples/03_render_view.py runs/example view.png depth.png
 
-`gs_train.open_splat` also opens a checkpoint or a splat file; a splat file has no scene, so give it a `Camera` of your own.
+`gs_train.open_splat` also opens a checkpoint or a splat file; a splat file has no scene, so give it a `Camera` of your
+own.
 """
 
 import sys

@@ -1,4 +1,5 @@
-"""Plot the metrics.jsonl of one or more runs: PSNR of the training views and number of Gaussians. Needs the extra "plots".
+"""Plot the metrics.jsonl of one or more runs: PSNR of the training views and number of Gaussians. Needs the extra
+"plots".
 
 python examples/04_plot_metrics.py plot.png runs/example runs/controller
 """

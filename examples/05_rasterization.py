@@ -2,7 +2,8 @@
 
     python examples/05_rasterization.py photo.jpg fitted.png
 
-The call has gsplat's argument names, shapes and results, so a program written for gsplat runs on a CPU with this one import changed.
+The call has gsplat's argument names, shapes and results, so a program written for gsplat runs on a CPU with this one
+import changed.
 """
 
 import sys

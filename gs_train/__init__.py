@@ -1,7 +1,7 @@
 """gs_train: photos with known cameras in, a 3D Gaussian splat out.
 
-The names in ``__all__`` are public; every other name is private and may change. A name is imported from its module on first use, so
-that ``gs-train --help`` does not wait for torch.
+The names in ``__all__`` are public; every other name is private and may change. A name is imported from its module on
+first use, so that ``gs-train --help`` does not wait for torch.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from gs_train.training.loop import train
     from gs_train.training.state import TrainState
 
-# torch's idle threads spin for milliseconds after each parallel loop, on the cores that the rasterizer's threads need next: a CPU
-# iteration takes a quarter longer. OpenMP reads the variable when torch is imported. A value that the user has set stays.
+# torch's idle threads spin for milliseconds after each parallel loop, on the cores that the rasterizer's threads need
+# next: a CPU iteration takes a quarter longer. OpenMP reads the variable when torch is imported. A value that the user
+# has set stays.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"

@@ -1,7 +1,7 @@
 """``gs-train``: parses the arguments, runs the subcommand, and turns exceptions into messages and exit codes.
 
-The subcommands are in ``commands/``; the rules for arguments are in ``flags.py``. Exit codes: 0 for success, 2 for a mistake of the user,
-128 plus the signal's number after a signal. Any other exception keeps its traceback.
+The subcommands are in ``commands/``; the rules for arguments are in ``flags.py``. Exit codes: 0 for success, 2 for a
+mistake of the user, 128 plus the signal's number after a signal. Any other exception keeps its traceback.
 """
 
 from __future__ import annotations

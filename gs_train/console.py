@@ -55,7 +55,8 @@ def flush_stdout() -> None:
 def step_bars() -> Iterator[Callable[[str, int, int], None]]:
     """A progress bar for each step of a long task.
 
-    Yields a function of the step's name, its progress and its total. The first call for a step closes the bars of earlier steps.
+    Yields a function of the step's name, its progress and its total. The first call for a step closes the bars of
+    earlier steps.
     """
     from tqdm import tqdm
 

@@ -35,8 +35,8 @@ def describe_full_disk(error: OSError, folder: Path | None = None) -> str | None
         folder: the place to name if the error names no file.
 
     Returns:
-        The fault and the first half of its remedy, such as ``The disk is full at RUN (No space left on device): free space``. The caller
-        adds the second half.
+        The fault and the first half of its remedy, such as ``The disk is full at RUN (No space left on device): free
+        space``. The caller adds the second half.
     """
     if error.errno not in _DISK_FULL:
         return None

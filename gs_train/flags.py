@@ -1,7 +1,8 @@
 """Turns the arguments of ``gs-train`` into an instance of a command class from ``commands/``.
 
-The rules here hold for every subcommand: unknown flags, numbers, error texts. The arguments themselves, and the defaults that depend on
-other arguments, are declared by the command classes. torch is not imported, so that ``--help`` stays fast.
+The rules here hold for every subcommand: unknown flags, numbers, error texts. The arguments themselves, and the
+defaults that depend on other arguments, are declared by the command classes. torch is not imported, so that ``--help``
+stays fast.
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ def flags_of(kind: type[Any], prefix: str = "") -> Iterator[str]:
 
 
 def _given_flags(arguments: Sequence[str]) -> GivenFlags:
-    """The flags among the arguments, spelled with hyphens, with their last value (``--flag value`` or ``--flag=value``) or None."""
+    """The flags among the arguments, spelled with hyphens, with their last value (``--flag value`` or ``--flag=value``)
+    or None."""
     given: dict[str, str | None] = {}
     for argument, following in zip(arguments, [*arguments, "--"][1:], strict=True):
         if argument.startswith("--"):
@@ -139,7 +141,8 @@ _numbers = tyro.constructors.ConstructorRegistry()
 
 @_numbers.primitive_rule
 def _number_rule(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
-    """Numbers with readable error messages. ``int | float`` parses to a float if it has a decimal point or an exponent."""
+    """Numbers with readable error messages. ``int | float`` parses to a float if it has a decimal point or an
+    exponent."""
     if info.type is int or info.type == int | None:
         return _number_spec("INT", int, "a whole number")
     if info.type is float:

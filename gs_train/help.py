@@ -1,7 +1,7 @@
 """The text of ``gs-train COMMAND --help``: flags grouped by task, the most used group first.
 
-The texts are the docstrings of the fields of the command classes and settings classes. The group of a flag is declared beside its
-field (``options.setting``); groups appear in the order of their first flag.
+The texts are the docstrings of the fields of the command classes and settings classes. The group of a flag is declared
+beside its field (``options.setting``); groups appear in the order of their first flag.
 """
 
 from __future__ import annotations

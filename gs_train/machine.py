@@ -24,7 +24,8 @@ def physical_memory() -> int | None:
 
 
 def free_memory() -> int:
-    """Memory that can be allocated without swapping: the smaller of the free memory and the control group's limit; else 8 GB."""
+    """Memory that can be allocated without swapping: the smaller of the free memory and the control group's limit; else
+    8 GB."""
     limits: list[int] = []
     with suppress(OSError):
         lines = Path("/proc/meminfo").read_text().splitlines()

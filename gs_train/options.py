@@ -1,8 +1,8 @@
 """Rules of settings, declared beside the field they hold for: ranges, schedule points, help groups, flag names.
 
-A settings class is a frozen dataclass whose fields are made by ``setting``. Its ``__post_init__`` calls ``check``, which reads
-the rules from the fields. The values themselves live in the settings classes. This module imports no torch, so that
-``gs-train --help`` stays fast.
+A settings class is a frozen dataclass whose fields are made by ``setting``. Its ``__post_init__`` calls ``check``,
+which reads the rules from the fields. The values themselves live in the settings classes. This module imports no torch,
+so that ``gs-train --help`` stays fast.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class Rules:
     on_resume: bool = False
     """Whether the setting may change when a run resumes."""
     shapes_state: bool = False
-    """Whether the setting decides which parts a training state has, so that a checkpoint of another value cannot be loaded."""
+    """Whether the setting decides which parts a training state has, so that a checkpoint of another value cannot be
+    loaded."""
 
     def expected(self) -> str:
         """The allowed range as a phrase, such as ``of at least 1``."""
@@ -109,7 +110,8 @@ def _check_schedule_point(flag: str, value: float, rules: Rules) -> None:
     fits = value >= 0 if rules.above is None else value > 0
     if not fits or (isinstance(value, float) and value > 1.0):
         raise UserError(
-            f"{flag} is {value}: give {zero} iterations as a whole number, or a fraction of --iterations up to 1.0 with a decimal point."
+            f"{flag} is {value}: give {zero} iterations as a whole number, or a fraction of --iterations up to 1.0 "
+            "with a decimal point."
         )
 
 
@@ -117,7 +119,8 @@ def _check_schedule_point(flag: str, value: float, rules: Rules) -> None:
 
 
 def schedule_points(config: Any) -> Iterator[str]:
-    """Names of the fields that are points in the schedule: a whole number is an iteration, a float a fraction of the run."""
+    """Names of the fields that are points in the schedule: a whole number is an iteration, a float a fraction of the
+    run."""
     hints = get_type_hints(type(config))
     yield from (entry.name for entry in fields(config) if hints[entry.name] == int | float)
 

@@ -1,4 +1,4 @@
-"""Writes small COLMAP models for tests, sound or broken, in both formats. Kept apart from the reader: it shares no layout with it."""
+"""Writes small COLMAP models for tests, intact or broken, in both formats. It shares no code with the reader."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def _points() -> list[PointRow]:
 
 @dataclass
 class Model:
-    """Rows of a sparse model; change them to break it."""
+    """Records of a sparse model; tests change them to break it."""
 
     cameras: list[CameraRow] = field(default_factory=_cameras)
     images: list[ImageRow] = field(default_factory=_images)
     points: list[PointRow] = field(default_factory=_points)
 
     def write_binary(self, folder: Path) -> None:
-        """cameras.bin, images.bin, points3D.bin."""
+        """Write cameras.bin, images.bin and points3D.bin."""
         folder.mkdir(parents=True, exist_ok=True)
         out = struct.pack("<Q", len(self.cameras))
         for camera_id, model, width, height, params in self.cameras:
@@ -58,7 +58,7 @@ class Model:
         (folder / "points3D.bin").write_bytes(out)
 
     def write_text(self, folder: Path) -> None:
-        """cameras.txt, images.txt, points3D.txt, with COLMAP's header comments."""
+        """Write cameras.txt, images.txt and points3D.txt with COLMAP's header comments."""
         folder.mkdir(parents=True, exist_ok=True)
         lines = [
             "# Camera list",
@@ -80,7 +80,7 @@ class Model:
         (folder / "points3D.txt").write_text("\n".join(lines) + "\n")
 
     def write_photos(self, folder: Path, divided_by: int = 1) -> None:
-        """One grey PNG per image, of its camera's size over ``divided_by``."""
+        """Write a grey PNG per image, of its camera's size divided by ``divided_by``."""
         sizes = {
             camera_id: (width // divided_by, height // divided_by) for camera_id, _, width, height, _ in self.cameras
         }
@@ -90,7 +90,7 @@ class Model:
 
 
 def read_observations(folder: Path) -> dict[str, list[tuple[float, float, int]]]:
-    """image name -> (x, y, row of the point in points3D.bin), parsed anew with plain struct calls."""
+    """Image name -> (x, y, row of the point in points3D.bin), parsed independently with struct."""
     data = (folder / "points3D.bin").read_bytes()
     offset, rows = 8, {}
     for row in range(struct.unpack_from("<Q", data)[0]):

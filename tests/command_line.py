@@ -1,4 +1,5 @@
-"""Runs ``gs-train`` as a person does: in a process of its own, seen only through its output, its exit code and its files."""
+"""Runs ``gs-train`` as a person does: in a process of its own, seen only through its output, its exit code and its
+files."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def environment() -> dict[str, str]:
-    """The environment of a child: this checkout first, and no colours or terminal width of the machine the tests run on."""
+    """The environment of a child: this checkout first, and no colours or terminal width of the machine the tests run
+    on."""
     inherited = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "FORCE_COLOR")}
     return {**inherited, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}
 
@@ -32,7 +34,8 @@ def gs_train(*arguments: object, **options: Any) -> subprocess.CompletedProcess[
 
 
 def documented_fields(kind: type) -> list[str]:
-    """Names of the fields of a dataclass that have a docstring below them; the docstring becomes the help of the flag."""
+    """Names of the fields of a dataclass that have a docstring below them; the docstring becomes the help of the
+    flag."""
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     assert isinstance(definition, ast.ClassDef)
     pairs = zip(definition.body, definition.body[1:], strict=False)

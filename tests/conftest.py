@@ -1,6 +1,7 @@
 """What several test files share: the real scenes, where they are at hand, and one small sample scene.
 
-The invariant: nobody writes into a folder that a fixture here hands out; a test that wants to break a scene copies it first.
+The invariant: nobody writes into a folder that a fixture here hands out; a test that wants to break a scene copies it
+first.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ def tiny_scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_run(tiny_scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 24 iterations on the tiny scene with two checkpoints, at 16 and 24. The kernels are compiled and cached once it is there."""
+    """A run of 24 iterations on the tiny scene with two checkpoints, at 16 and 24. The kernels are compiled and cached
+    once it is there."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     flags = ("--iterations", 24, "--save-every", 8, "--log-every", 4, "--device", "cpu", "--max-gaussians", 2000)
     done = gs_train("train", tiny_scene, "--out", folder, *flags)

@@ -1,7 +1,8 @@
-"""What bad input gets, by subprocess: one sentence that names the file or flag and the remedy, exit code 2, and no traceback.
+"""What bad input gets, by subprocess: one sentence that names the file or flag and the remedy, exit code 2, and no
+traceback.
 
-One test per kind of bad input; the readers' own tests go through the variants of each. The notices (no points, NaN points, a damaged newest
-checkpoint) are here too: they are said aloud, and training goes on.
+One test per kind of bad input; the readers' own tests go through the variants of each. The notices (no points, NaN
+points, a damaged newest checkpoint) are here too: they are said aloud, and training goes on.
 """
 
 from __future__ import annotations
@@ -164,7 +165,8 @@ def test_unknown_preset(scene: Path) -> None:
     sentence = refused_before_training("train", scene, "--preset", "papr")
     assert (
         sentence
-        == "--preset papr: there is no such preset (did you mean paper?); presets are classic, default, fast, paper, quality, tiny."
+        == "--preset papr: there is no such preset (did you mean paper?); presets are classic, default, fast, paper, "
+        "quality, tiny."
     )
 
 
@@ -246,7 +248,8 @@ def test_looking_at_out_leaves_nothing_behind(scene: Path, tmp_path: Path) -> No
 
 
 def test_a_name_that_is_no_text(scene: Path, tmp_path: Path) -> None:
-    """Byte 228 alone is no UTF-8. Looking at such a scene and writing a run of that name are well; only config.toml cannot hold it."""
+    """Byte 228 alone is no UTF-8. Looking at such a scene and writing a run of that name are well; only config.toml
+    cannot hold it."""
     odd = tmp_path / os.fsdecode(b"sc\xe4ne")
     try:
         scene.rename(odd)
@@ -423,7 +426,8 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)
 from gs_train.cli import main
 main()
 """
-"""Runs gs-train where no file can grow past a size: what a write then gets is the error of a full disk in all but its number."""
+"""Runs gs-train where no file can grow past a size: what a write then gets is the error of a full disk in all but its
+number."""
 
 
 def refused_on_a_full_disk(limit: int, *arguments: object) -> str:

@@ -1,4 +1,4 @@
-"""The image cache: the same bits whatever the budget, never more bytes than that, what is announced is there, and a full disk is told."""
+"""The image cache: the budget changes no bit and is never exceeded, read-ahead works, and a full disk is reported."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ COUNT = 12
 
 @pytest.fixture(scope="module")
 def views(tmp_path_factory: pytest.TempPathFactory) -> list[View]:
-    """Photos of several sizes, every third with alpha."""
+    """Views of photos of several sizes, every third one with alpha."""
     folder, rng, made = tmp_path_factory.mktemp("photos"), np.random.default_rng(0), []
     for index in range(COUNT):
         width, height, channels = 40 + index, 30 + index % 3, 4 if index % 3 == 2 else 3
@@ -60,7 +60,7 @@ def largest_bytes(views: list[View]) -> int:
 @pytest.mark.parametrize("share", [0.0, 0.12, 0.2, 0.5, 0.7, 0.999, 1.0, 1.2, 5.0])
 @pytest.mark.parametrize("announce", [True, False])
 def test_the_budget_changes_no_bit_and_is_kept(views: list[View], tmp_path: Path, share: float, announce: bool) -> None:
-    """Coarse to fine and back, as training does it, with views out of turn between the announced ones."""
+    """Training sizes from coarse to fine and back, and requests for views that were not announced."""
     budget = int(share * all_bytes(views))
     plain, cache = ImageCache(views, 10**9), ImageCache(views, budget, tmp_path)
     assert len(cache) == COUNT
@@ -79,17 +79,17 @@ def test_the_budget_changes_no_bit_and_is_kept(views: list[View], tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_byte_count_is_what_is_held(views: list[View], tmp_path: Path) -> None:
+def test_byte_count_is_the_memory_in_use(views: list[View], tmp_path: Path) -> None:
     budget = all_bytes(views) * 2 // 3
     cache = ImageCache(views, budget, tmp_path)
     for index in range(COUNT):
         cache.get(index, 2)
     assert cache.byte_count() == sum(pixels.nbytes for pixels in cache._held.values()) > 0
-    # Of what the images in hand and ahead leave, everything is used that another image fits into.
+    # Only less than one image of the budget outside the read-ahead reserve stays unused.
     assert cache.byte_count() + 3 * largest_bytes(views) > budget - (1 + READ_AHEAD) * largest_bytes(views)
 
 
-def test_images_of_a_size_past_make_room_for_those_asked_for_now(views: list[View], tmp_path: Path) -> None:
+def test_images_of_other_sizes_make_room(views: list[View], tmp_path: Path) -> None:
     cache = ImageCache(views, all_bytes(views) * 2 // 3, tmp_path)
     full = {key for key in cache._held if key[1] == 1}
     for downscale in (4, 1):
@@ -100,7 +100,7 @@ def test_images_of_a_size_past_make_room_for_those_asked_for_now(views: list[Vie
 
 
 class Reads:
-    """Stands before the store: who read what."""
+    """Wraps the store's ``read`` and records each image and the thread that read it."""
 
     def __init__(self, cache: ImageCache) -> None:
         assert cache._store is not None
@@ -118,46 +118,46 @@ class Reads:
         return self._read(index, shape)
 
 
-def eval_color(cache: ImageCache) -> None:
+def wait_for_reads(cache: ImageCache) -> None:
     for future in cache._pending.values():
         future.result(20)
 
 
-def test_what_was_announced_is_there_and_is_read_once(views: list[View], tmp_path: Path) -> None:
+def test_announced_images_are_read_ahead_once(views: list[View], tmp_path: Path) -> None:
     cache = ImageCache(views, 6 * largest_bytes(views), tmp_path)
     reads = Reads(cache)
     missing = [index for index in range(COUNT) if (index, 1) not in cache._held]
     wanted = missing[: 1 + READ_AHEAD]
     cache.expect(wanted)
-    eval_color(cache)
+    wait_for_reads(cache)
     assert reads.indices == wanted
     for index in wanted:
         assert np.array_equal(cache.get(index), decode_image(views[index]))
     cache.expect(wanted[1:])
-    eval_color(cache)
+    wait_for_reads(cache)
     assert reads.indices == wanted
     assert all(name.startswith("read ahead") for name in reads.threads.values())
-    # Nobody announced this one.
+    # This image was not announced.
     cache.get(missing[-1])
     assert reads.threads[missing[-1]] == threading.main_thread().name
 
 
-def test_a_step_does_not_wait_for_what_comes_after_it(views: list[View], tmp_path: Path) -> None:
+def test_a_step_does_not_wait_for_later_images(views: list[View], tmp_path: Path) -> None:
     cache = ImageCache(views, 6 * largest_bytes(views), tmp_path)
     reads = Reads(cache)
     missing = [index for index in range(COUNT) if (index, 1) not in cache._held]
     cache.expect(missing[:1])
-    eval_color(cache)
+    wait_for_reads(cache)
     reads.wait_for = threading.Event()
     cache.expect(missing[:5])
     assert np.array_equal(cache.get(missing[0]), decode_image(views[missing[0]]))
     assert reads.indices == missing[:1]
     reads.wait_for.set()
-    eval_color(cache)
+    wait_for_reads(cache)
     assert reads.indices == missing[:5]
 
 
-def test_what_is_no_longer_announced_goes(views: list[View], tmp_path: Path) -> None:
+def test_images_no_longer_announced_are_dropped(views: list[View], tmp_path: Path) -> None:
     cache = ImageCache(views, 5 * largest_bytes(views), tmp_path)
     held = cache.byte_count()
     missing = [index for index in range(COUNT) if (index, 1) not in cache._held]
@@ -176,13 +176,11 @@ def test_where_all_fits_no_thread_is_started(views: list[View], tmp_path: Path) 
 # ---- the disk
 
 
-def test_a_disk_that_fills_up_is_told_in_one_sentence(
-    views: list[View], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_gives_one_sentence(views: list[View], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files: list[Any] = []
 
     class Filling:
-        """Takes one image and a half, in parts."""
+        """A file with room for one and a half images, which takes them in parts."""
 
         def __init__(self, **_: object) -> None:
             self.room, self.closed = largest_bytes(views) * 3 // 2, False
@@ -209,7 +207,7 @@ def test_a_disk_that_fills_up_is_told_in_one_sentence(
     assert files[0].room == 0 and files[0].closed
 
 
-def test_a_disk_without_the_room_is_told_before_anything_is_written(
+def test_a_disk_without_room_is_reported_before_writing(
     views: list[View], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = module.shutil.disk_usage(tmp_path)
@@ -253,7 +251,7 @@ def test_only_so_many_photos_are_decoded_at_once(views: list[View], monkeypatch:
             at_once += 1
             most = max(most, at_once)
             begun.append(view.name)
-        # Nobody goes on before as many as there should be are at it.
+        # Each thread waits until the expected number of threads is decoding.
         together.wait(60)
         pixels = decode_image(view)
         with lock:
@@ -267,7 +265,7 @@ def test_only_so_many_photos_are_decoded_at_once(views: list[View], monkeypatch:
         most, together = 0, threading.Barrier(expected)
         assert sum(pixels.nbytes for pixels in decode_images(views, memory)) == all_bytes(views)
         assert most == expected
-    # Whoever takes one has caused no more than a few.
+    # Requesting one image decodes only a few.
     begun.clear()
     together = threading.Barrier(1)
     assert next(decode_images(views, one)).shape == (30, 40, 3)
@@ -282,7 +280,7 @@ def test_free_memory_is_plausible() -> None:
 
 
 @pytest.mark.parametrize("count", [2, 3, READ_AHEAD, 11])
-def test_the_views_to_come_are_known_across_permutations(count: int) -> None:
+def test_upcoming_views_are_known_across_permutations(count: int) -> None:
     state: Any = SimpleNamespace(view_order=[], view_generator=torch.Generator().manual_seed(3))
     generator = torch.Generator().manual_seed(3)
     plain = [index for _ in range(20) for index in torch.randperm(count, generator=generator).tolist()[::-1]]
@@ -308,7 +306,7 @@ def test_training_gives_the_same_bits_and_goes_on_exactly_with_a_small_budget(
         iterations=60, device="cpu", max_gaussians=450, save_every=30, log_every=20, density=density,
         start_downscale=downscale, full_size_from=40,
     ).resolved()  # fmt: skip
-    # Seven photos of 9216 bytes: room for two in memory and one ahead, then for none at all.
+    # Seven photos of 9216 bytes each. The budgets hold two images in memory and one read ahead, then none.
     small, none = replace(plain, image_cache_gb=3e-5), replace(plain, image_cache_gb=1e-9)
     said: list[str] = []
     train(scene, plain, tmp_path / "plain", notify=said.append)

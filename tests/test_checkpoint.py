@@ -288,7 +288,8 @@ def test_an_older_format_is_refused_in_one_sentence(
         newest_intact(tmp_path, print)
     assert str(caught.value) == (
         f"{tmp_path / 'iteration_000007.pt'} was written by an older gs_train (checkpoint format 1, this version reads "
-        f"format {FORMAT}): use that version, or start again with gs-train train SCENE --out {tmp_path.parent} --overwrite."
+        f"format {FORMAT}): use that version, or start again with gs-train train SCENE --out {tmp_path.parent} "
+        "--overwrite."
     )
 
 

@@ -1,4 +1,5 @@
-"""The subcommands end to end, by subprocess: what they print, what they write, how they stop. Bad input has a file of its own."""
+"""The subcommands end to end, by subprocess: what they print, what they write, how they stop. Bad input has a file of
+its own."""
 
 from __future__ import annotations
 
@@ -279,7 +280,8 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
     code = (
         "import os, signal, time\nfrom gs_train.console import stop_signals\n"
         "with stop_signals() as caught:\n"
-        "    os.kill(os.getpid(), signal.SIGINT)\n    assert caught == [2]\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(30)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n    assert caught == [2]\n    os.kill(os.getpid(), signal.SIGINT)\n  "
+        "  time.sleep(30)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=20, check=False

@@ -1,4 +1,5 @@
-"""The COLMAP reader: both formats against rows written by hand, real models against their own observations, and every kind of damage."""
+"""The COLMAP reader: both formats against hand-written records, real models against their observations, damaged
+files."""
 
 from __future__ import annotations
 
@@ -72,7 +73,7 @@ def test_text_survives_windows_line_ends_blank_lines_and_no_last_line(tmp_path: 
     _check_matches(read_model(tmp_path), model)
 
 
-def test_where_models_are_looked_for_and_bin_before_txt(tmp_path: Path) -> None:
+def test_model_folders_and_bin_before_txt(tmp_path: Path) -> None:
     assert find_model(tmp_path) is None
     for folder in ("colmap/sparse/0", "sparse", "sparse/0"):
         Model().write_text(tmp_path / folder)
@@ -101,7 +102,7 @@ def test_binary_cut_anywhere_names_file_and_byte(tmp_path: Path, name: str) -> N
 
 @pytest.mark.parametrize("name", ["cameras.txt", "images.txt", "points3D.txt"])
 def test_text_cut_anywhere_is_refused_or_loses_no_record(tmp_path: Path, name: str) -> None:
-    """A text file may be cut inside a last number unseen; what must not happen is that records go missing without a word."""
+    """A cut inside the last number may go unnoticed, but a missing record must raise an error."""
     Model().write_text(tmp_path)
     whole = (tmp_path / name).read_text()
     whole_model = read_model(tmp_path)
@@ -245,14 +246,14 @@ def test_text_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     model.write_text(tmp_path)
     for stem in ("cameras", "images", "points3D"):
         file = tmp_path / f"{stem}.txt"
-        # Without the comments, so that the mark stands right before a number.
+        # Without comments, so that the mark comes directly before a number.
         rows = [line for line in file.read_text().split("\n") if not line.startswith("#")]
         file.write_text("\n".join(rows), encoding="utf-8-sig")
     _check_matches(read_model(tmp_path), model)
 
 
 @pytest.mark.parametrize("kind", ["folder", "dead link"])
-def test_points_that_are_there_and_no_file(tmp_path: Path, suffix: str, kind: str) -> None:
+def test_points_that_are_not_a_file(tmp_path: Path, suffix: str, kind: str) -> None:
     WRITERS[suffix](Model(), tmp_path)
     points = tmp_path / f"points3D.{suffix}"
     points.unlink()
@@ -294,7 +295,7 @@ def test_bytes_that_are_no_text_name_the_line(tmp_path: Path) -> None:
         read_model(tmp_path)
 
 
-# ---- real models: their own observations are the outside witness of every convention
+# ---- real models: their observations check every convention independently
 
 
 def _reprojection_errors(folder: Path) -> np.ndarray:

@@ -1,4 +1,5 @@
-"""TrainConfig, presets and TOML: values survive a round trip, fractions become iterations once, and nothing unknown slips through."""
+"""TrainConfig, presets and TOML: values survive a round trip, fractions become iterations once, and nothing unknown
+slips through."""
 
 from __future__ import annotations
 

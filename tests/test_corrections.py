@@ -99,7 +99,8 @@ def test_a_refined_pose_is_rigid_and_turns_about_its_own_centre() -> None:
 
 
 def test_a_camera_that_stands_wrong_finds_back_through_the_rasterizer() -> None:
-    """Two cameras, off by opposite turns and shifts, and a splat that is right: what is left after learning is a fraction."""
+    """Two cameras, off by opposite turns and shifts, and a splat that is right: what is left after learning is a
+    fraction."""
     generator = torch.Generator().manual_seed(1)
     count = 60
     model = GaussianModel(

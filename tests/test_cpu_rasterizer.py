@@ -49,7 +49,8 @@ def make_scene(seed: int, kind: str, count: int = 120) -> dict[str, Tensor]:
         scales = scales * 2.0
     angle = 0.2
     view = torch.tensor([
-        [math.cos(angle), 0.05, math.sin(angle), 0.3], [-0.04, 0.99, 0.02, -0.2], [-math.sin(angle), 0.03, math.cos(angle), 0.4],
+        [math.cos(angle), 0.05, math.sin(angle), 0.3], [-0.04, 0.99, 0.02, -0.2], [-math.sin(angle), 0.03,
+        math.cos(angle), 0.4],
         [0.0, 0.0, 0.0, 1.0],
     ])  # fmt: skip
     rotation, _ = torch.linalg.qr(view[:3, :3].double())
@@ -86,7 +87,8 @@ def run_kernels(
     )
     outputs = rasterize(
         means=inputs["means"], quats=inputs["quats"], scales=inputs["scales"], opacities=inputs["opacities"],
-        sh0=inputs["sh"][:, 0], sh_rest=inputs["sh"][:, 1:], view=inputs["view"], intrinsics=(camera.fx, camera.fy, camera.cx, camera.cy),
+        sh0=inputs["sh"][:, 0], sh_rest=inputs["sh"][:, 1:], view=inputs["view"], intrinsics=(camera.fx, camera.fy,
+        camera.cx, camera.cy),
         background=inputs["background"], settings=settings,
     )  # fmt: skip
     return outputs, inputs
@@ -97,7 +99,8 @@ def relative_error(value: Tensor, truth: Tensor) -> float:
 
 
 CASES = [
-    ("plain", 0, False), ("plain", 1, False), ("plain", 2, False), ("plain", 3, False), ("beside", 3, False), ("thin", 2, False),
+    ("plain", 0, False), ("plain", 1, False), ("plain", 2, False), ("plain", 3, False), ("beside", 3, False), ("thin",
+    2, False),
     ("dense", 3, False), ("plain", 3, True), ("thin", 1, True),
 ]  # fmt: skip
 
@@ -235,7 +238,8 @@ def test_what_is_not_finite_is_named_and_counted(name: str, value: float) -> Non
 def test_a_model_with_a_value_that_is_not_finite_is_told_by_its_own_names() -> None:
     scene = make_scene(2, "plain")
     tensors = {
-        "xyz": scene["means"], "rotation": scene["quats"], "scaling": scene["scales"].log(), "opacity": scene["opacities"].logit()[:, None],
+        "xyz": scene["means"], "rotation": scene["quats"], "scaling": scene["scales"].log(),
+        "opacity": scene["opacities"].logit()[:, None],
         "f_dc": scene["sh"][:, :1], "f_rest": scene["sh"][:, 1:],
     }  # fmt: skip
     tensors["scaling"][5, 1] = math.nan
@@ -253,7 +257,8 @@ def test_a_view_that_is_not_finite_is_told() -> None:
 def test_shapes_that_do_not_fit_are_refused_by_name() -> None:
     good = make_scene(2, "plain")
     short = {
-        "means": torch.zeros(120, 2), "quats": good["quats"][:-1], "scales": good["scales"][:-1], "opacities": good["opacities"][:-1],
+        "means": torch.zeros(120, 2), "quats": good["quats"][:-1], "scales": good["scales"][:-1],
+        "opacities": good["opacities"][:-1],
         "view": torch.eye(3), "background": torch.zeros(4),
     }  # fmt: skip
     for name, tensor in short.items():

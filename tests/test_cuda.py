@@ -28,8 +28,8 @@ pytestmark = [
 ]
 
 NAMES = ("means", "quats", "scales", "opacities", "colors", "viewmats")
-# Relative and absolute tolerances that gsplat's own tests grant its CUDA gradients. The absolute ones belong to gradients of size one,
-# which the test therefore scales to.
+# Relative and absolute tolerances that gsplat's own tests grant its CUDA gradients. The absolute ones belong to
+# gradients of size one, which the test therefore scales to.
 GRADIENT_TOLERANCE = {
     "means": (1e-2, 6e-2),
     "quats": (2e-1, 2e-2),
@@ -63,7 +63,8 @@ class Rendered:
 
 
 def random_scene(seed: int, count: int, sh_degree: int) -> dict[str, Tensor]:
-    """Gaussians before, beside, half off and behind a tilted camera, some nearly opaque, in the arguments of gsplat.rasterization."""
+    """Gaussians before, beside, half off and behind a tilted camera, some nearly opaque, in the arguments of
+    gsplat.rasterization."""
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(*shape: int, low: float, high: float) -> Tensor:
@@ -106,7 +107,8 @@ def rasterize(
 
 
 def far_from_cuts(scene: dict[str, Tensor], sh_degree: int) -> Tensor:
-    """[H, W] bool: no alpha and no transmittance lies within rounding of a cut at this pixel, by the float64 reference."""
+    """[H, W] bool: no alpha and no transmittance lies within rounding of a cut at this pixel, by the float64
+    reference."""
     means, quats, scales, opacities, colours, viewmats = (scene[name].double() for name in NAMES)
     reference = render_reference(
         means=means,

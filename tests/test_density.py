@@ -22,7 +22,8 @@ from gs_train.render.types import RenderOutput
 
 EXTENT = 10.0
 SMALL, LARGE, HUGE, GIANT = 0.05, 0.5, 1.2, 2.0
-"""Scales beside the limits 0.01 * extent = 0.1 (clone or split) and 0.1 * extent = 1 (too large): HUGE / 1.6 < 1 < GIANT / 1.6."""
+"""Scales beside the limits 0.01 * extent = 0.1 (clone or split) and 0.1 * extent = 1 (too large): HUGE / 1.6 < 1 <
+GIANT / 1.6."""
 SOLID, FAINT = 0.5, 0.004
 HOT, COLD = 3e-4, 1e-4
 PAPER: dict[str, Any] = {
@@ -256,7 +257,8 @@ def test_unresolved_or_senseless_settings_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("interval", -1), ("until_iteration", 1.5), ("from_iteration", math.nan), ("grad_threshold", -1.0), ("percent_dense", math.nan),
+    [("interval", -1), ("until_iteration", 1.5), ("from_iteration", math.nan), ("grad_threshold", -1.0),
+    ("percent_dense", math.nan),
      ("min_opacity", 0.0), ("reset_opacity_to", 1.0), ("max_world_scale", math.inf)],
 )  # fmt: skip
 def test_config_names_the_flag(name: str, value: float) -> None:

@@ -1,4 +1,5 @@
-"""Density control as sampling: what parts of a Gaussian look like, where transparent ones go, the cap, and the noise."""
+"""Density control as sampling: what parts of a Gaussian look like, where transparent ones go, the cap, and the
+noise."""
 
 from __future__ import annotations
 

@@ -37,7 +37,8 @@ def photos_of(model: GaussianModel, count: int = 2) -> list[Tensor]:
 
 
 def test_a_contribution_is_what_the_gaussian_adds_to_the_pixels() -> None:
-    """One in front of another: the shares are alpha, and alpha times what the first lets through; together the image's alpha."""
+    """One in front of another: the shares are alpha, and alpha times what the first lets through; together the image's
+    alpha."""
     model = grey_model([(0.0, 0.0, 2.0, 0.6), (0.0, 0.0, 3.0, 0.9), (50.0, 0.0, 2.0, 0.9)])
     views = StagedViews(photos_of(model))
     scores = score_views(model, views, [0], high_error=0.1, background=BLACK)

@@ -1,4 +1,5 @@
-"""Depth from the sparse points: which points a view sees, how the error is measured, and that it pulls Gaussians where they belong."""
+"""Depth from the sparse points: which points a view sees, how the error is measured, and that it pulls Gaussians where
+they belong."""
 
 from __future__ import annotations
 

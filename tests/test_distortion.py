@@ -1,4 +1,4 @@
-"""COLMAP's camera models: both ways agree with each other, with finite differences, and with pycolmap where it is installed."""
+"""COLMAP's camera models: projection and its inverse agree with each other, finite differences and pycolmap."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gs_train.cameras import distortion
 from gs_train.cameras.camera import Camera
 from gs_train.cameras.distortion import fold_radius, project, unproject
 
-# One lens of each model with every parameter at work, and how far out on the plane it is tried.
+# Per model: distortion with no parameter 0, and the radius on the plane up to which it is tested.
 DISTORTIONS: dict[str, tuple[tuple[float, ...], float]] = {
     "SIMPLE_PINHOLE": ((), 3.0),
     "PINHOLE": ((), 3.0),
@@ -43,7 +43,7 @@ def lens_of(model: str, distortion: tuple[float, ...] | None = None) -> Camera:
 
 
 def _points(model: str, count: int = 3000) -> np.ndarray:
-    """Points in a disc on the plane, the axis itself and places very near to it among them."""
+    """[count, 2] points in a disc on the plane, including the axis and points very close to it."""
     rng = np.random.default_rng(3)
     radius, turn = DISTORTIONS[model][1] * np.sqrt(rng.random(count)), 2 * math.pi * rng.random(count)
     radius[:3] = 0.0, 1e-9, 1e-5
@@ -51,19 +51,19 @@ def _points(model: str, count: int = 3000) -> np.ndarray:
 
 
 @pytest.mark.parametrize("model", list(DISTORTIONS))
-def test_both_ways_undo_each_other(model: str) -> None:
+def test_unproject_inverts_project(model: str) -> None:
     lens, plane = lens_of(model), _points(model)
     assert fold_radius(lens) > DISTORTIONS[model][1]
     pixels = project(lens, plane)
     back = unproject(lens, pixels)
     np.testing.assert_allclose(back, plane, rtol=0, atol=1e-10 * (1 + DISTORTIONS[model][1] ** 2))
     np.testing.assert_allclose(project(lens, back), pixels, rtol=0, atol=1e-9)
-    # Any leading shape does.
+    # Any leading shape works.
     np.testing.assert_array_equal(unproject(lens, pixels.reshape(60, 50, 2)), back.reshape(60, 50, 2))
 
 
 @pytest.mark.parametrize("model", [model for model in DISTORTIONS if model != "FOV"])
-def test_the_derivative_is_that_of_finite_differences(model: str) -> None:
+def test_the_jacobian_matches_finite_differences(model: str) -> None:
     lens, points, step = lens_of(model), 0.3 * _points(model, 50) / DISTORTIONS[model][1], 1e-6
     by_point = distortion._distort_slope(lens, points)
     for axis in (0, 1):
@@ -98,12 +98,12 @@ def test_where_a_lens_folds(model: str, terms: tuple[float, ...], fold: float) -
     around = np.stack((np.cos(turn), np.sin(turn)), axis=1)
     for share in (0.5, 0.99, 0.999999):
         pixels = project(lens, share * fold * around)
-        if np.abs(pixels).max() < 1e5:  # not where the denominator is nearly 0
+        if np.abs(pixels).max() < 1e5:  # Elsewhere the denominator is nearly 0.
             np.testing.assert_allclose(project(lens, unproject(lens, pixels)), pixels, atol=1e-9)
     furthest = abs((project(lens, fold * around) - (lens.cx, lens.cy)) / (lens.fx, lens.fy)).max()
     if furthest < 1e3:
         beyond = 1.01 * furthest * around * (lens.fx, lens.fy) + (lens.cx, lens.cy)
-        assert np.isnan(unproject(lens, beyond)).all(), "the picture shows nothing out there"
+        assert np.isnan(unproject(lens, beyond)).all(), "the lens images nothing beyond its fold"
 
 
 def test_beyond_ninety_degrees_there_is_no_plane() -> None:
@@ -115,7 +115,7 @@ def test_beyond_ninety_degrees_there_is_no_plane() -> None:
     assert np.isnan(found[2:]).all()
 
 
-def test_which_lenses_need_nothing() -> None:
+def test_which_cameras_are_pinholes() -> None:
     for lens in (lens_of("PINHOLE"), lens_of("OPENCV", (0.0,) * 4), lens_of("FOV", (0.0,))):
         assert lens.is_pinhole() and lens.pinhole_intrinsics() == (500.0, lens.fy, 410.0, 293.0)
     for lens in (lens_of("OPENCV"), lens_of("RADIAL_FISHEYE", (0.0, 0.0))):
@@ -140,7 +140,7 @@ print(json.dumps(answer))
 
 
 def test_pycolmap_agrees() -> None:
-    """In a process of its own, for pycolmap and Pillow do not get on in one."""
+    """pycolmap runs in its own process, because it and Pillow crash each other in one."""
     question = {}
     for model in DISTORTIONS:
         lens = lens_of(model)
@@ -163,5 +163,5 @@ def test_pycolmap_agrees() -> None:
         np.testing.assert_allclose(
             project(lens, np.array(question[model][2])), pixels, rtol=1e-9, atol=1e-9, err_msg=model
         )
-        # COLMAP's own inverse stops earlier than ours.
+        # COLMAP's inverse stops at a larger error than ours.
         np.testing.assert_allclose(unproject(lens, np.array(pixels)), plane, rtol=1e-7, atol=1e-7, err_msg=model)

@@ -1,4 +1,5 @@
-"""The table of splat formats: which reader or writer a file gets, and that a new format is one new module and one line."""
+"""The table of splat formats: which reader or writer a file gets, and that a new format is one new module and one
+line."""
 
 from __future__ import annotations
 

@@ -32,8 +32,10 @@ def make_inputs(count: int = 150, cameras: int = 2) -> dict[str, Tensor]:
     viewmats[-1, :3, 3] = torch.tensor([0.2, -0.1, 0.5])
     intrinsics = torch.tensor([[50.0, 0.0, 30.0], [0.0, 52.0, 26.0], [0.0, 0.0, 1.0]]).repeat(cameras, 1, 1)
     return {
-        "means": means, "quats": torch.randn(count, 4, generator=g), "scales": torch.rand(count, 3, generator=g) * 0.2 + 0.02,
-        "opacities": torch.rand(count, generator=g), "colors": torch.rand(count, 16, 3, generator=g) - 0.5, "viewmats": viewmats,
+        "means": means, "quats": torch.randn(count, 4, generator=g), "scales": torch.rand(count, 3,
+        generator=g) * 0.2 + 0.02,
+        "opacities": torch.rand(count, generator=g), "colors": torch.rand(count, 16, 3, generator=g) - 0.5,
+        "viewmats": viewmats,
         "Ks": intrinsics,
     }  # fmt: skip
 
@@ -103,7 +105,8 @@ def test_gradients_of_a_batch_add_up() -> None:
 
 @pytest.mark.parametrize(
     ("argument", "value"),
-    [("packed", True), ("tile_size", 8), ("camera_model", "fisheye"), ("with_ut", True), ("covars", torch.eye(3)), ("distributed", True),
+    [("packed", True), ("tile_size", 8), ("camera_model", "fisheye"), ("with_ut", True), ("covars", torch.eye(3)),
+    ("distributed", True),
      ("rolling_shutter", 1), ("radius_clip", 3.0), ("render_mode", "XYZ"), ("sh_degree", 5)],
 )  # fmt: skip
 def test_unsupported_arguments_are_refused_by_name(argument: str, value: object) -> None:
@@ -123,7 +126,8 @@ def test_wrong_shapes_and_types_are_refused_by_name() -> None:
 
 
 def test_harmonics_of_every_degree_and_their_gradients() -> None:
-    """The basis is orthonormal on the sphere (degree 4, too, which the oracle lacks); gradients match finite differences in float64."""
+    """The basis is orthonormal on the sphere (degree 4, too, which the oracle lacks); gradients match finite
+    differences in float64."""
     rng = np.random.default_rng(0)
     points = rng.normal(size=(20_000, 3))
     points /= np.linalg.norm(points, axis=1, keepdims=True)
@@ -179,7 +183,8 @@ def test_projection_and_harmonics_match_gsplats_torch_code() -> None:
     radii, means2d, depths, conics, _ = torch_impl._fully_fused_projection(
         theirs["means"], covars, theirs["viewmats"], inputs["Ks"], WIDTH, HEIGHT, eps2d=0.3
     )
-    # One pixel per Gaussian would need the inside of our kernels; instead both projections go through the same plain blending.
+    # One pixel per Gaussian would need the inside of our kernels; instead both projections go through the same plain
+    # blending.
     directions = theirs["means"] - torch.linalg.inv(theirs["viewmats"])[:, :3, 3]
     colours = (torch_impl._spherical_harmonics(3, directions, inputs["colors"]) + 0.5).clamp(min=0.0)
     image, _, meta = render({**inputs, **ours}, sh_degree=3)
@@ -248,7 +253,8 @@ def test_two_python_threads_may_render_at_once() -> None:
 
 
 def test_kernels_are_cached_by_all_their_sources(tmp_path: Path) -> None:
-    """A kernel contains helpers and constants of other files, so a change in any of them must change the cache folder."""
+    """A kernel contains helpers and constants of other files, so a change in any of them must change the cache
+    folder."""
     program = "from gs_train.kernels import jit; print(jit._cache_folder())"
     package = Path(gs_train.__file__).parent
     copy = shutil.copytree(package, tmp_path / "gs_train", ignore=shutil.ignore_patterns("__pycache__"))

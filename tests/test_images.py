@@ -1,4 +1,4 @@
-"""Decoding: every kind of pixel ends as RGB uint8 at the camera's size, and damage is a UserError."""
+"""Decoding: every pixel format becomes RGB uint8 at the camera's size, and a damaged file is a UserError."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_exif_orientation_is_not_applied(tmp_path: Path) -> None:
 
 
 def test_resizing_keeps_the_pixel_grid_in_place(tmp_path: Path) -> None:
-    """A linear ramp stays the ramp that pixel centres at +0.5 see: value = slope * x at the middle of each larger pixel."""
+    """A linear ramp stays a ramp: value = slope * x at the centre of each larger pixel, with centres at +0.5."""
     ramp = np.repeat((2.0 * (np.arange(96) + 0.5))[None, :, None], 64, axis=0).repeat(3, axis=2)
     Image.fromarray(np.round(ramp).astype(np.uint8)).save(tmp_path / "a.png")
     for size in ((48, 32), (24, 16), (41, 29)):
@@ -133,7 +133,7 @@ def test_a_dds_of_an_unknown_kind_is_named(tmp_path: Path) -> None:
     file = tmp_path / "a.dds"
     Image.fromarray(_noise((64, 48))).save(file)
     data = bytearray(file.read_bytes())
-    data[80:84] = struct.pack("<I", 0x4)  # pixel format: by its four letters
+    data[80:84] = struct.pack("<I", 0x4)  # The pixel format is given by four letters.
     data[84:88] = b"WHAT"
     file.write_bytes(data)
     _refused(file, (64, 48))
@@ -142,10 +142,8 @@ def test_a_dds_of_an_unknown_kind_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "error", [RuntimeError("Failed to decode"), MemoryError(), NotImplementedError("x"), IndexError("out of range")]
 )
-def test_whatever_a_decoder_raises_names_the_photo(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    """Stands for decoders that this Pillow may lack, such as JPEG 2000's, which answers damage with a MemoryError."""
+def test_every_decoder_error_names_the_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Simulates decoders that this Pillow may lack. JPEG 2000's, for example, raises MemoryError for a damaged file."""
     file = tmp_path / "a.png"
     Image.fromarray(_noise((6, 5))).save(file)
 
@@ -167,7 +165,7 @@ def test_check_images_finds_the_damaged_one(tmp_path: Path) -> None:
 
 
 def _png_header(file: Path, width: int, height: int) -> None:
-    """A PNG that announces a size and holds next to no pixels."""
+    """A PNG file with this size in its header and almost no pixel data."""
     chunks = (
         (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
         (b"IDAT", zlib.compress(bytes(100))),
@@ -190,6 +188,6 @@ def test_large_photos_pass_silently_and_huge_ones_are_refused_undecoded(tmp_path
         assert (decode_image(_view(file, (20, 20))) == 255).all()
         _png_header(file, 25000, 20001)
         for read in (lambda: image_size(file), lambda: decode_image(_view(file, (20, 20)))):
-            with pytest.raises(UserError, match=r"a\.png is 25000x20001 px, more than the 500 megapixels that a photo may have") as caught:
+            with pytest.raises(UserError, match=r"a\.png is 25000x20001 px, more than the 500 megapixels") as caught:
                 read()
             assert "cannot be decoded" not in str(caught.value)

@@ -1,7 +1,7 @@
 """Holds the import arrows: which package of the project may import which, and what ``gs-train --help`` must not load.
 
-The arrows are read from the source by ``ast``, imports inside functions and type-checking blocks included, so nothing has to be
-importable for the test to run. Every rule is also shown a source that breaks it.
+The arrows are read from the source by ``ast``, imports inside functions and type-checking blocks included, so nothing
+has to be importable for the test to run. Every rule is also shown a source that breaks it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "training": ("config", "scene", "cameras", "model", "render", "losses", "density", "run"),
     "evaluate": ("scene", "cameras", "model", "render", "losses", "formats", "run"),
     "commands": tuple(
-        "cameras kernels formats scene prepare sample losses model render density config run training evaluate console".split()
+        "cameras kernels formats scene prepare sample losses model render".split()
+        + "density config run training evaluate console".split()
     ),
     "console": (),
     "help": (),
@@ -53,7 +54,8 @@ OUTSIDE: dict[str, set[str]] = {"errors": set(), "formats": {"numpy", "plyfile"}
 
 
 def imports_of(source: str, module: str, is_package: bool) -> set[str]:
-    """Full dotted names that a module's source imports, ``from a import b`` giving ``a.b``; relative imports are resolved."""
+    """Full dotted names that a module's source imports, ``from a import b`` giving ``a.b``; relative imports are
+    resolved."""
     found: set[str] = set()
     package = module.split(".") if is_package else module.split(".")[:-1]
     for node in ast.walk(ast.parse(source)):

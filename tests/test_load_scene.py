@@ -15,9 +15,7 @@ from PIL import Image
 
 from gs_train.cameras.camera import Camera
 from gs_train.errors import UserError
-from gs_train.scene.extent import camera_centres, scene_extent
 from gs_train.scene.load import SceneConfig, load_scene
-from gs_train.scene.types import PointCloud, View
 
 ALL = SceneConfig(test_every=0)
 
@@ -72,7 +70,8 @@ def test_split(tmp_path: Path, every: int) -> None:
 def test_resolution_scales_each_axis_by_its_true_ratio(
     tmp_path: Path, size: tuple[int, int], resolution: int, expected: tuple[int, int]
 ) -> None:
-    scene = load_scene(_scene(tmp_path, _large(*size)), SceneConfig(resolution=resolution, test_every=0))  # type: ignore[arg-type]
+    config = SceneConfig(resolution=resolution, test_every=0)  # type: ignore[arg-type]
+    scene = load_scene(_scene(tmp_path, _large(*size)), config)
     camera = scene.train_views[0].camera
     assert (camera.width, camera.height) == expected
     # Intrinsics as fractions of the image size must not change by resizing.
@@ -132,7 +131,7 @@ def _refused(folder: Path, message: str, config: SceneConfig = ALL) -> str:
     return text
 
 
-def test_no_such_folder_and_a_file(tmp_path: Path) -> None:
+def test_a_missing_folder_and_a_wrong_file(tmp_path: Path) -> None:
     assert str(tmp_path / "nowhere") in _refused(tmp_path / "nowhere", "does not exist")
     (tmp_path / "file").write_text("")
     _refused(tmp_path / "file", r"is a file: give a transforms \.json file, or the scene folder")
@@ -272,32 +271,6 @@ def test_missing_and_bad_points_are_reported(tmp_path: Path) -> None:
 def test_config_refuses_by_flag(changes: dict[str, object], flag: str) -> None:
     with pytest.raises(UserError, match=flag):
         SceneConfig(**changes)  # type: ignore[arg-type]
-
-
-# ---- extent
-
-
-def _views(centres: list[tuple[float, float, float]]) -> list[View]:
-    views = []
-    for index, centre in enumerate(centres):
-        angle = 0.7 * index
-        pose = np.eye(4)
-        pose[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
-        pose[:3, 3] = -pose[:3, :3] @ centre
-        camera = Camera(width=4, height=4, fx=4, fy=4, cx=2, cy=2)
-        views.append(View(name=str(index), image_path=Path(str(index)), camera=camera, world_to_camera=pose))
-    return views
-
-
-def test_extent() -> None:
-    nothing = PointCloud(xyz=np.empty((0, 3)), rgb=np.empty((0, 3), np.uint8))
-    centres = [(0.0, 0.0, 0.0), (4.0, 0.0, 0.0), (2.0, 3.0, 0.0), (2.0, -3.0, 0.0)]
-    np.testing.assert_allclose(camera_centres(_views(centres)), centres, atol=1e-12)
-    assert scene_extent(_views(centres), nothing) == pytest.approx(1.1 * 3.0)
-    on_the_spot = _views([(500.1, -20.3, 7.7)] * 3)
-    assert scene_extent(on_the_spot, nothing) == 1.0
-    points = PointCloud(xyz=np.array([[500.1, -20.3, z] for z in (8.7, 9.7, 107.7)]), rgb=np.zeros((3, 3), np.uint8))
-    assert scene_extent(on_the_spot, points) == pytest.approx(1.1 * 2.0)
 
 
 # ---- the package and the real scenes

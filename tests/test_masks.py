@@ -1,4 +1,4 @@
-"""Pixels that do not count: how masks and alpha become weights, and that loss, density control and metrics see nothing of the rest."""
+"""Masks and alpha become pixel weights, and loss, density control and metrics ignore pixels of weight 0."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _save(path: Path, pixels: NDArray[Any]) -> Path:
 
 
 def _half_mask(size: tuple[int, int] = (40, 30), value: int = 255) -> NDArray[np.uint8]:
-    """Black on the left."""
+    """[H, W] mask, black in the left half."""
     mask = np.zeros((size[1], size[0]), np.uint8)
     mask[:, size[0] // 2 :] = value
     return mask
@@ -78,7 +78,7 @@ def test_masks_of_all_kinds(tmp_path: Path, kind: str) -> None:
 
 
 def test_resampled_pixels_count_only_if_nothing_masked_is_in_them(tmp_path: Path) -> None:
-    """The masked half is white, the rest black: whatever white is left in pixels that count comes from what was masked."""
+    """The masked half is white, the rest black. White in a pixel that counts would come from the masked half."""
     mask = _half_mask((123, 90))
     photo = _save(tmp_path / "a.png", np.repeat((255 - mask)[:, :, None], 3, axis=2))
     file = _save(tmp_path / "m.png", mask)
@@ -93,7 +93,7 @@ def test_resampled_pixels_count_only_if_nothing_masked_is_in_them(tmp_path: Path
         assert small.shape == (-(-90 // factor), -(-123 // factor), 5)
         counts = small[:, :, 4] == 255
         assert counts.any() and small[:, :, :3][counts].max() == 0
-        assert counts[:, -1].all(), "a last column of fewer pixels counts as well"
+        assert counts[:, -1].all(), "a last column of fewer sources counts too"
 
 
 def _rgba() -> NDArray[np.uint8]:
@@ -103,7 +103,7 @@ def _rgba() -> NDArray[np.uint8]:
     return pixels
 
 
-def test_what_alpha_is_for(tmp_path: Path) -> None:
+def test_uses_of_alpha(tmp_path: Path) -> None:
     photo = _save(tmp_path / "a.png", _rgba())
     composited = decode_image(_view(photo, (40, 30)))
     assert composited[0, 39].tolist() == [40, 20, 10, 51]
@@ -112,7 +112,8 @@ def test_what_alpha_is_for(tmp_path: Path) -> None:
     weighed = decode_image(_view(photo, (40, 30), alpha="mask"))
     assert weighed.shape == (30, 40, 5)
     assert weighed[0, 0].tolist() == [200, 100, 50, 255, 255] and weighed[0, 39].tolist() == [200, 100, 50, 255, 51]
-    assert torch.equal(composite(weighed, torch.ones(3)), composite(ignored, torch.ones(3))), "nothing is composited"
+    white = torch.ones(3)
+    assert torch.equal(composite(weighed, white), composite(ignored, white)), "compositing has no effect"
 
 
 @pytest.mark.parametrize("alpha", ["mask", "ignore"])
@@ -164,7 +165,7 @@ def test_masks_are_found_by_name(tmp_path: Path, photo: str, mask: str) -> None:
 
 
 def test_masks_beside_a_transforms_file(tmp_path: Path) -> None:
-    """Beside images/, or laid out like the scene."""
+    """Masks may lie beside images/, or in folders like the scene's."""
     write(tmp_path / "a", document(3))
     _save(tmp_path / "a/masks/1.png", _half_mask())
     write(tmp_path / "b", document(3))
@@ -172,7 +173,7 @@ def test_masks_beside_a_transforms_file(tmp_path: Path) -> None:
     for name in "ab":
         scene = load_scene(tmp_path / name, ALL)
         assert [view.name for view in scene.train_views if view.mask_path] == ["images/1.png"]
-    # Names that begin with several folders need them: train/2.png and test/2.png are two photos.
+    # Names in several folders need the folder: train/2.png and test/2.png are two photos.
     write_blender(tmp_path / "c", {"train": 3, "test": 1})
     _save(tmp_path / "c/masks/train/1.png", _half_mask())
     _save(tmp_path / "c/masks/2.png", _half_mask())
@@ -212,7 +213,7 @@ def test_masks_of_another_size(tmp_path: Path) -> None:
     assert ["masks/b.png" in str(faults[0]), "masks/e.png" in str(faults[1]), len(faults)] == [True, True, 2]
 
 
-def test_notes_beside_a_mask_are_no_masks(tmp_path: Path) -> None:
+def test_other_files_beside_a_mask_are_ignored(tmp_path: Path) -> None:
     _save(_scene(tmp_path) / "masks/b.png", _half_mask())
     for name in ("b.json", "b.txt", "e.txt"):
         (tmp_path / "masks" / name).write_text("a note")
@@ -247,7 +248,7 @@ def _pair(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_loss_sees_nothing_of_what_does_not_count(dtype: torch.dtype) -> None:
+def test_the_loss_ignores_masked_pixels(dtype: torch.dtype) -> None:
     image, target, mask = (tensor.to(dtype) for tensor in _pair())
     soft = mask * 0.25
     gradients = []
@@ -267,7 +268,7 @@ def test_the_loss_sees_nothing_of_what_does_not_count(dtype: torch.dtype) -> Non
     torch.testing.assert_close(alone[1], 0.25 * alone[0])
 
 
-def test_metrics_are_over_what_counts() -> None:
+def test_metrics_ignore_masked_pixels() -> None:
     image, target, mask = _pair()
     kept = (mask > 0)[:, :, 0]
     expected = -10 * np.log10(((image - target)[kept].double() ** 2).mean().item())
@@ -287,8 +288,9 @@ def test_metrics_are_over_what_counts() -> None:
 # ---- a run
 
 
-def test_a_run_does_not_see_what_is_masked(tiny_scene: Path, tmp_path: Path) -> None:
-    """Two scenes that differ in masked pixels only give the same bits; without SSIM, whose windows see the photo beyond a mask's edge."""
+def test_a_run_ignores_masked_pixels(tiny_scene: Path, tmp_path: Path) -> None:
+    """Scenes that differ only in masked pixels give the same bits. SSIM is off, because its windows reach across a
+    mask's edge."""
     splats = []
     for name, colour in (("red", (255, 0, 0)), ("green", (0, 255, 0))):
         scene = tmp_path / name
@@ -299,32 +301,12 @@ def test_a_run_does_not_see_what_is_masked(tiny_scene: Path, tmp_path: Path) -> 
             _save(scene / "images" / file.name, photo)
             _save(scene / "masks" / file.name, mask)
         (scene / "sparse").symlink_to(tiny_scene / "sparse")
-        flags = (
-            "--iterations",
-            12,
-            "--device",
-            "cpu",
-            "--max-gaussians",
-            1000,
-            "--start-downscale",
-            2,
-            "--full-size-from",
-            6,
-            "--lambda-dssim",
-            0,
-        )
         run = tmp_path / f"run_{name}"
-        kind = (
-            "--density.kind",
-            "multiview",
-            "--density.interval",
-            4,
-            "--density.from-iteration",
-            1,
-            "--density.until-iteration",
-            10,
-        )
-        trained = gs_train("train", scene, "--out", run, *flags, *kind)
+        flags = "--iterations 12 --device cpu --max-gaussians 1000 --lambda-dssim 0"
+        sizes = "--start-downscale 2 --full-size-from 6"
+        density = "--density.kind multiview --density.interval 4"
+        rounds = "--density.from-iteration 1 --density.until-iteration 10"
+        trained = gs_train("train", scene, "--out", run, *f"{flags} {sizes} {density} {rounds}".split())
         assert trained.returncode == 0, trained.stderr
         assert "8 of 8 photos have a mask" in trained.stderr
         evaluated = gs_train("eval", run)
@@ -340,7 +322,7 @@ def test_a_run_does_not_see_what_is_masked(tiny_scene: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_what_is_masked_leaves_no_ghost(tmp_path: Path) -> None:
+def test_masked_objects_leave_no_ghost(tmp_path: Path) -> None:
     script = Path(__file__).resolve().parents[1] / "scripts" / "bench_masks.py"
     done = subprocess.run(
         [sys.executable, script, tmp_path / "out"], capture_output=True, text=True, check=False, cwd=script.parents[1]

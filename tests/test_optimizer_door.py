@@ -62,7 +62,8 @@ def assert_equal(actual: Snapshot, expected: Snapshot) -> None:
 
 
 def assert_bound(model: GaussianModel) -> None:
-    """Every group holds the tensor in use, which is a fresh leaf without a gradient, and no state belongs to any other tensor."""
+    """Every group holds the tensor in use, which is a fresh leaf without a gradient, and no state belongs to any other
+    tensor."""
     assert model.optimizer is not None
     assert [group["name"] for group in model.optimizer.param_groups] == list(PARAMETER_NAMES)
     for group in model.optimizer.param_groups:
@@ -208,7 +209,8 @@ operations = st.lists(
 @settings(max_examples=60, deadline=None)
 @given(operations)
 def test_any_sequence_follows_each_row(sequence: list[tuple[str, Any]]) -> None:
-    """After every operation the tensors, moments and steps are those of plain indexing, and training goes on from them as it should."""
+    """After every operation the tensors, moments and steps are those of plain indexing, and training goes on from them
+    as it should."""
     model = make_model(3, steps=1)
     mirror = snapshot(model)
     for i, (kind, value) in enumerate(sequence):

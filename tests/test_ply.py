@@ -39,7 +39,8 @@ def test_the_original_trainers_file_survives(tmp_path: Path, shared_scenes: Path
     assert len(splat) == 9080 and splat.sh_degree == 3
     write_ply(tmp_path / "s.ply", splat)
     assert_same_bits(read_ply(tmp_path / "s.ply"), splat)
-    # Column by column and through plyfile alone, so that a slip made twice, in the reader and in the writer, would show.
+    # Column by column and through plyfile alone, so that a slip made twice, in the reader and in the writer, would
+    # show.
     ours, theirs = vertex_rows(tmp_path / "s.ply"), vertex_rows(source)
     assert ours.dtype.names == theirs.dtype.names
     assert ours.tobytes() == theirs.tobytes()
@@ -50,7 +51,8 @@ def test_the_layout(tmp_path: Path) -> None:
     write_ply(tmp_path / "s.ply", splat)
     header = (tmp_path / "s.ply").read_bytes().split(b"end_header\n")[0].decode()
     names = (
-        "x y z nx ny nz f_dc_0 f_dc_1 f_dc_2 f_rest_0 f_rest_1 f_rest_2 f_rest_3 f_rest_4 f_rest_5 f_rest_6 f_rest_7 f_rest_8 "
+        "x y z nx ny nz f_dc_0 f_dc_1 f_dc_2 f_rest_0 f_rest_1 f_rest_2 f_rest_3 f_rest_4 f_rest_5 f_rest_6 f_rest_7 "
+        "f_rest_8 "
         "opacity scale_0 scale_1 scale_2 rot_0 rot_1 rot_2 rot_3"
     ).split()
     assert header == (

@@ -1,7 +1,7 @@
 """Our .ply in a reader that is not ours: the npm package @playcanvas/splat-transform turns it into a table of numbers.
 
-Optional: it skips where Node or the package is missing. ``GS_TRAIN_SPLAT_TRANSFORM`` names the package's bin/cli.mjs; otherwise
-node_modules in the project's root is looked in (``npm install @playcanvas/splat-transform@2.7.1``).
+Optional: it skips where Node or the package is missing. ``GS_TRAIN_SPLAT_TRANSFORM`` names the package's bin/cli.mjs;
+otherwise node_modules in the project's root is looked in (``npm install @playcanvas/splat-transform@2.7.1``).
 """
 
 from __future__ import annotations

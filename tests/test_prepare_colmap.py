@@ -1,4 +1,4 @@
-"""``gs-train prepare`` with the real pycolmap, on real photos: slow, and skipped where either is not at hand."""
+"""``gs-train prepare`` with the real pycolmap on real photos: slow, and skipped without pycolmap or the photos."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 from command_line import ROOT, environment, gs_train
 from PIL import Image, ImageFilter
 
+from gs_train.cameras.poses import camera_centre
 from gs_train.prepare.photos import extract_frames
 from gs_train.scene.readers.colmap import read_model
 from gs_train.scene.readers.reconstruction import Reconstruction
@@ -28,7 +29,7 @@ video = pytest.mark.skipif(
 
 
 def prepare(*arguments: object) -> CompletedProcess[str]:
-    """As a person does, with the packages found where they are found here, even if that is PYTHONPATH."""
+    """Run the command with the same packages as these tests, even if PYTHONPATH provides them."""
     homes = {
         str(Path(spec.origin).parents[1])
         for name in ("pycolmap", "imageio_ffmpeg")
@@ -43,12 +44,13 @@ def prepare(*arguments: object) -> CompletedProcess[str]:
 
 
 def centres(model: Reconstruction) -> dict[str, np.ndarray]:
-    """Positions of the cameras by the photo's name."""
-    return {image.name: -image.world_to_camera[:3, :3].T @ image.world_to_camera[:3, 3] for image in model.images}
+    """[3] camera centres by photo name."""
+    return {image.name: camera_centre(image.world_to_camera) for image in model.images}
 
 
 def misfit(found: np.ndarray, known: np.ndarray) -> float:
-    """Largest distance between two sets of positions once one is moved, turned and scaled onto the other, over the spread of the known."""
+    """Largest distance between two sets of positions [n, 3] after a similarity fit, relative to the size of
+    ``known``."""
     one, other = found - found.mean(axis=0), known - known.mean(axis=0)
     u, sizes, vt = np.linalg.svd(one.T @ other)
     turn = u @ np.diag([1, 1, np.sign(np.linalg.det(u @ vt))]) @ vt
@@ -132,14 +134,16 @@ def test_a_video_gives_its_sharp_frames_and_a_scene(shared_scenes: Path, tmp_pat
 
 
 @video
-def test_a_video_that_says_how_it_was_held_becomes_upright(tmp_path: Path) -> None:
+def test_a_video_with_an_orientation_becomes_upright(tmp_path: Path) -> None:
     import imageio_ffmpeg
 
     lying, held, target = tmp_path / "lying.mp4", tmp_path / "held.mp4", tmp_path / "frames"
+    picture = np.zeros((48, 64, 3), np.uint8)
+    picture[:24, :32], picture[:24, 32:], picture[24:, :32] = (220, 30, 30), (30, 200, 30), (30, 30, 220)
     writer = imageio_ffmpeg.write_frames(str(lying), (64, 48), fps=5, macro_block_size=2)
     writer.send(None)
-    for index in range(6):
-        writer.send(np.random.default_rng(index).integers(0, 256, (48, 64, 3), np.uint8))
+    for _ in range(6):
+        writer.send(picture)
     writer.close()
     turn = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-display_rotation", "90", "-i", lying, "-c", "copy", held]
     subprocess.run(turn, check=True)
@@ -148,4 +152,9 @@ def test_a_video_that_says_how_it_was_held_becomes_upright(tmp_path: Path) -> No
     assert len(os.listdir(target)) == 3
     for file in target.iterdir():
         with Image.open(file) as image:
-            assert image.size == (48, 64)
+            found = np.asarray(image, int)
+        # The flag asks players for a counterclockwise turn of 90 degrees.
+        expected = np.rot90(picture)
+        assert found.shape == expected.shape == (64, 48, 3)
+        assert np.abs(found - expected).mean() < 10
+        assert np.abs(found - np.rot90(picture, -1)).mean() > 50

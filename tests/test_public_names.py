@@ -1,4 +1,5 @@
-"""``from gs_train import ...``: nothing heavy is imported early, and ``train`` is the function in every order of imports."""
+"""``from gs_train import ...``: nothing heavy is imported early, and ``train`` is the function in every order of
+imports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Stopping and going on gives the same bits as not stopping: parameters, moments, statistics, generators, metrics and the .ply."""
+"""Stopping and going on gives the same bits as not stopping: parameters, moments, statistics, generators, metrics and
+the .ply."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from gs_train.scene.types import Scene
 from gs_train.training.loop import train
 from gs_train.training.state import TrainState
 
-# Growth and an opacity reset on both sides of the stop at 150; statistics are half gathered there, and no log line falls on it.
+# Growth and an opacity reset on both sides of the stop at 150; statistics are half gathered there, and no log line
+# falls on it.
 CONFIG = TrainConfig(
     iterations=300,
     device="cpu",

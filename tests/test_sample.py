@@ -1,4 +1,4 @@
-"""The sample scene: a sound scene, the same each time, whose points and photos agree."""
+"""The sample scene: it loads, is deterministic, and its points and photos agree."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from colmap_files import read_observations
 from gs_train.errors import UserError
 from gs_train.sample import scene as sample_module
 from gs_train.sample.raycast import Box, Frustum, Shape, Solid, Sphere, cast, colours
-from gs_train.sample.scene import still_life, write_sample_scene
+from gs_train.sample.scene import write_sample_scene
+from gs_train.sample.still_life import still_life
 from gs_train.scene.extent import camera_centres
 from gs_train.scene.load import SceneConfig, load_scene
 from gs_train.scene.photos.cache import ImageCache
@@ -66,7 +67,8 @@ def test_without_points(tmp_path: Path) -> None:
 
 
 def test_only_gloss_depends_on_the_viewing_direction() -> None:
-    """Two rays meet at one place on a ball; seen along the mirrored sun it must be brighter, and only if the ball is glossy."""
+    """Two rays hit one position on a sphere. Along the mirrored sun it is brighter, but only if the sphere is
+    glossy."""
 
     def seen_from(eye: tuple[float, float, float], gloss: float) -> np.ndarray:
         ball = Solid(shape=Sphere(1.0), centre=(0, 0, 0), texture=lambda place: np.full_like(place, 0.5), gloss=gloss)
@@ -81,7 +83,7 @@ def test_only_gloss_depends_on_the_viewing_direction() -> None:
     assert (seen_from(mirrored, 0.5) > seen_from(aside, 0.5) + 0.1).all()
 
 
-def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty_stays_untouched(tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("mine")
     with pytest.raises(UserError, match="exists and is not empty"):
         write_sample_scene(tmp_path, views=2, width=16, height=12, points=10)
@@ -93,13 +95,13 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
     assert sorted(path.name for path in empty.iterdir()) == ["images", "sparse"]
 
 
-def test_the_empty_folder_one_stands_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_current_folder_if_it_is_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_sample_scene(Path(), views=2, width=16, height=12, points=10)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "sparse"]
 
 
-def test_a_neighbour_called_partial_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_called_partial_stays_untouched(tmp_path: Path) -> None:
     (tmp_path / "scene.partial").mkdir()
     (tmp_path / "scene.partial" / "note.txt").write_text("mine")
     write_sample_scene(tmp_path / "scene", views=2, width=16, height=12, points=10)
@@ -109,9 +111,7 @@ def test_a_neighbour_called_partial_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "scene").stat().st_mode == ordinary.stat().st_mode
 
 
-def test_a_place_that_cannot_be_written_is_known_before_rendering(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unwritable_folder_fails_before_rendering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sample_module, "bake", lambda *_: pytest.fail("rendered first"))
     (tmp_path / "file").write_text("mine")
     for path in (tmp_path / "file" / "scene", tmp_path / "file" / "deeper" / "scene", tmp_path / ("x" * 300)):
@@ -134,7 +134,7 @@ SHAPES = [Sphere(0.7), Box((0.3, 0.5, 0.8)), Frustum(0.5, 0.5, 0.6), Frustum(0.6
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=repr)
-def test_rays_meet_each_shape_where_a_march_does(shape: Shape) -> None:
+def test_rays_hit_each_shape_where_a_march_does(shape: Shape) -> None:
     rng = np.random.default_rng(3)
     origin = rng.standard_normal((400, 3))
     origin = (2.5 * origin / np.linalg.norm(origin, axis=1, keepdims=True)).astype(np.float32)
@@ -155,7 +155,7 @@ def test_rays_meet_each_shape_where_a_march_does(shape: Shape) -> None:
             np.hypot(x, y) < shape.low + (shape.high - shape.low) * (z + shape.h) / (2 * shape.h)
         )
     marched = np.where(inside.any(axis=1), steps[inside.argmax(axis=1)], np.inf)
-    # A march in steps misses a graze that the exact answer sees, never the other way round.
+    # A march in steps may miss a grazing hit that the exact solution finds, but not the reverse.
     both = np.isfinite(marched)
     assert both.sum() > 60 and np.isfinite(distance[both]).all() and (np.isfinite(distance) & ~both).sum() <= 6
     np.testing.assert_allclose(distance[both], marched[both], atol=2e-3)

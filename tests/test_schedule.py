@@ -54,7 +54,8 @@ def test_senseless_arguments_are_refused(arguments: tuple[float, float, int, flo
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("xyz_lr_init", -1.0), ("f_rest_lr", math.nan), ("opacity_lr", math.inf), ("xyz_lr_delay_steps", -1), ("xyz_lr_max_steps", 1.5),
+    [("xyz_lr_init", -1.0), ("f_rest_lr", math.nan), ("opacity_lr", math.inf), ("xyz_lr_delay_steps", -1),
+    ("xyz_lr_max_steps", 1.5),
      ("xyz_lr_max_steps", 0), ("xyz_lr_max_steps", 0.0), ("xyz_lr_max_steps", -5)],
 )  # fmt: skip
 def test_config_names_the_flag(name: str, value: float) -> None:

@@ -136,7 +136,8 @@ def test_the_compilation_is_announced(
 
 
 def stage_rasterization(monkeypatch: pytest.MonkeyPatch, calls: list[dict[str, Any]]) -> None:
-    """Replace gsplat.rasterization by a small differentiable stand-in that returns what gsplat returns, in its shapes."""
+    """Replace gsplat.rasterization by a small differentiable stand-in that returns what gsplat returns, in its
+    shapes."""
     import gsplat
 
     def rasterization(**arguments: Any) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:

@@ -1,4 +1,5 @@
-"""The inner loops of blending and SSIM compile to packed, full-width multiply-adds. Narrower code is up to 8x slower."""
+"""The inner loops of blending and SSIM compile to packed, full-width multiply-adds. Narrower code is up to 8x
+slower."""
 
 from __future__ import annotations
 

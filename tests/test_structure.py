@@ -26,7 +26,8 @@ FOREIGN = {
     "gs_train/kernels/simd.py": {"loaded", "builder.store"},  # llvmlite instructions
     "gs_train/prepare/worker.py": {"pycolmap.logging", "options", "pairing", "verification"},
     "gs_train/scene/photos/decode.py": {"Image"},
-    # torch hands the context of an autograd function over by attributes, and gsplat gives means2d the attribute absgrad.
+    # torch hands the context of an autograd function over by attributes, and gsplat gives means2d the attribute
+    # absgrad.
     "gs_train/render/cpu/autograd.py": {"ctx", "means2d"},
     "gs_train/render/cpu/gsplat_api.py": {"means2d"},
     "gs_train/render/gsplat_cuda.py": {"view"},
@@ -51,7 +52,8 @@ def long_functions(source: str) -> list[str]:
 
 
 def outside_assignments(source: str) -> Iterator[tuple[int, str]]:
-    """Line and object of every assignment to, or deletion of, an attribute of something else than ``self`` or ``cls``."""
+    """Line and object of every assignment to, or deletion of, an attribute of something else than ``self`` or
+    ``cls``."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store | ast.Del):
             owner = node.value

@@ -1,4 +1,4 @@
-"""Scenes of transforms.json and of Blender: poses, intrinsics, splits, points, and what bad files get."""
+"""The reader of transforms.json and Blender files: poses, intrinsics, splits, and errors for bad files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from colmap_files import Model
 from command_line import gs_train
 from PIL import Image
-from plyfile import PlyData, PlyElement
+from plyfile import PlyData
 from transforms_files import SIZE, document, look_at, ring, write, write_blender
 
 from gs_train.cameras.camera import Camera
@@ -21,7 +21,6 @@ from gs_train.scene.extent import initial_bounds
 from gs_train.scene.load import SceneConfig, load_scene
 from gs_train.scene.readers.colmap import read_model
 from gs_train.scene.readers.transforms import read_transforms
-from gs_train.scene.types import View
 
 ALL = SceneConfig(test_every=0)
 
@@ -40,7 +39,7 @@ def test_poses_become_opencv_world_to_camera(tmp_path: Path) -> None:
     for pose, view in zip(ring(4), load_scene(tmp_path, ALL).train_views, strict=True):
         rotation, move = view.world_to_camera[:3, :3], view.world_to_camera[:3, 3]
         np.testing.assert_allclose(-rotation.T @ move, pose[:3, 3], atol=1e-12)
-        # The origin, which it looks at, lies straight ahead; what is above it in the world is above it in the image, where y points down.
+        # The camera looks at the origin. A point above it in the world is above it in the image, where y points down.
         np.testing.assert_allclose(move, (0, 0, math.sqrt(17)), atol=1e-12)
         above = view.world_to_camera @ (0, 0, 0.1, 1)
         assert above[1] < 0 and above[0] == pytest.approx(0, abs=1e-12)
@@ -48,7 +47,7 @@ def test_poses_become_opencv_world_to_camera(tmp_path: Path) -> None:
         assert np.linalg.det(rotation) == pytest.approx(1)
 
 
-def test_three_rows_do_and_a_scale_is_left_out_and_told(tmp_path: Path) -> None:
+def test_three_rows_work_and_a_scale_is_ignored_with_a_notice(tmp_path: Path) -> None:
     content = document(4)
     plain = load_scene(write(tmp_path / "plain", content).parent, ALL)
     for number, frame in enumerate(content["frames"]):
@@ -61,8 +60,8 @@ def test_three_rows_do_and_a_scale_is_left_out_and_told(tmp_path: Path) -> None:
     assert "3 of 4 poses" in scaled.notices[0] and "(from 2.5 to 2.5)" in scaled.notices[0]
 
 
-def test_an_applied_transform_is_passed_over(tmp_path: Path) -> None:
-    """Nerfstudio writes poses and points after it: both are in one frame."""
+def test_an_applied_transform_is_ignored(tmp_path: Path) -> None:
+    """Nerfstudio has applied it to both poses and points."""
     PlyData([_points([(0.5, 0.25, -1.0)])]).write(str(tmp_path / "points.ply"))
     write(
         tmp_path, document(4, applied_transform=[[1, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0]], ply_file_path="points.ply")
@@ -93,7 +92,7 @@ def test_angles_of_view_and_sizes_from_the_photo(tmp_path: Path) -> None:
     assert one == Camera(width=40, height=30, fx=focal, fy=focal, cx=20.0, cy=15.0)
     two = _camera(tmp_path / "two", **nothing, camera_angle_x=0.8, camera_angle_y=0.7)
     assert two.pinhole_intrinsics() == (focal, 15 / math.tan(0.35), 20.0, 15.0)
-    # Lengths go before angles, and sizes may be written as floats.
+    # Focal lengths take precedence over angles, and sizes may be floats.
     three = _camera(tmp_path / "three", camera_angle_x=0.8, w=40.0, h=30.0)
     assert three.pinhole_intrinsics() == (42.0, 43.0, 21.0, 14.0)
 
@@ -110,7 +109,7 @@ def test_angles_of_view_and_sizes_from_the_photo(tmp_path: Path) -> None:
         ({"is_fisheye": True}, "OPENCV_FISHEYE", (0.0, 0.0, 0.0, 0.0)),
     ],
 )
-def test_lenses_are_passed_on_in_the_terms_of_colmap(
+def test_distortion_becomes_a_colmap_model(
     tmp_path: Path, changes: dict[str, Any], model: str, distortion: tuple[float, ...]
 ) -> None:
     camera = _camera(tmp_path, **changes)
@@ -154,14 +153,14 @@ def test_lists_of_file_names_are_the_split(tmp_path: Path) -> None:
     assert len(scene.train_views) == 5 and [view.name for view in scene.test_views] == names[3:4]
 
 
-def test_lists_that_name_no_photo_are_told(tmp_path: Path) -> None:
-    """Else one would train on what was to be held out, and never know."""
+def test_lists_that_name_no_photo_give_a_notice(tmp_path: Path) -> None:
+    """Without the notice, training would silently use views meant for testing."""
     scene = load_scene(write(tmp_path, document(test_filenames=["3.png", "4.png"])).parent, SceneConfig())
     assert scene.test_views == ()
     assert "lists 2 file names for training or testing that are not among its photos (3.png, ...)" in scene.notices[0]
 
 
-def test_colmap_goes_before_transforms_and_a_named_file_before_both(tmp_path: Path) -> None:
+def test_colmap_precedes_transforms_and_a_named_file_precedes_both(tmp_path: Path) -> None:
     write_blender(tmp_path, {"train": 3, "test": 2})
     assert len(load_scene(tmp_path, ALL).train_views) == 5
     write(tmp_path, document(6))
@@ -195,40 +194,7 @@ def test_endings_are_found(tmp_path: Path) -> None:
     ]
 
 
-# ---- points
-
-
-def _points(xyz: list[tuple[float, ...]], colours: tuple[str, list[tuple[float, ...]]] | None = None) -> PlyElement:
-    kinds = [(axis, "f4") for axis in "xyz"] + (
-        [(name, colours[0]) for name in ("red", "green", "blue")] if colours else []
-    )
-    rows = [(*place, *(colours[1][i] if colours else ())) for i, place in enumerate(xyz)]
-    return PlyElement.describe(np.array(rows, dtype=kinds), "vertex")
-
-
-@pytest.mark.parametrize(
-    ("colours", "rgb"),
-    [(("u1", [(1, 2, 255)]), (1, 2, 255)), (("f4", [(0.0, 0.5, 1.5)]), (0, 128, 255)), (None, (128, 128, 128))],
-)
-@pytest.mark.parametrize("text", [True, False])
-def test_points(
-    tmp_path: Path, colours: tuple[str, list[tuple[float, ...]]] | None, rgb: tuple[int, ...], text: bool
-) -> None:
-    PlyData([_points([(0.5, 0.25, -1.0)], colours)], text=text).write(str(tmp_path / "sparse.ply"))
-    scene = load_scene(write(tmp_path, document(ply_file_path="sparse.ply")).parent, ALL)
-    np.testing.assert_array_equal(scene.points.xyz, [(0.5, 0.25, -1.0)])
-    np.testing.assert_array_equal(scene.points.rgb, [rgb])
-    assert scene.notices == ()
-
-
-def test_points_of_the_usual_name_need_not_be_named(tmp_path: Path) -> None:
-    PlyData([_points([(0.5, 0.25, -1.0)], None)]).write(str(tmp_path / "sparse_pc.ply"))
-    scene = load_scene(write(tmp_path, document()).parent, ALL)
-    np.testing.assert_array_equal(scene.points.xyz, [(0.5, 0.25, -1.0)])
-    assert len(scene.notices) == 1 and "sparse_pc.ply" in scene.notices[0]
-
-
-# ---- what bad files get
+# ---- errors for bad files
 
 
 def _refused(path: Path, message: str, config: SceneConfig = ALL) -> None:
@@ -334,7 +300,7 @@ def test_a_photo_named_twice_and_no_photo_at_all(tmp_path: Path) -> None:
     _refused(tmp_path / "none", "none of its 3 photos exists")
 
 
-def test_photos_whose_size_cannot_be_asked_are_each_told(tmp_path: Path) -> None:
+def test_each_photo_without_a_readable_size_is_reported(tmp_path: Path) -> None:
     write(tmp_path, document(5, w=None, h=None))
     (tmp_path / "images/1.png").write_text("no photo")
     (tmp_path / "images/3.png").unlink()
@@ -364,7 +330,7 @@ def test_files_outside_the_scene_only_when_allowed(tmp_path: Path) -> None:
     assert [view.name for view in load_scene(inside, ALL).train_views] == [f"images/{i}.png" for i in range(3)]
 
 
-def test_a_folder_of_photos_cannot_be_named_besides(tmp_path: Path) -> None:
+def test_images_does_not_go_with_a_transforms_file(tmp_path: Path) -> None:
     write(tmp_path, document(3))
     _refused(tmp_path, "--images is other, but", SceneConfig(images="other"))
 
@@ -396,44 +362,11 @@ def test_a_bad_file_is_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
     assert "frame 1 (images/1.png)" in done.stderr and not (tmp_path / "run").exists()
 
 
-# ---- where random points go
-
-
-def _views(poses: list[Any]) -> list[View]:
-    camera = Camera(width=400, height=400, fx=555.6, fy=555.6, cx=200, cy=200)
-    flip = np.diag([1.0, -1.0, -1.0, 1.0])
-    return [
-        View(name="", image_path=Path(), camera=camera, world_to_camera=np.linalg.inv(pose @ flip)) for pose in poses
-    ]
-
-
-def test_cameras_that_look_at_one_place_start_from_what_they_see_of_it() -> None:
-    poses = ring(12)
-    for pose in poses:
-        pose[:3, 3] += (7.0, 8.0, 9.0)
-    box = initial_bounds(_views(poses), 4.4)
-    half = 0.9 * math.sqrt(17) * 200 / 555.6
-    np.testing.assert_allclose(box, [(7 - half, 8 - half, 9 - half), (7 + half, 8 + half, 9 + half)], atol=1e-9)
-
-
-def test_cameras_that_look_elsewhere_start_from_the_box_around_them() -> None:
-    outward = [pose @ np.diag([-1.0, 1.0, -1.0, 1.0]) for pose in ring(12)]
-    forward = []
-    for x, y in ((0, 0), (4, 0), (0, 2), (4, 2)):
-        pose = np.eye(4)
-        pose[:3, 3] = (x, y, 1)
-        forward.append(pose)
-    box = initial_bounds(_views(outward), 4.4)
-    np.testing.assert_allclose(box[:, 2], (1 - 2.2, 1 + 2.2))
-    np.testing.assert_allclose(initial_bounds(_views(forward), 3.0), [(0, -0.5, -0.5), (4, 2.5, 2.5)])
-    np.testing.assert_allclose(initial_bounds(_views(forward[:1]), 0.0), [(-1, -1, 0), (1, 1, 2)])
-
-
 # ---- the real scenes
 
 
 def test_fox_is_the_same_in_both_formats(shared_scenes: Path) -> None:
-    """COLMAP's copy of the poses and the camera is the oracle. The model is compared, which holds whatever is done about the lens."""
+    """COLMAP's copy of the poses and the camera is the oracle."""
     colmap = read_model(shared_scenes / "fox_colmap/sparse/0")
     ours = read_transforms(shared_scenes / "fox/transforms.json", allow_outside=False)
     expected = {image.name: image.world_to_camera for image in colmap.images}

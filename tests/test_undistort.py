@@ -1,4 +1,4 @@
-"""Undistortion: the pinhole camera and the resampled picture fit each other, the points of real scenes and COLMAP's own undistorter."""
+"""Undistortion: the pinhole camera and the resampled photo match each other and COLMAP's undistorter."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import json
 import math
 import os
 import re
-import shutil
-import struct
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,20 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from colmap_files import Model, read_observations
-from command_line import gs_train
 from PIL import Image
-from scipy.ndimage import gaussian_filter, map_coordinates
+from scipy.ndimage import gaussian_filter
 from test_distortion import DISTORTIONS, lens_of
 
 from gs_train.cameras.camera import Camera
 from gs_train.cameras.distortion import project, unproject
 from gs_train.cameras.undistort import FoldedLensError, is_narrowed, pinhole_for, resample, sampling_map
-from gs_train.errors import UserError
-from gs_train.scene.load import SceneConfig, load_scene
 from gs_train.scene.photos.cache import ImageCache
 from gs_train.scene.photos.decode import decode_image
-from gs_train.scene.readers.colmap import read_model
 from gs_train.scene.types import View
 
 BARREL = Camera(
@@ -45,7 +38,7 @@ def _edges(lens: Camera) -> np.ndarray:
     return np.concatenate([np.stack(side, axis=1) for side in sides])
 
 
-def _in_camera(camera: Camera, plane: np.ndarray) -> np.ndarray:
+def in_camera(camera: Camera, plane: np.ndarray) -> np.ndarray:
     return plane * (camera.fx, camera.fy) + (camera.cx, camera.cy)
 
 
@@ -58,11 +51,11 @@ def test_crop_has_a_source_everywhere_and_full_has_all_of_the_photo(model: str) 
     crop, full = (pinhole_for(lens, undistort) for undistort in ("crop", "full"))
     assert sampling_map(lens, crop)[1].all()
     edges = unproject(lens, _edges(lens))
-    shown = _in_camera(full, edges[~np.isnan(edges).any(axis=1)])
+    shown = in_camera(full, edges[~np.isnan(edges).any(axis=1)])
     assert shown.min() >= -0.01 and (shown <= (full.width + 0.01, full.height + 0.01)).all()
     inside = sampling_map(lens, full)[1]
-    # The photo's corners may be spikes thinner than a pixel.
-    assert inside.any(axis=0)[3:-3].all() and inside.any(axis=1)[3:-3].all(), "no row and no column is empty"
+    # The photo's corners may be thinner than a pixel.
+    assert inside.any(axis=0)[3:-3].all() and inside.any(axis=1)[3:-3].all(), "no row or column is empty"
     assert 0.5 * lens.width < crop.width <= full.width < 2 * lens.width
     for camera in (crop, full):
         assert (camera.fx, camera.fy) == (lens.fx, lens.fy)
@@ -70,7 +63,7 @@ def test_crop_has_a_source_everywhere_and_full_has_all_of_the_photo(model: str) 
 
 @pytest.mark.parametrize("name", ["barrel", "pincushion"])
 def test_crop_is_as_large_as_it_can_be(name: str) -> None:
-    """One more pixel on any side would lack a source, or that side already is where the photo's edge is at its tightest."""
+    """A crop that is larger on any side has pixels without a source."""
     lens = LENSES[name]
     camera = pinhole_for(lens, "crop")
     for left, right, top, bottom in np.eye(4, dtype=int) * 3:
@@ -95,7 +88,7 @@ def test_a_fisheye_is_narrowed_to_120_degrees(undistort: str) -> None:
     lens = Camera(
         model="OPENCV_FISHEYE", width=600, height=600, fx=180.0, fy=180.0, cx=300.0, cy=300.0, distortion=(0.0,) * 4
     )
-    assert lens.width / lens.fx > math.pi, "it sees more than half of everything"
+    assert lens.width / lens.fx > math.pi, "the field of view exceeds 180 degrees"
     camera = pinhole_for(lens, undistort)  # type: ignore[arg-type]
     assert is_narrowed(lens, undistort)  # type: ignore[arg-type]
     for side, focal, centre in ((camera.width, camera.fx, camera.cx), (camera.height, camera.fy, camera.cy)):
@@ -106,7 +99,7 @@ def test_a_fisheye_is_narrowed_to_120_degrees(undistort: str) -> None:
 
 
 def test_no_side_grows_to_more_than_twice_the_photos() -> None:
-    """A lens that sees nearly 120 degrees and squeezes most of that into the rim."""
+    """The lens sees nearly 120 degrees and compresses most of that into its rim."""
     lens = replace(BARREL, model="FOV", fx=100.0, fy=100.0, distortion=(2.6,))
     camera = pinhole_for(lens, "full")
     assert max(camera.width / lens.width, camera.height / lens.height) <= 2.0
@@ -124,13 +117,13 @@ def test_no_side_grows_to_more_than_twice_the_photos() -> None:
     ],
 )
 @pytest.mark.parametrize("undistort", ["crop", "full"])
-def test_a_lens_that_folds_inside_the_photo_is_told(lens: Camera, undistort: str) -> None:
+def test_a_lens_that_folds_inside_the_photo_is_refused(lens: Camera, undistort: str) -> None:
     with pytest.raises(FoldedLensError):
         pinhole_for(lens, undistort)  # type: ignore[arg-type]
 
 
 @pytest.mark.filterwarnings("error")
-def test_damaged_parameters_are_told_and_never_crash() -> None:
+def test_damaged_parameters_raise_or_give_a_camera() -> None:
     rng = np.random.default_rng(0)
     lens = replace(BARREL, width=24, height=18)
     folded = 0
@@ -153,7 +146,7 @@ def test_damaged_parameters_are_told_and_never_crash() -> None:
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("model", DISTORTIONS)
-def test_a_parameter_next_to_nothing_is_nothing(model: str) -> None:
+def test_a_tiny_parameter_counts_as_zero(model: str) -> None:
     values = (0.001,) * len(DISTORTIONS[model][0])
     for at in range(len(values)):
         without, with_it = (
@@ -186,7 +179,8 @@ def test_a_checkerboard_becomes_the_one_that_a_pinhole_sees(tmp_path: Path, name
     camera = pinhole_for(lens, "crop")
 
     def board(plane: np.ndarray) -> np.ndarray:
-        # Squares of 31.7 px in the middle: no whole number, or their edges would all fall on the same side of the nearest ray.
+        # Squares of 31.7 px in the middle. With a whole number, all edges would lie on the same side of the nearest
+        # ray.
         return np.where(np.floor(plane * (lens.fx / 31.7)).sum(axis=-1) % 2 == 0, 215.0, 40.0)
 
     distorted = _picture(lens.width, lens.height, lambda pixels: unproject(lens, pixels), board)
@@ -197,7 +191,7 @@ def test_a_checkerboard_becomes_the_one_that_a_pinhole_sees(tmp_path: Path, name
     view = _view(tmp_path / "a.png", lens, camera)
 
     def error(at: Camera) -> float:
-        """Mean difference, both pictures blurred alike: resampling blurs the squares' edges, and here it is their places that count."""
+        """Mean difference after an equal blur of both pictures, because resampling blurs the edges of the squares."""
         difference = decode_image(replace(view, camera=at))[:, :, 0].astype(float) - expected[:, :, 0]
         return float(np.abs(gaussian_filter(difference, 5.0)).mean())
 
@@ -231,7 +225,7 @@ def test_a_straight_line_becomes_straight(name: str) -> None:
     assert bend(resample(distorted, lens, camera)) < 0.12
 
 
-def test_full_says_which_pixels_count(tmp_path: Path) -> None:
+def test_full_gives_pixels_without_a_source_weight_0(tmp_path: Path) -> None:
     camera = pinhole_for(BARREL, "full")
     rgba = np.full((120, 160, 4), 200, np.uint8)
     Image.fromarray(rgba[:, :, :3]).save(tmp_path / "rgb.png")
@@ -245,7 +239,7 @@ def test_full_says_which_pixels_count(tmp_path: Path) -> None:
         if name == "rgb.png":
             assert (pixels[:, :, :3] == 200).all() and (pixels[:, :, 3] == 255).all()
         else:
-            # Premultiplied: a fifth of the colour where alpha is a fifth, and all channels alike in between.
+            # RGB is premultiplied and interpolated like alpha.
             np.testing.assert_array_equal(np.unique(pixels[:, :10, 3]), [51])
             np.testing.assert_allclose(pixels[:, :, 0], 200 / 255 * pixels[:, :, 3], atol=1.5)
             assert 51 < pixels[60, :, 3].mean() < 255
@@ -259,178 +253,13 @@ def test_views_of_one_camera_share_the_map(tmp_path: Path) -> None:
         Image.fromarray(pixels).save(tmp_path / name)
     cache = ImageCache([_view(tmp_path / name, replace(BARREL), replace(camera)) for name in ("a.png", "b.png")])
     np.testing.assert_array_equal(cache.get(0), cache.get(1))
-    assert sampling_map.cache_info().currsize == 0, "no map outlives the decoding"
+    assert sampling_map.cache_info().currsize == 0, "decoding drops its maps at the end"
     assert cache.get(0, 2).shape == (-(-camera.height // 2), -(-camera.width // 2), 3)
     shared, again = sampling_map(replace(BARREL), camera), sampling_map(BARREL, replace(camera))
     assert shared[0] is again[0] and not shared[0].flags.writeable
 
 
-# ---- scenes
-
-
-def _scene(
-    folder: Path, camera: tuple[int, int, int, int, tuple[float, ...]], photos: str = "images", divided_by: int = 1
-) -> Path:
-    model = Model(cameras=[camera, (7, *camera[1:])])
-    model.write_binary(folder / "sparse/0")
-    model.write_photos(folder / photos, divided_by)
-    return folder
-
-
-def test_resolution_and_folders_of_smaller_photos(tmp_path: Path) -> None:
-    row = (1, 4, 160, 120, (120.0, 118.0, 83.0, 57.0, *BARREL.distortion))
-    scene = _scene(tmp_path, row)
-    view = load_scene(scene, SceneConfig(test_every=0)).train_views[0]
-    assert view.distorted_camera == BARREL and view.camera == pinhole_for(BARREL, "crop")
-    half = SceneConfig(test_every=0, resolution=2)
-    resized = load_scene(scene, half).train_views[0]
-    _scene(tmp_path, row, "images_2", 2)
-    stored = load_scene(scene, half).train_views[0]
-    named = load_scene(scene, SceneConfig(test_every=0, images="images_2")).train_views[0]
-    assert (resized.image_path.parent.name, stored.image_path.parent.name) == ("images", "images_2")
-    for smaller in (resized, stored, named):
-        assert smaller.distorted_camera == BARREL.resized(80, 60)
-        assert smaller.camera == pinhole_for(BARREL.resized(80, 60), "crop")
-        assert abs(2 * smaller.camera.width - view.camera.width) <= 2 and smaller.camera.fx == view.camera.fx / 2
-        assert decode_image(smaller).shape == (smaller.camera.height, smaller.camera.width, 3)
-
-
-@pytest.mark.parametrize("model_id", range(2, 12))
-def test_every_model_loads(tmp_path: Path, model_id: int) -> None:
-    model = list(DISTORTIONS)[model_id]
-    lens = lens_of(model)
-    focal = [lens.fx] if lens.fx == lens.fy else [lens.fx, lens.fy]
-    scene = _scene(tmp_path, (1, model_id, 800, 600, (*focal, lens.cx, lens.cy, *lens.distortion)))
-    loaded = load_scene(scene, SceneConfig(test_every=0, undistort="full"))
-    assert all(view.distorted_camera == lens for view in loaded.train_views)
-    assert loaded.train_views[0].camera == pinhole_for(lens, "full")
-
-
-def test_no_distortion_in_a_distorted_model_is_a_pinhole(tmp_path: Path) -> None:
-    loaded = load_scene(_scene(tmp_path, (1, 2, 40, 30, (42.0, 21.0, 14.0, 0.0))), SceneConfig(test_every=0))
-    assert loaded.train_views[0].distorted_camera is None
-    assert loaded.train_views[0].camera == Camera(width=40, height=30, fx=42.0, fy=42.0, cx=21.0, cy=14.0)
-
-
-def test_a_lens_that_cannot_be_inverted_is_refused(tmp_path: Path) -> None:
-    scene = _scene(tmp_path, (1, 2, 40, 30, (33.0, 20.5, 15.5, -0.9)))
-    with pytest.raises(
-        UserError, match=r"cameras\.bin: the distortion \(-0\.9,\) of camera [17] \(SIMPLE_RADIAL\) cannot be inverted"
-    ):
-        load_scene(scene, SceneConfig(test_every=0))
-
-
-def test_narrowed_photos_are_told_once(tmp_path: Path) -> None:
-    scene = _scene(tmp_path, (1, 8, 60, 60, (18.0, 30.0, 30.0, 0.0)))
-    assert load_scene(scene, SceneConfig(test_every=0)).notices == (
-        "4 of 4 photos see more than 120 degrees across: undistortion crops them to that.",
-    )
-
-
-def test_the_command_line_trains_and_measures_distorted_photos(tiny_scene: Path, tmp_path: Path) -> None:
-    scene = shutil.copytree(tiny_scene, tmp_path / "scene")
-    cameras = scene / "sparse/0/cameras.bin"
-    (camera_id, camera), *others = read_model(cameras.parent).cameras.items()
-    assert not others
-    params = (*camera.pinhole_intrinsics(), -0.1, 0.01, 0.001, 0.0)
-    cameras.write_bytes(struct.pack("<QIiQQ8d", 1, camera_id, 4, camera.width, camera.height, *params))
-    run = tmp_path / "run"
-    flags = (
-        "--iterations",
-        6,
-        "--device",
-        "cpu",
-        "--max-gaussians",
-        1000,
-        "--undistort",
-        "full",
-        "--start-downscale",
-        2,
-    )
-    for arguments in (("train", scene, "--out", run, *flags), ("eval", run), ("info", scene)):
-        done = gs_train(*arguments)
-        assert done.returncode == 0, done.stderr
-    assert "OPENCV, undistorted when read (8)" in done.stdout
-    expected = load_scene(scene, SceneConfig(undistort="full")).train_views[0].camera
-    entry = json.loads((run / "cameras.json").read_text())[0]
-    assert (entry["width"], entry["height"]) == (expected.width, expected.height) != (camera.width, camera.height)
-    assert 'undistort = "full"' in (run / "config.toml").read_text()
-
-
-# ---- real scenes and COLMAP itself
-
-
-def _by_formula(camera: Camera, points: np.ndarray) -> np.ndarray:
-    """Pixels of points [n, 3] in camera axes, written down afresh for the two models of the real scenes."""
-    x, y = points[:, 0] / points[:, 2], points[:, 1] / points[:, 2]
-    r2 = x**2 + y**2
-    fx, fy, cx, cy = camera.fx, camera.fy, camera.cx, camera.cy
-    if camera.model == "SIMPLE_RADIAL":
-        (k,) = camera.distortion
-        return np.stack((fx * x * (1 + k * r2) + cx, fy * y * (1 + k * r2) + cy), axis=1)
-    k1, k2, p1, p2 = camera.distortion
-    radial = 1 + k1 * r2 + k2 * r2**2
-    u = x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x**2)
-    v = y * radial + 2 * p2 * x * y + p1 * (r2 + 2 * y**2)
-    return np.stack((fx * u + cx, fy * v + cy), axis=1)
-
-
-@pytest.mark.parametrize("name", ["desk_distorted", "llff_fern", "fox_colmap"])
-@pytest.mark.parametrize("undistort", ["crop", "full"])
-def test_points_meet_their_pixels_as_before(shared_scenes: Path, name: str, undistort: str) -> None:
-    """Mean reprojection error of the scene's points, in pixels of the photo: by the distorted camera, and by the way of training, where
-    the pinhole camera puts a point at a place of its picture, and the map says which place of the photo is shown there.
-    """
-    folder = shared_scenes / name / "sparse/0"
-    model, observations = read_model(folder), read_observations(folder)
-    cameras = {image.name: model.cameras[image.camera_id] for image in model.images}
-    scene = load_scene(shared_scenes / name, SceneConfig(undistort=undistort))  # type: ignore[arg-type]
-    before, after = [], []
-    for view in (*scene.train_views, *scene.test_views):
-        seen = np.array([(x, y) for x, y, _ in observations[view.name]])
-        points = model.points.xyz[[row for *_, row in observations[view.name]]]
-        points = points @ view.world_to_camera[:3, :3].T + view.world_to_camera[:3, 3]
-        camera = cameras[view.name]
-        by_lens = _by_formula(camera, points)
-        shown = _in_camera(view.camera, points[:, :2] / points[:, 2:])
-        # Between pixel centres the map is read off linearly, and not at all within a pixel of either picture's edge.
-        kept = ((shown >= 1) & (shown <= (view.camera.width - 1, view.camera.height - 1))).all(axis=1)
-        kept &= ((by_lens >= 2) & (by_lens <= (camera.width - 2, camera.height - 2))).all(axis=1)
-        assert kept.mean() > 0.9
-        places, _ = sampling_map(view.distorted_camera, view.camera)  # type: ignore[arg-type]
-        sources = (
-            np.stack(
-                [map_coordinates(plane, shown[kept].T[::-1] - 0.5, float, order=1) for plane in places[::-1]], axis=1
-            )
-            + 0.5
-        )
-        np.testing.assert_allclose(sources, by_lens[kept], atol=0.01)
-        before.append(np.linalg.norm(by_lens[kept] - seen[kept], axis=1))
-        after.append(np.linalg.norm(sources - seen[kept], axis=1))
-    mean_before, mean_after = np.concatenate(before).mean(), np.concatenate(after).mean()
-    assert mean_after == pytest.approx(mean_before, rel=0.02)
-    assert mean_before < 0.5
-
-
-def test_the_undistorted_desk_is_the_desk(shared_scenes: Path) -> None:
-    """COLMAP undistorted the frames of ``desk``: ours, resampled to the same camera, must be the same pictures."""
-    theirs = {view.name: view for view in load_scene(shared_scenes / "desk", SceneConfig(test_every=0)).train_views}
-    ours = load_scene(shared_scenes / "desk_distorted", SceneConfig(test_every=0)).train_views
-    for view in ours[::9]:
-        truth = decode_image(theirs[view.name]).astype(float)
-
-        def error(at: View, truth: np.ndarray = truth) -> float:
-            return float(np.square(decode_image(at).astype(float) - truth)[5:-5, 5:-5].mean())
-
-        camera = theirs[view.name].camera
-        psnr = 10 * math.log10(255**2 / error(replace(view, camera=camera)))
-        assert psnr > 35
-        for moved in (
-            replace(camera, cx=camera.cx + 0.5),
-            replace(camera, cy=camera.cy - 0.5),
-            replace(camera, fx=camera.fx * 1.005),
-        ):
-            assert error(replace(view, camera=moved)) > 1.2 * error(replace(view, camera=camera))
+# ---- COLMAP's undistorter
 
 
 _ORACLE = """
@@ -448,7 +277,8 @@ print(json.dumps(answer))
 
 
 def test_colmaps_undistorter_chooses_the_same_camera() -> None:
-    """Where the principal point is in the middle and the distortion is symmetric, so that COLMAP too reaches the edges on all sides."""
+    """With a centred principal point and symmetric distortion, COLMAP reaches the edges on all sides, as this code
+    does."""
     lenses = {
         model: replace(lens_of(model), cx=400.0, cy=300.0)
         for model in ("SIMPLE_RADIAL", "RADIAL", "FULL_OPENCV", "FOV", "RADIAL_FISHEYE", "OPENCV_FISHEYE")

@@ -1,4 +1,4 @@
-"""Writes small transforms.json and Blender scenes for tests, sound or broken."""
+"""Writes small transforms.json and Blender scenes for tests, intact or broken."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def look_at(position: tuple[float, float, float]) -> NDArray[np.float64]:
 
 
 def ring(count: int) -> list[NDArray[np.float64]]:
-    """Poses around the origin, 4 away and 1 up."""
+    """OpenGL camera-to-world poses on a circle of radius 4 at height 1, looking at the origin."""
     angles = 2 * np.pi * np.arange(count) / count + 0.1
     return [look_at((4 * float(np.cos(angle)), 4 * float(np.sin(angle)), 1.0)) for angle in angles]
 
 
 def document(count: int = 5, folder: str = "images", ending: str = ".png", **changes: Any) -> dict[str, Any]:
-    """A transforms file of some frames; a change of None takes a key out."""
+    """The content of a transforms file with ``count`` frames. ``changes`` replace keys; None removes a key."""
     frames = [
         {"file_path": f"{folder}/{i}{ending}", "transform_matrix": pose.tolist()} for i, pose in enumerate(ring(count))
     ]
@@ -49,7 +49,7 @@ def document(count: int = 5, folder: str = "images", ending: str = ".png", **cha
 
 
 def write(scene: Path, content: Any, name: str = "transforms.json", photos: bool = True) -> Path:
-    """The file, and a photo for every frame; returns the file's path."""
+    """Write the file, and a photo for every frame; returns the file's path."""
     scene.mkdir(parents=True, exist_ok=True)
     (scene / name).write_text(json.dumps(content))
     if photos:
@@ -62,7 +62,7 @@ def write(scene: Path, content: Any, name: str = "transforms.json", photos: bool
 
 
 def write_blender(scene: Path, parts: dict[str, int]) -> Path:
-    """transforms_train.json and so on, with RGBA-less photos in a folder each; returns the scene folder."""
+    """Write transforms_<part>.json with its photos (RGB) in a folder for each part; returns the scene folder."""
     for part, count in parts.items():
         content = document(
             count, f"./{part}", ending="", fl_x=None, fl_y=None, cx=None, cy=None, w=None, h=None, camera_angle_x=0.8

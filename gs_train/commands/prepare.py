@@ -21,15 +21,16 @@ _MANY_REGISTERED = 0.8
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareCommand:
-    """Make a scene from photos or a video: pycolmap computes the camera poses. After a stop, the same command goes on."""
+    """Make a scene from photos or a video: pycolmap computes the camera poses. After a stop, the same command goes
+    on."""
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PHOTOS_OR_VIDEO")]
     """Folder of overlapping photos of one object or place, or a video file. It stays unchanged."""
     scene: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SCENE")]
     """Folder to write the scene to: new, empty, or begun by the same command. It gets upright copies of the photos."""
     frames: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """About how many frames to take from a video, 150 if not given; each is the sharpest of its part. Take more, such as 300, for a long
-    walk. Not for photos."""
+    """About how many frames to take from a video, 150 if not given; each is the sharpest of its part. Take more, such
+    as 300, for a long walk. Not for photos."""
 
     def __post_init__(self) -> None:
         if self.frames is not None and self.frames < FEWEST_PHOTOS:
@@ -63,6 +64,7 @@ def _advice(prepared: Prepared) -> str:
     if prepared.models > 1:
         parts = f" (COLMAP found {prepared.models} disconnected models; this is the largest)"
     return (
-        f"Few photos were registered{parts}: take more photos between the registered and the other ones, with a large overlap. "
+        f"Few photos were registered{parts}: take more photos between the registered and the other ones, with a large "
+        "overlap. "
         "Blurred photos, bare walls, mirrors and moving objects do not help."
     )

@@ -1,8 +1,8 @@
 """The subcommands of ``gs-train``.
 
-A new subcommand is one new module with a command class, and one line in ``COMMANDS``. A command class is a frozen dataclass: its
-docstring and its fields become the help and the flags, and ``run`` does the work. Its module imports torch, Numba and SciPy inside
-``run`` only, because ``gs-train --help`` imports all command modules.
+A new subcommand is one new module with a command class, and one line in ``COMMANDS``. A command class is a frozen
+dataclass: its docstring and its fields become the help and the flags, and ``run`` does the work. Its module imports
+torch, Numba and SciPy inside ``run`` only, because ``gs-train --help`` imports all command modules.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ COMMANDS: dict[str, str] = {
 class Command(Protocol):
     """A parsed subcommand.
 
-    A command class may also have a classmethod ``defaults(given) -> Self``. ``flags.py`` calls it before it parses the flags and takes
-    the fields of the result as defaults; ``given`` maps each flag on the command line to its value, or to None. ``defaults`` raises
-    UserError for flags that exclude each other.
+    A command class may also have a classmethod ``defaults(given) -> Self``. ``flags.py`` calls it before it parses the
+    flags and takes the fields of the result as defaults; ``given`` maps each flag on the command line to its value, or
+    to None. ``defaults`` raises UserError for flags that exclude each other.
     """
 
     def run(self) -> int:

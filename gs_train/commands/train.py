@@ -32,8 +32,8 @@ class TrainCommand:
     out: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = setting(None, group=MOST_USED)
     """Folder to write the run to; runs/NAME_OF_SCENE if not given."""
     preset: str = setting(DEFAULT_PRESET, group=MOST_USED)
-    """Settings to start from; flags override them. A name (default, fast, quality, classic, paper, tiny) or a .toml file, whose values
-    override classic. fast gives a good splat in minutes."""
+    """Settings to start from; flags override them. A name (default, fast, quality, classic, paper, tiny) or a .toml
+    file, whose values override classic. fast gives a good splat in minutes."""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = setting(None, group=MOST_USED)
     """Continue this run from its newest intact checkpoint. A larger --iterations trains past the old end."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = setting(False, group=MOST_USED)
@@ -91,7 +91,8 @@ class TrainCommand:
                 raise UserError(message) from error
             except FloatingPointError as error:
                 raise UserError(
-                    f"training has diverged ({error}): lower the learning rates (--optimizer.* flags) and add --overwrite."
+                    f"training has diverged ({error}): lower the learning rates (--optimizer.* flags) and add "
+                    "--overwrite."
                 ) from error
         if state.iteration < self.config.iterations:
             done = f"Stopped after iteration {state.iteration} of {self.config.iterations}."
@@ -112,7 +113,8 @@ class TrainCommand:
         if self.scene is None:
             if self.resume is None:
                 raise UserError(
-                    "train needs a SCENE: name its folder, or a run with --resume; gs-train sample DIR writes a scene to try."
+                    "train needs a SCENE: name its folder, or a run with --resume; gs-train sample DIR writes a scene "
+                    "to try."
                 )
             raise UserError(
                 f"{self.resume / 'config.toml'} does not name the scene of the run: name it with "

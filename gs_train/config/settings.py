@@ -1,7 +1,7 @@
 """``TrainConfig``: every setting of a training run.
 
-Presets and TOML files are in ``toml.py``. Two equal resolved configs train the same splat from the same scene, so every choice that
-changes the result is a field here or in a class held by a field.
+Presets and TOML files are in ``toml.py``. Two equal resolved configs train the same splat from the same scene, so every
+choice that changes the result is a field here or in a class held by a field.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _OUTPUT = "Output and machine"
 class TrainConfig:
     """Settings of a training run.
 
-    A field typed ``int | float`` is a point in the schedule: a whole number is an iteration, a number with a decimal point is a
-    fraction of ``iterations``.
+    A field typed ``int | float`` is a point in the schedule: a whole number is an iteration, a number with a decimal
+    point is a fraction of ``iterations``.
 
     Raises:
         UserError: a value is outside its range; the message names the flag.
@@ -45,17 +45,18 @@ class TrainConfig:
     device: Literal["auto", "cuda", "cpu"] = setting("auto", group=MOST_USED, on_resume=True)
     """Device to train on. auto uses an NVIDIA GPU if CUDA works, otherwise the CPU."""
     background: BackgroundKind = setting("black", group=MOST_USED, shapes_state=True)
-    """Colour behind the Gaussians. random: new colour each step, black at evaluation. learned: optimised. Use white or black for
-    pictures of single objects with alpha."""
+    """Colour behind the Gaussians. random: new colour each step, black at evaluation. learned: optimised. Use white or
+    black for pictures of single objects with alpha."""
     sh_degree: int = setting(3, group=_MODEL, at_least=0, at_most=HIGHEST_TRAINED_SH_DEGREE, shapes_state=True)
     """Spherical-harmonics degree of the colours, 0 to 3. Lower it for smaller files without reflections."""
     sh_degree_interval: int | float = setting(0.0333, group=_SCHEDULE, above=0)
-    """Iterations between two raises of the active spherical-harmonics degree; 1000, or 0.03 for a fraction of --iterations."""
+    """Iterations between two raises of the active spherical-harmonics degree; 1000, or 0.03 for a fraction of
+    --iterations."""
     lambda_dssim: float = setting(0.2, group=_MODEL, at_least=0, at_most=1)
     """Weight w of the structural term in the loss (1 - w) * L1 + w * (1 - SSIM)."""
     start_downscale: Literal[1, 2, 4, 8] = setting(1, group=_SCHEDULE)
-    """Train at 1/N of the photos' size at first and double the size until --full-size-from; 2 is faster, 1 always trains at full
-    size."""
+    """Train at 1/N of the photos' size at first and double the size until --full-size-from; 2 is faster, 1 always
+    trains at full size."""
     full_size_from: int | float = setting(0.3, group=_SCHEDULE)
     """Iteration from which photos have their full size; 1000, or 0.15 for a fraction of --iterations."""
     batch_size: int = setting(1, group=_SCHEDULE, at_least=1)
@@ -67,17 +68,19 @@ class TrainConfig:
     init_from: str = setting("", group=MOST_USED)
     """Splat file to start from instead of the scene's points. Use it to refine a splat."""
     exposure: ExposureKind = setting("none", group=_CORRECTIONS, shapes_state=True)
-    """affine learns a colour transform per training photo. Use it for photos that differ in exposure or white balance."""
+    """affine learns a colour transform per training photo. Use it for photos that differ in exposure or white
+    balance."""
     refine_poses: bool = setting(False, group=_CORRECTIONS, shapes_state=True)
-    """Learn corrections of the training cameras' poses and write them to cameras_refined.json. Use it with --preset classic for
-    poses that are slightly wrong; it costs quality where poses are right."""
+    """Learn corrections of the training cameras' poses and write them to cameras_refined.json. Use it with --preset
+    classic for poses that are slightly wrong; it costs quality where poses are right."""
     depth_weight: float = setting(0.0, group=_CORRECTIONS, at_least=0)
-    """Weight of the difference between rendered depth and the depth of a COLMAP scene's points; 0.1 helps flat or distant parts that
-    few photos see."""
+    """Weight of the difference between rendered depth and the depth of a COLMAP scene's points; 0.1 helps flat or
+    distant parts that few photos see."""
     seed: int = setting(0, group=_OUTPUT, at_least=0, below=2**62)
     """Seed of every random draw."""
     image_cache_gb: float = setting(0.0, group=_OUTPUT, at_least=0, below=1e299, on_resume=True)
-    """Memory for decoded photos, GB; 0 uses half of the free memory. Photos beyond it are cached decoded on the run's disk."""
+    """Memory for decoded photos, GB; 0 uses half of the free memory. Photos beyond it are cached decoded on the run's
+    disk."""
     save_every: int = setting(1000, group=_OUTPUT, at_least=1, on_resume=True)
     """Iterations between two checkpoints. A killed run loses at most this many."""
     keep: int = setting(2, group=_OUTPUT, at_least=1, on_resume=True)
@@ -98,7 +101,8 @@ class TrainConfig:
     def resolved(self) -> TrainConfig:
         """The same schedule in whole iterations.
 
-        A resolved config has no fractions left, so resolving it again changes nothing, even with another ``iterations``.
+        A resolved config has no fractions left, so resolving it again changes nothing, even with another
+        ``iterations``.
         """
         return replace(
             resolve(self, self.iterations),

@@ -1,6 +1,7 @@
 """Reads and writes settings as TOML: presets, and a run's config.toml, which reads back to an equal config.
 
-The settings themselves are in ``settings.py`` and beside their owners. Unknown keys and values of the wrong type are errors.
+The settings themselves are in ``settings.py`` and beside their owners. Unknown keys and values of the wrong type are
+errors.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ _Config = TypeVar("_Config")
 
 
 def load_preset(name: str) -> TrainConfig:
-    """A preset by name (``paper``) or by the path of a .toml file, laid over the defaults of ``TrainConfig`` (the preset classic).
+    """A preset by name (``paper``) or by the path of a .toml file, laid over the defaults of ``TrainConfig`` (the
+    preset classic).
 
     The config.toml of a run is a preset, too; its ``scene_path`` is ignored.
 

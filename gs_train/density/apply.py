@@ -1,7 +1,7 @@
 """Applies a density plan to a model: new rows are appended, then parents and pruned rows are removed in one call.
 
-Controllers decide; this module only executes. Rows that a plan does not name keep their order, values and Adam moments, except
-for positions that the plan shifts.
+Controllers decide; this module only executes. Rows that a plan does not name keep their order, values and Adam moments,
+except for positions that the plan shifts.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _MOST_COPIES = 51
 def apply_plan(plan: DensityPlan, model: GaussianModel, generator: torch.Generator, *, reset_opacity_to: float) -> None:
     """Change ``model`` in place as ``plan`` says.
 
-    Rows afterwards: the kept rows in their old order (relocated rows among them), the clones, the first child of every split row,
-    the second child of every split row, the further copies of the relocated rows.
+    Rows afterwards: the kept rows in their old order (relocated rows among them), the clones, the first child of every
+    split row, the second child of every split row, the further copies of the relocated rows.
 
     Args:
         plan: rows of ``model`` as it is.
@@ -63,10 +63,11 @@ def apply_plan(plan: DensityPlan, model: GaussianModel, generator: torch.Generat
 
 
 def _new_rows(plan: DensityPlan, model: GaussianModel, generator: torch.Generator) -> dict[str, Tensor]:
-    """The rows to append: clones, then ``SPLIT_CHILDREN`` children per split row, then the further copies of relocated rows.
+    """The rows to append: clones, then ``SPLIT_CHILDREN`` children per split row, then the further copies of relocated
+    rows.
 
-    The position of a child or copy is drawn from the distribution of its parent. Relocated parents already have their new opacity
-    and scale.
+    The position of a child or copy is drawn from the distribution of its parent. Relocated parents already have their
+    new opacity and scale.
     """
     children = plan.split.repeat(SPLIT_CHILDREN)
     copies = plan.relocate.repeat_interleave(plan.relocate_into - 1)
@@ -81,10 +82,12 @@ def _new_rows(plan: DensityPlan, model: GaussianModel, generator: torch.Generato
 
 
 def relocated(opacities: Tensor, into: Tensor) -> tuple[Tensor, Tensor]:
-    """Opacity and scale factor of n identical Gaussians in one place that look like one (3DGS-MCMC, Kheradmand et al. 2024, eq. 9).
+    """Opacity and scale factor of n identical Gaussians in one place that look like one (3DGS-MCMC, Kheradmand et al.
+    2024, eq. 9).
 
-    The new opacity p solves 1 - (1 - p)^n = o. Blended, the n profiles sum to sum_j C(n, j) (-1)^(j-1) p^j exp(-j d^2 / 2). The
-    integral of this sum along a line equals the original's when the scales shrink by o / sum_j C(n, j) (-1)^(j-1) p^j / sqrt(j).
+    The new opacity p solves 1 - (1 - p)^n = o. Blended, the n profiles sum to sum_j C(n, j) (-1)^(j-1) p^j exp(-j d^2 /
+    2). The integral of this sum along a line equals the original's when the scales shrink by o / sum_j C(n, j)
+    (-1)^(j-1) p^j / sqrt(j).
 
     Args:
         opacities: [K] original opacities o, 0 to 1.

@@ -1,8 +1,10 @@
-"""Density control of the original paper: clone and split at large screen-space gradients, prune transparent and huge Gaussians.
+"""Density control of the original paper: clone and split at large screen-space gradients, prune transparent and huge
+Gaussians.
 
-``AbsgradDensity`` sums absolute gradients (AbsGS; Ye et al. 2024), so that the pulls of different pixels on one Gaussian do not
-cancel and large Gaussians that blur detail are found; its threshold is larger. Screen-space pruning is absent, because the
-original's never fires. The statistics always belong to the current rows of the model and restart from zero after every round.
+``AbsgradDensity`` sums absolute gradients (AbsGS; Ye et al. 2024), so that the pulls of different pixels on one
+Gaussian do not cancel and large Gaussians that blur detail are found; its threshold is larger. Screen-space pruning is
+absent, because the original's never fires. The statistics always belong to the current rows of the model and restart
+from zero after every round.
 """
 
 from __future__ import annotations
@@ -48,7 +50,8 @@ class ClassicDensity:
     def observe(self, render: RenderOutput) -> None:
         """Add the gradient norms of one view for the Gaussians it sees.
 
-        Gradients are in px. Multiplied by half the image size they are in normalised device coordinates, as in the original.
+        Gradients are in px. Multiplied by half the image size they are in normalised device coordinates, as in the
+        original.
 
         Raises:
             ValueError: there is no gradient, or its rows are not the model's.
@@ -61,7 +64,8 @@ class ClassicDensity:
         height, width = render.image.shape[:2]
         norm = torch.hypot(grad[:, 0] * (0.5 * width), grad[:, 1] * (0.5 * height))
         visible = render.visible()
-        # The gradient of rows that the view does not see is undefined, and one NaN would spoil a whole round: both count as 0.
+        # The gradient of rows that the view does not see is undefined, and one NaN would spoil a whole round: both
+        # count as 0.
         self._grad_sum += norm.nan_to_num_(nan=0.0, posinf=0.0).mul_(visible)
         self._grad_count += visible
 
@@ -103,7 +107,8 @@ class ClassicDensity:
         self._grad_count = torch.zeros(count, dtype=torch.int64, device=self._device)
 
     def _resets_at(self, iteration: int) -> bool:
-        """Whether opacities are reset after ``iteration``. Over white the original resets once more, at ``from_iteration``."""
+        """Whether opacities are reset after ``iteration``. Over white the original resets once more, at
+        ``from_iteration``."""
         config = self.config
         if not 0 < iteration < config.until_iteration or config.opacity_reset_interval == 0:
             return False
@@ -116,8 +121,9 @@ class ClassicDensity:
         largest_scale = model.scales().amax(dim=1)
         opacities = model.opacities()
 
-        # The original densifies first and prunes afterwards, so new rows are pruned by the same rules. Here both are decided at
-        # once: transparent Gaussians do not densify, and a split Gaussian is judged by the size of its children.
+        # The original densifies first and prunes afterwards, so new rows are pruned by the same rules. Here both are
+        # decided at once: transparent Gaussians do not densify, and a split Gaussian is judged by the size of its
+        # children.
         weak = opacities < config.min_opacity
         hot = (mean_grad >= self._threshold) & (self._grad_count > 0) & ~weak
         large = largest_scale > config.percent_dense * self._extent
@@ -136,7 +142,8 @@ class ClassicDensity:
         )
 
     def _trim(self, grow: Tensor, mean_grad: Tensor, *, room: int) -> Tensor:
-        """Leave at most ``room`` rows in ``grow``, because each adds one Gaussian: the largest gradients, ties to the lower row."""
+        """Leave at most ``room`` rows in ``grow``, because each adds one Gaussian: the largest gradients, ties to the
+        lower row."""
         rows = rows_of(grow)
         if len(rows) <= room:
             return grow

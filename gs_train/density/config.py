@@ -18,22 +18,23 @@ _GROUP = "Density control"
 class DensityConfig:
     """When and where Gaussians are added, moved and removed.
 
-    Kinds in brackets at the start of a field's help are the only kinds that read the field. Defaults are the papers' values, except
-    for ``noise_lr``. Most schedule points are fractions of the run. The intervals are whole iterations, because a decision to
-    densify needs some hundred views and opacities need some hundred steps to recover from a reset, however short the run is.
+    Kinds in brackets at the start of a field's help are the only kinds that read the field. Defaults are the papers'
+    values, except for ``noise_lr``. Most schedule points are fractions of the run. The intervals are whole iterations,
+    because a decision to densify needs some hundred views and opacities need some hundred steps to recover from a
+    reset, however short the run is.
     """
 
     kind: Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(CONTROLLERS)}}}")] = setting(
         "classic", group=MOST_USED, shapes_state=True
     )
-    """How Gaussians are added and removed. classic: clone and split by the screen-space gradient. absgrad: the same with absolute
-    gradients. mcmc: relocate transparent Gaussians to where errors remain, always up to --max-gaussians. multiview: densify where
-    several training views have errors; the smallest splats."""
+    """How Gaussians are added and removed. classic: clone and split by the screen-space gradient. absgrad: the same
+    with absolute gradients. mcmc: relocate transparent Gaussians to where errors remain, always up to --max-gaussians.
+    multiview: densify where several training views have errors; the smallest splats."""
     from_iteration: int | float = setting(0.01667, group=_GROUP)
     """First iteration after which Gaussians change; 500, or 0.02 for a fraction of --iterations."""
     until_iteration: int | float = setting(0.5, group=_GROUP)
-    """(classic, absgrad, multiview) Iteration at which densification ends; 15000, or 0.5 for a fraction of --iterations. Lower it
-    for fewer Gaussians."""
+    """(classic, absgrad, multiview) Iteration at which densification ends; 15000, or 0.5 for a fraction of
+    --iterations. Lower it for fewer Gaussians."""
     refine_until_iteration: int | float = setting(0.8333, group=_GROUP)
     """(mcmc) Iteration at which relocation ends; 25000, or 0.8 for a fraction of --iterations."""
     interval: int | float = setting(100, group=_GROUP)
@@ -45,31 +46,33 @@ class DensityConfig:
     absgrad_threshold: float = setting(0.0008, group=_GROUP, at_least=0)
     """(absgrad) Mean absolute screen-space gradient above which a Gaussian is cloned or split."""
     percent_dense: float = setting(0.01, group=_GROUP, at_least=0)
-    """(classic, absgrad, multiview) Gaussians larger than this fraction of the scene's extent are split, smaller Gaussians cloned."""
+    """(classic, absgrad, multiview) Gaussians larger than this fraction of the scene's extent are split, smaller
+    Gaussians cloned."""
     min_opacity: float = setting(0.005, group=_GROUP, above=0, below=1)
     """Gaussians with a lower opacity are pruned, or with mcmc relocated."""
     reset_opacity_to: float = setting(0.01, group=_GROUP, above=0, below=1)
     """(classic, absgrad) An opacity reset lowers every opacity to at most this value."""
     max_world_scale: float = setting(0.1, group=_GROUP, at_least=0)
-    """(classic, absgrad) After the first opacity reset, Gaussians larger than this fraction of the scene's extent are pruned."""
+    """(classic, absgrad) After the first opacity reset, Gaussians larger than this fraction of the scene's extent are
+    pruned."""
     growth: float = setting(0.05, group=_GROUP, at_least=0)
     """(mcmc) Fraction of new Gaussians per round, up to --max-gaussians."""
     noise_lr: float = setting(1e5, group=_GROUP, at_least=0)
-    """(mcmc) Strength of the noise on positions, times their learning rate. Use the paper's 5e5 with --optimizer.xyz-lr-init
-    1.6e-4."""
+    """(mcmc) Strength of the noise on positions, times their learning rate. Use the paper's 5e5 with
+    --optimizer.xyz-lr-init 1.6e-4."""
     opacity_reg: float = setting(0.01, group=_GROUP, at_least=0)
     """(mcmc) Weight of the mean opacity in the loss."""
     scale_reg: float = setting(0.01, group=_GROUP, at_least=0)
     """(mcmc) Weight of the mean scale in the loss."""
     score_views: int = setting(10, group=_GROUP, at_least=1)
-    """(mcmc, multiview) Training views that one round renders to measure errors; the last round of multiview renders ten times as
-    many. Fewer is faster, more is steadier."""
+    """(mcmc, multiview) Training views that one round renders to measure errors; the last round of multiview renders
+    ten times as many. Fewer is faster, more is steadier."""
     high_error: float = setting(0.05, group=_GROUP, at_least=0)
-    """(mcmc, multiview) Pixels with a mean absolute error (0 to 1) above this trigger densification. Lower it (0.02) for finer
-    detail when there are many photos."""
+    """(mcmc, multiview) Pixels with a mean absolute error (0 to 1) above this trigger densification. Lower it (0.02)
+    for finer detail when there are many photos."""
     min_contribution: float = setting(1.0, group=_GROUP, at_least=0)
-    """(multiview) After densification, Gaussians whose summed blending weight stays below this value (px) in every view are
-    pruned. Raise it for a smaller splat."""
+    """(multiview) After densification, Gaussians whose summed blending weight stays below this value (px) in every view
+    are pruned. Raise it for a smaller splat."""
 
     def __post_init__(self) -> None:
         """Raise UserError, naming the flag, for a value outside its range."""
@@ -81,7 +84,8 @@ class DensityConfig:
         check(self, "density.")
 
     def is_round(self, iteration: int, until: float) -> bool:
-        """Whether densification has a round at ``iteration``: after ``from_iteration``, before ``until``, every ``interval``."""
+        """Whether densification has a round at ``iteration``: after ``from_iteration``, before ``until``, every
+        ``interval``."""
         return self.from_iteration < iteration < until and self.interval > 0 and iteration % self.interval == 0
 
 

@@ -1,10 +1,11 @@
 """Density control as sampling: 3DGS-MCMC (Kheradmand et al. 2024).
 
-Transparent Gaussians relocate to others, which they then share. The number of Gaussians grows by a few per cent per round up to
-the cap. Every step adds noise to the positions of transparent Gaussians, and the loss pulls opacities and scales down so that
-some Gaussians become free. Three points differ from the paper, for short runs:
+Transparent Gaussians relocate to others, which they then share. The number of Gaussians grows by a few per cent per
+round up to the cap. Every step adds noise to the positions of transparent Gaussians, and the loss pulls opacities and
+scales down so that some Gaussians become free. Three points differ from the paper, for short runs:
 
-- Targets of relocation are drawn by the errors of some training views, not by opacity, which does not know where detail is missing.
+- Targets of relocation are drawn by the errors of some training views, not by opacity, which does not know where detail
+  is missing.
 - Relocated Gaussians land within their target's extent, not all at its centre, where identical copies hardly separate.
 - Training starts as with the other kinds, not with opacity 0.5 and a tenth of the scale.
 
@@ -102,7 +103,8 @@ class McmcDensity:
     def _noise(self, model: GaussianModel, opacities: Tensor) -> Tensor:
         """[N, 3] noise on positions, world units.
 
-        It is larger for transparent Gaussians, follows the shape of each Gaussian, and scales with the learning rate of ``xyz``.
+        It is larger for transparent Gaussians, follows the shape of each Gaussian, and scales with the learning rate of
+        ``xyz``.
         """
         assert model.optimizer is not None
         config, shift = self.config, torch.zeros_like(model.xyz)

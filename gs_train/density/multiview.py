@@ -1,10 +1,11 @@
-"""Density control by several training views: densify where errors remain in them, prune Gaussians that none of them needs.
+"""Density control by several training views: densify where errors remain in them, prune Gaussians that none of them
+needs.
 
-The idea is FastGS's (arXiv 2511.04283): the gradient of a single view asks for many Gaussians that other views have no use for. A
-round renders some training views and gives every Gaussian the pixel errors it is blended into, weighted by its blending weight.
-The Gaussians with the largest error densify, within a budget that grows with the iteration. Pruning happens once, after
-densification, using many views: pruning every round on few views removed useful Gaussians. Each round makes its own statistics,
-so no statistics are saved in checkpoints.
+The idea is FastGS's (arXiv 2511.04283): the gradient of a single view asks for many Gaussians that other views have no
+use for. A round renders some training views and gives every Gaussian the pixel errors it is blended into, weighted by
+its blending weight. The Gaussians with the largest error densify, within a budget that grows with the iteration.
+Pruning happens once, after densification, using many views: pruning every round on few views removed useful Gaussians.
+Each round makes its own statistics, so no statistics are saved in checkpoints.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from gs_train.render.types import RenderOutput
 _LAST_ROUND_VIEWS = 10
 """The last round renders this many times the views of the other rounds."""
 PIXELS_PER_GAUSSIAN = 40
-"""Pixels of the training photos per Gaussian of the budget: two measured numbers for each of a Gaussian's 59 parameters. Fewer
-pixels per Gaussian overfit the photos."""
+"""Pixels of the training photos per Gaussian of the budget: two measured numbers for each of a Gaussian's 59
+parameters. Fewer pixels per Gaussian overfit the photos."""
 
 
 class MultiviewDensity:
@@ -88,7 +89,8 @@ class MultiviewDensity:
 def budget(iteration: int, start: int, most: int, config: DensityConfig) -> int:
     """The number of Gaussians allowed at ``iteration``.
 
-    It grows linearly from ``start`` to ``most`` between ``from_iteration`` and ``until_iteration``, and stays at ``most`` afterwards.
+    It grows linearly from ``start`` to ``most`` between ``from_iteration`` and ``until_iteration``, and stays at
+    ``most`` afterwards.
     """
     first, last = int(config.from_iteration), int(config.until_iteration)
     progress = min(max((iteration - first) / max(last - first, 1), 0.0), 1.0)

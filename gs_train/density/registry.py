@@ -1,7 +1,7 @@
 """The kinds of density control that ``--density.kind`` offers.
 
-A kind is one module with a controller class (``types.DensityController``) and one line here. The names are text, so that the
-command line can list them without importing torch.
+A kind is one module with a controller class (``types.DensityController``) and one line here. The names are text, so
+that the command line can list them without importing torch.
 """
 
 from __future__ import annotations

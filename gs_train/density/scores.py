@@ -38,9 +38,10 @@ def score_views(
 ) -> ViewScores:
     """Render some views and distribute their pixel errors to the Gaussians.
 
-    The blending weight of a Gaussian in a pixel is the derivative of the pixel's colour by the Gaussian's colour. So a copy of the
-    model in one grey is rendered, and its backward pass sums any per-pixel quantity by blending weight when that quantity is
-    the gradient of the image. This works with every rasterizer and costs as much as a training step per view.
+    The blending weight of a Gaussian in a pixel is the derivative of the pixel's colour by the Gaussian's colour. So a
+    copy of the model in one grey is rendered, and its backward pass sums any per-pixel quantity by blending weight when
+    that quantity is the gradient of the image. This works with every rasterizer and costs as much as a training step
+    per view.
 
     Args:
         model: left unchanged.

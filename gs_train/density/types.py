@@ -35,8 +35,8 @@ class DensityPlan:
     split: Tensor = field(default_factory=_no_rows)
     """[S] int64, rows to replace by two smaller Gaussians."""
     relocate: Tensor = field(default_factory=_no_rows)
-    """[K] int64, rows split into n identical copies with the same total appearance. The original row keeps its Adam moments. The
-    copies start with zero moments, or they would move in lockstep with it."""
+    """[K] int64, rows split into n identical copies with the same total appearance. The original row keeps its Adam
+    moments. The copies start with zero moments, or they would move in lockstep with it."""
     relocate_into: Tensor = field(default_factory=_no_rows)
     """[K] int64, n for each row of ``relocate``; at least 2."""
     drop: Tensor = field(default_factory=_no_rows)
@@ -105,8 +105,8 @@ class DensitySetup:
 class DensityController(Protocol):
     """Plans where Gaussians are added and removed. ``train(..., density=MyController)`` uses a class of your own.
 
-    ``examples/`` has a complete controller. Every number that changes during training belongs in ``state_dict``, so that a
-    resumed run continues exactly.
+    ``examples/`` has a complete controller. Every number that changes during training belongs in ``state_dict``, so
+    that a resumed run continues exactly.
     """
 
     needs_absgrad: ClassVar[bool]

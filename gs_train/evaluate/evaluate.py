@@ -1,7 +1,7 @@
 """Evaluation: renders views, compares them with the photos, and writes figures and side-by-side images.
 
-The metrics themselves are in ``metrics.py``. Every field of ``ViewMetrics`` goes to results.json, as the mean over the views, and to
-per_view.json.
+The metrics themselves are in ``metrics.py``. Every field of ``ViewMetrics`` goes to results.json, as the mean over the
+views, and to per_view.json.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ def evaluate(
     for view in views:
         if min(view.camera.width, view.camera.height) < WINDOW:
             raise UserError(
-                f"{view.image_path} is trained at less than {WINDOW} px, too small for SSIM: train a larger --resolution."
+                f"{view.image_path} is trained at less than {WINDOW} px, too small for SSIM: train a larger "
+                "--resolution."
             )
     names = png_names([view.name for view in views])
     per_view: dict[str, ViewMetrics] = {}
@@ -148,7 +149,8 @@ def write_figures(evaluation: Evaluation, folder: Path, *, iteration: int | None
 
 
 def png_names(names: Sequence[str]) -> list[str]:
-    """A .png name without folders for each view name, all different. View names come from a file, so no slash or dot may leave the folder."""
+    """A .png name without folders for each view name, all different. View names come from a file, so no slash or dot
+    may leave the folder."""
     flat = [name.replace("/", "__").replace("\\", "__") for name in names]
     stems = [PurePosixPath(name).stem for name in flat]
     # A scene may hold cat.jpg and cat.png: then the endings stay in the names.

@@ -1,8 +1,8 @@
 """Metrics of one view: PSNR and SSIM of a render against its photo.
 
-A new metric is one field of ``ViewMetrics`` and its value in ``view_metrics``; ``evaluate.py`` averages the fields and writes them to files.
-Renders are clamped to 0..1, as a viewer shows them. SSIM covers the valid region only, as in torchmetrics: windows that need zero padding
-do not count.
+A new metric is one field of ``ViewMetrics`` and its value in ``view_metrics``; ``evaluate.py`` averages the fields and
+writes them to files. Renders are clamped to 0..1, as a viewer shows them. SSIM covers the valid region only, as in
+torchmetrics: windows that need zero padding do not count.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ class ViewMetrics:
     psnr: float
     """Peak signal-to-noise ratio, dB."""
     psnr_colour_matched: float
-    """PSNR after the best affine change of the render's colours, dB: it ignores differences of exposure and white balance."""
+    """PSNR after the best affine change of the render's colours, dB: it ignores differences of exposure and white
+    balance."""
     ssim: float
     """Structural similarity, at most 1."""
 
@@ -36,8 +37,8 @@ def view_metrics(image: Tensor, target: Tensor, weight: Tensor | None = None) ->
     Args:
         image: [H, W, 3], not clamped.
         target: [H, W, 3] in 0..1.
-        weight: [H, W, 1] in 0..1, the weight of each pixel; None for 1 throughout. PSNR is a weighted mean. SSIM works on windows, so the
-            render is blended with the target by the weight instead.
+        weight: [H, W, 1] in 0..1, the weight of each pixel; None for 1 throughout. PSNR is a weighted mean. SSIM works
+            on windows, so the render is blended with the target by the weight instead.
     """
     shown = image.clamp(0.0, 1.0)
     matched = match_colours(shown, target, weight).clamp(0.0, 1.0)
@@ -60,7 +61,8 @@ def match_colours(image: Tensor, target: Tensor, weight: Tensor | None = None) -
     """
     colours = torch.cat([image, torch.ones_like(image[..., :1])], dim=2).reshape(-1, 4).double()
     weighed = colours if weight is None else colours * weight.reshape(-1, 1)
-    # Normal equations: a 4x4 solve instead of a factorisation of all pixels. The small diagonal handles images of one colour.
+    # Normal equations: a 4x4 solve instead of a factorisation of all pixels. The small diagonal handles images of one
+    # colour.
     gram = weighed.T @ colours + 1e-9 * len(colours) * torch.eye(4, dtype=torch.float64, device=image.device)
     affine = torch.linalg.solve(gram, weighed.T @ target.reshape(-1, 3).double())
     return (colours @ affine).to(image.dtype).view_as(image)

@@ -1,7 +1,7 @@
 """Splats as .ply in the original trainer's layout: one element ``vertex`` of float32 columns.
 
-Opacity stays a logit, scales stay logarithms, quaternions keep their length: write and read return every float bit for bit. Files are
-written atomically.
+Opacity stays a logit, scales stay logarithms, quaternions keep their length: write and read return every float bit for
+bit. Files are written atomically.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def write_ply(path: Path | str, data: SplatData) -> None:
 def read_ply(path: Path | str) -> SplatData:
     """Read a splat in the original trainer's layout. Nothing is normalised.
 
-    Accepts ASCII and binary of either byte order, SH degree 0 to 4, columns in any order, and files without normals. Other columns and
-    elements are ignored.
+    Accepts ASCII and binary of either byte order, SH degree 0 to 4, columns in any order, and files without normals.
+    Other columns and elements are ignored.
 
     Raises:
         UserError: there is no such file, it is not a PLY, it is truncated, or it is a PLY of something else.
@@ -127,7 +127,8 @@ def _rest_names(path: Path, names: tuple[str, ...]) -> list[str]:
     if found not in allowed or any(name not in names for name in ordered):
         counts = ", ".join(str(count) for count in allowed)
         raise UserError(
-            f"{path} has {found} columns f_rest_*; a splat has f_rest_0, f_rest_1, ..., {counts} of them: export it again."
+            f"{path} has {found} columns f_rest_*; a splat has f_rest_0, f_rest_1, ..., {counts} of them: export it "
+            "again."
         )
     return ordered
 

@@ -1,7 +1,8 @@
 """Checkpoints: a training state in a file, written atomically, found and checked again.
 
-The state itself is in ``training/state.py``; here it is a dict. A checkpoint that loads continues its run exactly. Checkpoints of another
-scene, of an older format or of a newer program are refused; a damaged checkpoint is skipped for the one before it.
+The state itself is in ``training/state.py``; here it is a dict. A checkpoint that loads continues its run exactly.
+Checkpoints of another scene, of an older format or of a newer program are refused; a damaged checkpoint is skipped for
+the one before it.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ class Checkpoint:
 
 
 def scene_fingerprint(scene: Scene) -> str:
-    """Hash of the views' names, sizes, intrinsics and poses, in order. Numbers are rounded to 1e-6, so that CPUs agree."""
+    """Hash of the views' names, sizes, intrinsics and poses, in order. Numbers are rounded to 1e-6, so that CPUs
+    agree."""
     digest = hashlib.sha256()
     for role, views in (("train", scene.train_views), ("test", scene.test_views)):
         for view in views:
@@ -193,7 +195,8 @@ def check_scene(checkpoint: Checkpoint, scene: Scene) -> None:
     """
     if checkpoint.scene_fingerprint != scene_fingerprint(scene):
         raise UserError(
-            f"{checkpoint.path} belongs to another scene than {scene.path} (names, sizes or poses of the views differ): "
+            f"{checkpoint.path} belongs to another scene than {scene.path} (names, sizes or poses of the views "
+            "differ): "
             "name the scene it was trained on, or start again in another --out."
         )
 
@@ -236,7 +239,8 @@ def _number(path: Path) -> str:
 
 
 def _save(content: dict[str, Any], file: BinaryIO) -> None:
-    """``torch.save`` that raises the OSError of a full disk; torch itself reports a RuntimeError about file positions."""
+    """``torch.save`` that raises the OSError of a full disk; torch itself reports a RuntimeError about file
+    positions."""
     watched = _WatchedFile(file)
     try:
         torch.save(content, watched)  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """``RunFolder``: the layout of a run's folder, and its files other than checkpoints.
 
-The layout of ``point_cloud/`` and ``cameras.json`` is the original trainer's, so viewers made for it open a run. A run's files are
-replaced only on request, and files that do not belong to a run are never touched.
+The layout of ``point_cloud/`` and ``cameras.json`` is the original trainer's, so viewers made for it open a run. A
+run's files are replaced only on request, and files that do not belong to a run are never touched.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from gs_train.formats.ply import write_ply
 from gs_train.formats.splat_data import SplatData
 from gs_train.scene.types import Scene, View
 
-# config.toml marks the folder as a run, so ``clear`` removes it last: a run that is cleared halfway can be cleared again.
+# config.toml marks the folder as a run, so ``clear`` removes it last: a run that is cleared halfway can be cleared
+# again.
 _FILES = ("metrics.jsonl", "cameras.json", "cameras_refined.json", "results.json", "per_view.json", "config.toml")
 _FOLDERS = ("checkpoints", "point_cloud", "renders")
 
@@ -81,8 +82,8 @@ class RunFolder:
         """Check that a new run may be written to the folder.
 
         Raises:
-            UserError: it is a file, it cannot be created or written, it is a run and ``overwrite`` is false, or it contains
-                other files.
+            UserError: it is a file, it cannot be created or written, it is a run and ``overwrite`` is false, or it
+                contains other files.
         """
         try:
             self._refuse_taken(overwrite=overwrite)

@@ -1,7 +1,7 @@
 """Opens a splat from any of its homes: a run folder, a checkpoint or a splat file.
 
-Every command and script that shows, measures or converts a splat starts with ``open_splat``. torch is imported on demand, because
-``gs-train info FILE`` answers without it.
+Every command and script that shows, measures or converts a splat starts with ``open_splat``. torch is imported on
+demand, because ``gs-train info FILE`` answers without it.
 """
 
 from __future__ import annotations
@@ -138,7 +138,8 @@ def open_splat(path: Path, notify: Callable[[str], None] = _silent) -> OpenedSpl
         notify: takes notes for the user, such as the name of a damaged checkpoint.
 
     Raises:
-        UserError: there is no such path, the folder is not a run or has no intact checkpoint, or the file cannot be read.
+        UserError: there is no such path, the folder is not a run or has no intact checkpoint, or the file cannot be
+            read.
     """
     if path.is_dir():
         return open_run(path, notify)
@@ -175,5 +176,6 @@ def _read_checkpoint(path: Path) -> Checkpoint:
         return read_checkpoint(path)
     except DamagedCheckpoint:
         raise UserError(
-            f"{path} is damaged or not a checkpoint of gs-train: name another, or the run's folder to open its newest intact one."
+            f"{path} is damaged or not a checkpoint of gs-train: name another, or the run's folder to open its newest "
+            "intact one."
         ) from None

@@ -47,7 +47,8 @@ class Background:
             self._optimizer.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """``eval_color`` for every program that renders a checkpoint, and the optimizer of a learned colour. Tensors are copied."""
+        """``eval_color`` for every program that renders a checkpoint, and the optimizer of a learned colour. Tensors
+        are copied."""
         state: dict[str, Any] = {"eval_color": self.eval_color().clone()}
         if self._optimizer is not None:
             state |= {"logit": self._logit.detach().clone(), "optimizer": self._optimizer.state_dict()}

@@ -1,8 +1,9 @@
 """Per-view corrections learned with the Gaussians: exposure of the photos and poses of the training cameras.
 
-Each view has small parameters with Adam moments and a step count of its own, so a view seen every hundredth iteration learns like a
-view seen every second one. The mean over all views is held fixed, so that what the views have in common stays in the Gaussians: the
-mean colour transform is the identity, the mean pose change is zero. Test views have no corrections.
+Each view has small parameters with Adam moments and a step count of its own, so a view seen every hundredth iteration
+learns like a view seen every second one. The mean over all views is held fixed, so that what the views have in common
+stays in the Gaussians: the mean colour transform is the identity, the mean pose change is zero. Test views have no
+corrections.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ _EXPOSURE_LR_INIT, _EXPOSURE_LR_FINAL = 0.01, 0.001
 _POSE_LR = 5e-4
 """Radians per step for rotations, scene extents per step for shifts."""
 _POSES_FROM = 0.1
-"""Fraction of the run before pose refinement starts. Earlier the render is a blur, whose gradients move cameras at random."""
+"""Fraction of the run before pose refinement starts. Earlier the render is a blur, whose gradients move cameras at
+random."""
 
 
 class PerViewParameter:
@@ -69,7 +71,8 @@ class PerViewParameter:
 
 
 class Exposure(PerViewParameter):
-    """An affine colour transform per training view, [V, 3, 4]: a camera's metering does not become part of the scene."""
+    """An affine colour transform per training view, [V, 3, 4]: a camera's metering does not become part of the
+    scene."""
 
     def __init__(self, views: int, iterations: int, device: torch.device | str) -> None:
         """Start from the identity; the learning rate decays over ``iterations``."""
@@ -86,8 +89,8 @@ class Exposure(PerViewParameter):
 class PoseRefinement(PerViewParameter):
     """A rotation vector (radians) and a shift of the camera centre (scene extents) per training view, [V, 6].
 
-    Rotations turn a camera about its own centre. Rotations and shifts are along the world's axes, so their mean is a motion of the
-    whole rig, which the Gaussians would only follow.
+    Rotations turn a camera about its own centre. Rotations and shifts are along the world's axes, so their mean is a
+    motion of the whole rig, which the Gaussians would only follow.
     """
 
     def __init__(self, views: int, iterations: int, extent: float, device: torch.device | str) -> None:

@@ -1,7 +1,7 @@
 """Depth supervision by the sparse points: a rendered depth should agree with the points that the photo was matched by.
 
-Each view uses only the points that were matched in it, because other points may be hidden there. The error has no unit, so a weight
-means the same in every scene.
+Each view uses only the points that were matched in it, because other points may be hidden there. The error has no unit,
+so a weight means the same in every scene.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class PointDepths:
         self._views = [_seen(view, scene, device) for view in scene.train_views]
         if not any(len(seen.inverse_depth) for seen in self._views):
             raise UserError(
-                f"--depth-weight needs points and the photos that saw them, which {scene.path} does not record: leave the "
+                f"--depth-weight needs points and the photos that saw them, which {scene.path} does not record: leave "
+                "the "
                 "flag out, or train on a COLMAP model with its points3D."
             )
 

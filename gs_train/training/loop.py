@@ -1,8 +1,8 @@
 """The training loop, on one page.
 
-Evaluation, viewers and the command line look in through ``after_step``; the loop knows none of them. The order of a step is fixed:
-learning rates; render, loss, backward and observe for each of its views; Adam step, zero_grad, density control, after-step
-callables. N steps, a checkpoint and M more steps give the same bits on a CPU as N + M steps.
+Evaluation, viewers and the command line look in through ``after_step``; the loop knows none of them. The order of a
+step is fixed: learning rates; render, loss, backward and observe for each of its views; Adam step, zero_grad, density
+control, after-step callables. N steps, a checkpoint and M more steps give the same bits on a CPU as N + M steps.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def train(
     should_stop: Callable[[], bool] = lambda: False,
     notify: Callable[[str], None] = lambda _: None,
 ) -> TrainState:
-    """Train a scene into the run folder ``out``: config.toml, metrics.jsonl, checkpoints, and at the end the splat and cameras.json.
+    """Train a scene into the run folder ``out``: config.toml, metrics.jsonl, checkpoints, and at the end the splat and
+    cameras.json.
 
     Args:
         scene: from ``load_scene``.
@@ -65,8 +66,8 @@ def train(
         The state after the last step. ``state.iteration < config.iterations`` if training was stopped.
 
     Raises:
-        UserError: ``out`` is taken, there is no intact checkpoint to resume, the device is missing, a photo cannot be decoded,
-            or the disk has no room for photos that exceed memory.
+        UserError: ``out`` is taken, there is no intact checkpoint to resume, the device is missing, a photo cannot be
+            decoded, or the disk has no room for photos that exceed memory.
         FloatingPointError: the loss or a parameter is NaN or infinite.
         MemoryError: an image or the Gaussians need more memory than the machine has.
         OSError: the disk is full; earlier files are intact.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 
 def batch_size_at(iteration: int, size: int, start: int) -> int:
-    """Number of views in the step at ``iteration`` (from 1): 1 before iteration ``start``, ``size`` from ``start`` on."""
+    """Number of views in the step at ``iteration`` (from 1): 1 before iteration ``start``, ``size`` from ``start``
+    on."""
     return size if iteration >= start else 1
 
 
 def downscale_at(iteration: int, start: int, full_size_from: int) -> int:
-    """Factor by which photos are reduced at ``iteration``: ``start``, half of it, and so on, and 1 from ``full_size_from`` on.
+    """Factor by which photos are reduced at ``iteration``: ``start``, half of it, and so on, and 1 from
+    ``full_size_from`` on.
 
     The sizes before ``full_size_from`` last equally long.
 

@@ -1,4 +1,5 @@
-"""Everything between the settings and the first step: rasterizer, photos, training views, the first state, the checkpoint to resume."""
+"""Everything between the settings and the first step: rasterizer, photos, training views, the first state, the
+checkpoint to resume."""
 
 from __future__ import annotations
 
@@ -54,8 +55,8 @@ def start_training(
         notify: receives sentences for the user.
 
     Raises:
-        UserError: there is nothing to resume, the device is missing, a photo cannot be decoded, the disk has no room for
-            photos, or the splat to start from does not fit.
+        UserError: there is nothing to resume, the device is missing, a photo cannot be decoded, the disk has no room
+            for photos, or the splat to start from does not fit.
     """
     checkpoint = checkpoint_to_resume(scene, config, folder, notify) if resume else None
     selection = select_rasterizer(
@@ -153,7 +154,8 @@ def _model_of(path: Path, config: TrainConfig, extent: float, device: torch.devi
         raise UserError(f"--init-from {path} has no Gaussians: choose another splat.")
     if len(data) > config.max_gaussians:
         raise UserError(
-            f"--init-from {path} has {len(data):,} Gaussians but --max-gaussians is {config.max_gaussians}: raise it or "
+            f"--init-from {path} has {len(data):,} Gaussians but --max-gaussians is {config.max_gaussians}: raise it "
+            "or "
             "choose another splat."
         )
     if data.sh_degree > config.sh_degree:
@@ -199,8 +201,8 @@ def checkpoint_to_resume(
     """The newest intact checkpoint of a run, checked against the scene and the config.
 
     Raises:
-        UserError: there is none, it belongs to another scene or version, it lies past ``config.iterations``, or a setting
-            that decides the parts of the state has changed.
+        UserError: there is none, it belongs to another scene or version, it lies past ``config.iterations``, or a
+            setting that decides the parts of the state has changed.
     """
     checkpoint = newest_intact(folder.checkpoints, notify)
     check_scene(checkpoint, scene)
@@ -209,7 +211,8 @@ def checkpoint_to_resume(
         saved, wanted = _lookup(checkpoint.config, name), _lookup(now, name)
         if saved != wanted:
             raise UserError(
-                f"{folder.config} says {name} = {wanted!r} but {checkpoint.path} was trained with {saved!r}: restore the "
+                f"{folder.config} says {name} = {wanted!r} but {checkpoint.path} was trained with {saved!r}: restore "
+                "the "
                 "old value, or start again in another --out."
             )
     if checkpoint.iteration > config.iterations:

@@ -1,7 +1,7 @@
 """``TrainState``: everything that changes while a run trains, and how it is saved and restored.
 
-Two states with equal ``state_dict`` continue to the same bits on a CPU, so every value that the next step depends on lives here, and
-every random draw of a run comes from the generators here.
+Two states with equal ``state_dict`` continue to the same bits on a CPU, so every value that the next step depends on
+lives here, and every random draw of a run comes from the generators here.
 """
 
 from __future__ import annotations
@@ -49,8 +49,10 @@ class TrainState:
     """Seconds in the loop, summed over all resumes."""
 
     def next_view(self, count: int) -> int:
-        """The training view of the next render. Each of ``count`` views comes once in random order, then again in a new order."""
-        # The next permutation is drawn early enough that the coming views are always known. Nothing else uses this generator.
+        """The training view of the next render. Each of ``count`` views comes once in random order, then again in a new
+        order."""
+        # The next permutation is drawn early enough that the coming views are always known. Nothing else uses this
+        # generator.
         while len(self.view_order) <= READ_AHEAD:
             self.view_order = torch.randperm(count, generator=self.view_generator).tolist() + self.view_order
         return self.view_order.pop()
@@ -74,7 +76,8 @@ class TrainState:
         self.smoothed[name] = _SMOOTHING * past + (1.0 - _SMOOTHING) * value
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors, numbers, text, lists and dicts only, so that a checkpoint loads with ``weights_only=True``. Tensors are not copied."""
+        """Tensors, numbers, text, lists and dicts only, so that a checkpoint loads with ``weights_only=True``. Tensors
+        are not copied."""
         return {
             "iteration": self.iteration,
             "elapsed_s": self.elapsed_s,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from gs_train.cameras.camera import Camera
 from gs_train.model.gaussians import GaussianModel
@@ -78,7 +79,8 @@ class TrainingViews:
         Returns:
             [H, W, 3] float32, 0 to 1; and pixel weights [H, W, 1], 0 to 1, or None if every pixel counts fully.
         """
-        pixels = self._images.get(index, self._downscale)
+        with record_function("gs_train::photo"):
+            pixels = self._images.get(index, self._downscale)
         return composite(pixels, background), pixel_weights(pixels, background.device)
 
     def render(self, model: GaussianModel, index: int, background: Tensor) -> RenderOutput:

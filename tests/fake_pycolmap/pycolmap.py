@@ -1,8 +1,9 @@
-"""A pycolmap that finds whatever it is told to: the calls that ``prepare_worker.py`` makes, on a real database, without any vision.
+"""A fake pycolmap: it answers the calls of ``prepare/worker.py`` with given results, on a real database.
 
-Tests put this folder on the path of ``gs-train prepare``. In the environment, FAKE_PYCOLMAP is JSON: ``log`` (a file that gets one line a
-call), ``crash`` and ``hang`` (the call that does so after half of its work), ``matching`` and ``registered`` (how many photos do) and
-``stray`` (the first photo's camera lies beyond all bounds).
+Tests put this folder on the path of ``gs-train prepare``. The environment variable FAKE_PYCOLMAP holds JSON: ``log`` (a
+file that gets one line per call), ``crash`` and ``hang`` (the call that crashes or hangs after half of its work),
+``matching`` (number of pairs that match), ``registered`` (number of photos with a pose) and ``stray`` (the first
+photo's camera lies absurdly far away).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 from colmap_files import Model
 
-TOLD: dict[str, Any] = json.loads(os.environ["FAKE_PYCOLMAP"])
+SETTINGS: dict[str, Any] = json.loads(os.environ["FAKE_PYCOLMAP"])
 TABLES = (
     "images (image_id INTEGER PRIMARY KEY, name TEXT, camera INTEGER)",
     "keypoints (image_id INTEGER PRIMARY KEY)",
@@ -31,7 +32,7 @@ ImageReaderOptions = FeatureExtractionOptions = ImportedPairingOptions = SimpleN
 
 
 def set_random_seed(_seed: int) -> None:
-    """Nothing is random here."""
+    """The fake has no random numbers."""
 
 
 def TwoViewGeometryOptions() -> SimpleNamespace:
@@ -82,7 +83,7 @@ def match_image_pairs(
     with sqlite3.connect(database) as connection:
         there = {pair for (pair,) in connection.execute("SELECT pair FROM two_view_geometries")}
     rows = [
-        (pair, 20 * (number < TOLD.get("matching", len(pairs))))
+        (pair, 20 * (number < SETTINGS.get("matching", len(pairs))))
         for number, pair in enumerate(pairs)
         if pair not in there
     ]
@@ -101,7 +102,7 @@ def incremental_mapping(
     assert Path(images).is_dir() and Path(output).is_dir() and options.random_seed == 0
     with sqlite3.connect(database) as connection:
         names = [name for (name,) in connection.execute("SELECT name FROM images ORDER BY name")]
-    count = TOLD.get("registered", len(names))
+    count = SETTINGS.get("registered", len(names))
     _log("incremental_mapping", count)
     _break("incremental_mapping")
     if count == 0:
@@ -115,7 +116,7 @@ def incremental_mapping(
 class _Reconstruction:
     def __init__(self, names: list[str]) -> None:
         poses = [(i, (1.0, 0.0, 0.0, 0.0), (0.1 * i, 0.0, 0.0), 1, name) for i, name in enumerate(names, 1)]
-        if TOLD.get("stray"):
+        if SETTINGS.get("stray"):
             poses[0] = (*poses[0][:2], (-6e25, 0.0, 1e25), *poses[0][3:])
         self.model = Model(cameras=[(1, 0, 40, 30, (42.0, 20.0, 15.0))], images=poses)
 
@@ -146,7 +147,7 @@ class _Reconstruction:
 
 
 def _work(call: str, database: str, statement: str, rows: list[tuple[Any, ...]]) -> None:
-    """Half of the rows, the break if there is to be one, and the other half."""
+    """Insert half of the rows, break if the settings say so, and insert the other half."""
     _log(call, len(rows))
     half = len(rows) // 2
     for part in (rows[:half], rows[half:]):
@@ -157,13 +158,13 @@ def _work(call: str, database: str, statement: str, rows: list[tuple[Any, ...]])
 
 
 def _break(call: str) -> None:
-    if TOLD.get("crash") == call:
+    if SETTINGS.get("crash") == call:
         os._exit(77)
-    if TOLD.get("hang") == call:
+    if SETTINGS.get("hang") == call:
         _log("hanging", os.getpid())
         time.sleep(600)
 
 
 def _log(call: str, count: int) -> None:
-    with Path(TOLD["log"]).open("a") as file:
+    with Path(SETTINGS["log"]).open("a") as file:
         file.write(f"{call} {count}\n")
