@@ -20,15 +20,12 @@ FLAGS = {
         --init-from --exposure --refine-poses --no-refine-poses --depth-weight --seed
         --image-cache-gb --save-every --keep --log-every
         --images --masks --alpha --resolution --test-every --skip-missing --no-skip-missing --allow-outside
-        --no-allow-outside
-        --undistort
+        --no-allow-outside --undistort
         --optimizer.xyz-lr-init --optimizer.xyz-lr-final --optimizer.xyz-lr-delay-steps --optimizer.xyz-lr-delay-mult
         --optimizer.xyz-lr-max-steps --optimizer.f-dc-lr --optimizer.f-rest-lr --optimizer.opacity-lr
-        --optimizer.scaling-lr
-        --optimizer.rotation-lr --optimizer.f-rest-interval --optimizer.visible-only --optimizer.no-visible-only
+        --optimizer.scaling-lr --optimizer.rotation-lr
         --density.kind --density.from-iteration --density.until-iteration --density.refine-until-iteration
-        --density.interval
-        --density.opacity-reset-interval --density.grad-threshold --density.absgrad-threshold --density.percent-dense
+        --density.interval --density.opacity-reset-interval --density.grad-threshold --density.absgrad-threshold --density.percent-dense
         --density.min-opacity --density.reset-opacity-to --density.max-world-scale --density.growth --density.noise-lr
         --density.opacity-reg --density.scale-reg --density.score-views --density.high-error --density.min-contribution
     """,

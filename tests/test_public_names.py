@@ -31,7 +31,8 @@ statements = [
     "from gs_train import TrainConfig, load_scene",
     "from gs_train import train",
 ]
-orders = [*itertools.permutations(statements, 2), *itertools.permutations(statements[1:4] + statements[5:]), statements[::-1]]
+orders = [*itertools.permutations(statements, 2), *itertools.permutations(statements[1:4] + statements[5:])]
+orders.append(statements[::-1])
 for order in orders:
     for name in [name for name in sys.modules if name.partition(".")[0] == "gs_train"]:
         del sys.modules[name]

@@ -64,5 +64,6 @@ def test_config_names_the_flag(name: str, value: float) -> None:
 
 
 def test_the_config_classes_do_not_import_torch() -> None:
-    code = "import gs_train.model.schedule, gs_train.density.config, sys; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    code = "import gs_train.model.schedule, gs_train.density.config, sys; "
+    code += "sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
