@@ -25,7 +25,8 @@ FLAGS = {
         --optimizer.xyz-lr-max-steps --optimizer.f-dc-lr --optimizer.f-rest-lr --optimizer.opacity-lr
         --optimizer.scaling-lr --optimizer.rotation-lr
         --density.kind --density.from-iteration --density.until-iteration --density.refine-until-iteration
-        --density.interval --density.opacity-reset-interval --density.grad-threshold --density.absgrad-threshold --density.percent-dense
+        --density.interval --density.opacity-reset-interval --density.grad-threshold --density.absgrad-threshold
+        --density.percent-dense
         --density.min-opacity --density.reset-opacity-to --density.max-world-scale --density.growth --density.noise-lr
         --density.opacity-reg --density.scale-reg --density.score-views --density.high-error --density.min-contribution
     """,
