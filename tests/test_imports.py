@@ -7,8 +7,10 @@ has to be importable for the test to run. Every rule is also shown a source that
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pytest
@@ -107,6 +109,46 @@ def test_arrows(path: Path) -> None:
 def test_every_package_has_a_rule() -> None:
     owners = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in modules()}
     assert owners <= MAY_IMPORT.keys() | UNRESTRICTED
+
+
+def circle_in(arrows: Mapping[str, Iterable[str]]) -> list[str]:
+    """One circle of imports, as the names on it; empty if there is none."""
+    sorter = graphlib.TopologicalSorter(arrows)
+    try:
+        sorter.prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def owner_of(name: str) -> str:
+    return ".".join(name.split(".")[:2])
+
+
+def test_no_circle_of_packages_or_modules() -> None:
+    """Every import counts, also imports inside functions and type-checking blocks."""
+    known = {module_name(path): path for path in modules()}
+    arrows: dict[str, set[str]] = {}
+    for module, path in known.items():
+        if module in ("gs_train", "gs_train.__main__"):
+            continue
+        names = imports_of(path.read_text(encoding="utf-8"), module, path.name == "__init__.py")
+        # ``from a import b`` gives ``a.b``, where b is a module or a name in the module a.
+        targets = {name if name in known else name.rpartition(".")[0] for name in names}
+        arrows[module] = {target for target in targets if target in known and target not in (module, "gs_train")}
+    packages: dict[str, set[str]] = {}
+    for module, targets in arrows.items():
+        own = owner_of(module)
+        packages.setdefault(own, set()).update(owner_of(target) for target in targets if owner_of(target) != own)
+    assert circle_in(packages) == []
+    # The registry of controllers names the type of the controllers, which read their settings, which read the registry.
+    arrows["gs_train.density.registry"].discard("gs_train.density.types")
+    assert circle_in(arrows) == []
+
+
+def test_a_circle_is_seen() -> None:
+    assert set(circle_in({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}})) == {"a", "b", "c"}
+    assert circle_in({"a": {"b", "c"}, "b": {"c"}}) == []
 
 
 @pytest.mark.parametrize(
