@@ -1,9 +1,9 @@
-"""Train with and without --antialiased at half the photos' size, and measure the test views at half, once and twice that size.
+"""Trains with and without --antialiased at half the photos' size; measures test PSNR at half, once and twice the training size.
 
     python scripts/bench_antialiased.py SCENE [-- FLAGS OF gs-train train]
 
-The photos are resized to each size, so that what is compared with is what a camera of that resolution would have seen. 3000 iterations
-of the default preset unless the flags say otherwise. Prints a Markdown table.
+Renders of each size are compared with photos resized to that size. Training takes 3000 iterations of the default preset unless the flags
+change that. Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -13,30 +13,29 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from gs_train.evaluate.evaluate import evaluate
-from gs_train.flags import TrainCommand, parse
-from gs_train.render.select import select_rasterizer
+from gs_train.commands.train import TrainCommand
+from gs_train.evaluate.evaluate import evaluate_splat
+from gs_train.flags import parse
+from gs_train.run.open import open_splat
 from gs_train.scene.load import load_scene
 from gs_train.training.loop import train
 
 
-def measure(scene_path: str, flags: list[str]) -> list[float]:
-    """Test PSNR in dB at half, once and twice the size trained at."""
-    command = parse(["train", scene_path, "--iterations", "3000", "--resolution", "2", *flags])
+def measure(scene: Path, flags: list[str]) -> list[float]:
+    """Test PSNR in dB at half, once and twice the training size."""
+    command = parse(["train", str(scene), "--iterations", "3000", "--resolution", "2", *flags])
     assert isinstance(command, TrainCommand)
     config = command.config
-    rasterizer = select_rasterizer(config.device, lambda _: None, antialiased=config.antialiased).rasterizer
-    psnr = []
+    psnr_db = []
     with tempfile.TemporaryDirectory() as folder:
-        state = train(load_scene(Path(scene_path), config.scene), config, Path(folder) / "run")
+        run = Path(folder) / "run"
+        train(load_scene(scene, config.scene), config, run)
+        opened = open_splat(run)
+        selection = opened.select_rasterizer()
         for resolution in (4, 2, 1):
-            views = load_scene(Path(scene_path), replace(config.scene, resolution=resolution)).test_views
-            psnr.append(
-                evaluate(
-                    state.model, views, rasterizer, background=state.background.eval_color(), renders=Path(folder)
-                ).mean.psnr
-            )
-    return psnr
+            views = load_scene(scene, replace(config.scene, resolution=resolution)).test_views
+            psnr_db.append(evaluate_splat(opened, views, selection, renders=Path(folder)).mean.psnr)
+    return psnr_db
 
 
 def main() -> None:
@@ -44,14 +43,11 @@ def main() -> None:
     split = arguments.index("--") if "--" in arguments else len(arguments)
     if split != 1 or arguments[0] in ("-h", "--help"):
         raise SystemExit(__doc__)
-    scene, flags = arguments[0], arguments[split + 1 :]
+    scene, flags = Path(arguments[0]), arguments[split + 1 :]
     plain, antialiased = measure(scene, flags), measure(scene, [*flags, "--antialiased"])
-    print(f"\n{Path(scene).name}, test PSNR, dB, at the size trained at times\n\n| | 1/2 | 1 | 2 |\n|---|---|---|---|")
-    for name, values in (
-        ("plain", plain),
-        ("--antialiased", antialiased),
-        ("gain", [b - a for a, b in zip(plain, antialiased, strict=True)]),
-    ):
+    gain = [b - a for a, b in zip(plain, antialiased, strict=True)]
+    print(f"\n{scene.name}, test PSNR, dB; size relative to the training\n\n| | 1/2 | 1 | 2 |\n|---|---|---|---|")
+    for name, values in (("plain", plain), ("--antialiased", antialiased), ("gain", gain)):
         print(f"| {name} | " + " | ".join(f"{value:.2f}" for value in values) + " |")
 
 

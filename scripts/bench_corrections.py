@@ -1,11 +1,11 @@
-"""What learned exposures and refined poses win back on a scene that was spoilt on purpose, and what they cost on one that was not.
+"""Measures exposure correction and pose refinement: their gain on a scene with synthetic errors, their cost on a scene without errors.
 
     python scripts/bench_corrections.py [--iterations 1500] [--preset default] [--seeds 0 1]
 
-Writes the sample scene, and trains it as it is; with every photo brightened or darkened by up to 30 %; and with every training camera
-turned by 0.5 degrees and moved by 1 % of the extent (root mean square), in random directions that cancel out over all. Test photos are
-spoilt like the others (colours are matched before they are compared), test cameras are not. Prints a Markdown table of means over the
-seeds.
+Trains the sample scene in three versions: unchanged; with every photo brightened or darkened by up to 30 %; with every training camera
+turned by 0.5 degrees and moved by 1 % of the extent (root mean square), in random directions whose mean over the cameras is zero. Test
+photos have the same exposure errors (the metrics match colours first), test cameras have no errors. Prints a Markdown table of means over
+the seeds.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from scipy.spatial.transform import Rotation
 from gs_train.cameras.poses import camera_centre, pose_at
 from gs_train.config.settings import TrainConfig
 from gs_train.config.toml import load_preset
-from gs_train.evaluate.evaluate import evaluate
+from gs_train.evaluate.evaluate import evaluate_splat
 from gs_train.evaluate.metrics import ViewMetrics
-from gs_train.render.select import select_rasterizer
+from gs_train.run.open import open_splat
 from gs_train.sample.scene import write_sample_scene
 from gs_train.scene.load import SceneConfig, load_scene
 from gs_train.scene.types import Scene, View
@@ -34,7 +34,7 @@ GAIN, ANGLE_DEG, SHIFT = 0.3, 0.5, 0.01
 
 
 def with_gains(scene: Scene, folder: Path, seed: int) -> Scene:
-    """The scene with other photos: each one's colours times 0.7 to 1.3."""
+    """A copy of the scene whose photos are multiplied by factors from 0.7 to 1.3, written to ``folder``."""
     random = np.random.default_rng(seed)
 
     def spoil(view: View) -> View:
@@ -50,11 +50,11 @@ def with_gains(scene: Scene, folder: Path, seed: int) -> Scene:
 
 
 def with_wrong_poses(scene: Scene, seed: int) -> Scene:
-    """The scene with its training cameras turned about their centres and moved, along the world's axes."""
+    """A copy of the scene whose training cameras are turned about their centres and moved."""
     random = np.random.default_rng(seed)
 
     def directions() -> np.ndarray:
-        # What all cameras have in common is another frame for the whole scene, which no photo could tell.
+        # A common change of all cameras only moves the world frame; no photo shows it, so the mean is removed.
         vectors = random.normal(size=(len(scene.train_views), 3))
         vectors -= vectors.mean(axis=0)
         return vectors / np.sqrt((vectors**2).sum(axis=1).mean())
@@ -69,23 +69,20 @@ def with_wrong_poses(scene: Scene, seed: int) -> Scene:
 
 
 def measure(scene: Scene, config: TrainConfig) -> ViewMetrics:
+    """Train, then return the mean metrics of the test views."""
     with tempfile.TemporaryDirectory() as folder:
-        state = train(scene, config, Path(folder) / "run")
-        rasterizer = select_rasterizer(config.device, lambda _: None, antialiased=config.antialiased).rasterizer
-        return evaluate(
-            state.model,
-            scene.test_views,
-            rasterizer,
-            background=state.background.eval_color(),
-            renders=Path(folder) / "renders",
-        ).mean
+        run = Path(folder) / "run"
+        train(scene, config, run)
+        opened = open_splat(run)
+        selection = opened.select_rasterizer()
+        return evaluate_splat(opened, scene.test_views, selection, renders=Path(folder) / "renders").mean
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--iterations", type=int, default=1500)
-    parser.add_argument("--preset", default="default")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--iterations", type=int, default=1500, help="of each training")
+    parser.add_argument("--preset", default="default", help="settings to start from")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds to train with")
     arguments = parser.parse_args()
     rows: dict[str, list[ViewMetrics]] = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -1,9 +1,9 @@
-"""What masks are worth: a disc that is somewhere else in every training photo of the sample scene, trained with its masks and without.
+"""Measures the benefit of masks: the sample scene with a disc at another place in each training photo, trained with and without masks.
 
     python scripts/bench_masks.py OUT [-- FLAGS OF gs-train train]
 
-The test photos are clean, so a ghost of the disc costs PSNR there. 600 iterations of the preset fast unless the flags say otherwise. Writes
-the scene and the renders beside their photos to OUT, a new folder, and prints a Markdown table.
+The test photos show no disc, so a ghost of it lowers their PSNR. Training takes 600 iterations of the preset fast unless the flags change
+that. Writes the scenes and the runs to OUT, a new folder, and prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from gs_train.evaluate.evaluate import Evaluation, evaluate
-from gs_train.flags import TrainCommand, parse
-from gs_train.render.select import select_rasterizer
+from gs_train.commands.train import TrainCommand
+from gs_train.evaluate.evaluate import evaluate_splat
+from gs_train.evaluate.metrics import ViewMetrics
+from gs_train.flags import parse
+from gs_train.run.open import open_splat
 from gs_train.sample.scene import write_sample_scene
 from gs_train.scene.load import SceneConfig, load_scene
 from gs_train.training.loop import train
@@ -27,7 +29,7 @@ COLOUR = (235, 30, 190)
 
 
 def write_scene(folder: Path) -> None:
-    """The sample scene with a disc in every training photo, and a mask over it."""
+    """Write the sample scene with a disc in every training photo, and a mask over the disc."""
     write_sample_scene(folder, views=40, width=160, height=120, points=3000)
     rng = np.random.default_rng(0)
     for view in load_scene(folder, SceneConfig()).train_views:
@@ -42,17 +44,14 @@ def write_scene(folder: Path) -> None:
         Image.fromarray(np.where(disc, np.uint8(0), np.uint8(255))).save(mask)
 
 
-def measure(scene: Path, out: Path, flags: list[str]) -> Evaluation:
-    """Train, and measure on the clean test photos."""
+def measure(scene: Path, out: Path, flags: list[str]) -> ViewMetrics:
+    """Train, then return the mean metrics of the test photos."""
     command = parse(["train", str(scene), "--preset", "fast", "--iterations", "600", *flags])
     assert isinstance(command, TrainCommand)
-    config = replace(command.config, save_every=command.config.iterations)
-    loaded = load_scene(scene, config.scene)
-    state = train(loaded, config, out)
-    rasterizer = select_rasterizer(config.device, lambda _: None, antialiased=config.antialiased).rasterizer
-    return evaluate(
-        state.model, loaded.test_views, rasterizer, background=state.background.eval_color(), renders=out / "renders"
-    )
+    train(load_scene(scene, command.config.scene), replace(command.config, save_every=command.config.iterations), out)
+    opened = open_splat(out)
+    views = opened.load_scene().test_views
+    return evaluate_splat(opened, views, opened.select_rasterizer(), renders=out / "renders").mean
 
 
 def main() -> None:
@@ -63,11 +62,10 @@ def main() -> None:
     out, flags = Path(arguments[0]), arguments[split + 1 :]
     write_scene(out / "masked")
     shutil.copytree(out / "masked", out / "unmasked", ignore=shutil.ignore_patterns("masks"))
-    found = {name: measure(out / name, out / f"run_{name}", flags) for name in ("unmasked", "masked")}
+    unmasked, masked = (measure(out / name, out / f"run_{name}", flags) for name in ("unmasked", "masked"))
     print("\n| the disc is | test PSNR, dB | test SSIM |\n|---|---|---|")
-    for name, evaluation in found.items():
-        print(f"| {name} | {evaluation.mean.psnr:.2f} | {evaluation.mean.ssim:.4f} |")
-    masked, unmasked = found["masked"].mean, found["unmasked"].mean
+    print(f"| unmasked | {unmasked.psnr:.2f} | {unmasked.ssim:.4f} |")
+    print(f"| masked | {masked.psnr:.2f} | {masked.ssim:.4f} |")
     print(f"| gain | {masked.psnr - unmasked.psnr:.2f} | {masked.ssim - unmasked.ssim:.4f} |")
 
 

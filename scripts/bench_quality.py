@@ -1,13 +1,13 @@
-"""Train presets beside each other, measure the test views on the way, and draw quality against seconds.
+"""Trains several presets, measures the test views during training, and plots quality against seconds.
 
     python scripts/bench_quality.py SCENE --presets fast,default
     python scripts/bench_quality.py SCENE --presets "fast,default --density.kind mcmc --max-gaussians 60000" --minutes 10 --seeds 0 1 2
     python scripts/bench_quality.py SCENE --presets paper,fast --plot docs/quality.png -- --iterations 6000
 
-Each entry of --presets is a preset and, after it, flags of `gs-train train`; the flags after -- go to all of them, before their own.
-Every training is a process of its own, so that its memory can be told. The clock stops while the test views are measured, so seconds are
-those of the training loop. With --minutes a training ends there, finished or not. Rows with more than one seed show the mean and, in
-brackets, lowest to highest.
+Each entry of --presets is a preset, optionally followed by flags of `gs-train train`; the flags after -- apply to all entries, before
+their own flags. Each training runs in a separate process, so that its peak memory can be measured. The clock stops during evaluation, so
+seconds cover the training loop only. --minutes ends each training at that time. Rows with more than one seed show the mean and, in
+brackets, the lowest and highest value.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gs_train.model.gaussians import GaussianModel
     from gs_train.training.state import TrainState
 
 MARKS = 10
-"""How often a training is measured, the end included."""
+"""Evaluations per training, the last one at its end."""
 COLUMNS = (
     "PSNR, dB",
     "colour matched, dB",
@@ -41,10 +42,11 @@ COLUMNS = (
 
 
 def train_one(scene_path: str, flags: list[str], minutes: float | None, result: Path) -> None:
-    """Train once, and write what was measured at the marks as JSON: a list of dicts."""
+    """Train once. Write the measurements at the marks as JSON: a list of dicts with the keys of ``COLUMNS``."""
+    from gs_train.commands.train import TrainCommand
     from gs_train.evaluate.evaluate import evaluate
-    from gs_train.flags import TrainCommand, parse
-    from gs_train.formats.ply import write_ply
+    from gs_train.flags import parse
+    from gs_train.machine import peak_memory
     from gs_train.render.select import select_rasterizer
     from gs_train.scene.load import load_scene
     from gs_train.training.loop import train
@@ -53,59 +55,49 @@ def train_one(scene_path: str, flags: list[str], minutes: float | None, result: 
     assert isinstance(command, TrainCommand)
     config = command.config
     scene = load_scene(Path(scene_path), config.scene)
+    views = scene.test_views or scene.train_views
     rasterizer = select_rasterizer(config.device, lambda _: None, antialiased=config.antialiased).rasterizer
     measured: list[dict[str, Any]] = []
-    looking_s, limit_s = 0.0, None if minutes is None else 60.0 * minutes
+    evaluating_s, limit_s = 0.0, None if minutes is None else 60.0 * minutes
     ended = False
-
-    def seconds(state: TrainState) -> float:
-        return state.elapsed_s - looking_s
 
     def progress(state: TrainState) -> float:
         by_iterations = state.iteration / config.iterations
-        return by_iterations if limit_s is None else max(seconds(state) / limit_s, float(by_iterations == 1.0))
+        seconds = state.elapsed_s - evaluating_s
+        return by_iterations if limit_s is None else max(seconds / limit_s, float(by_iterations == 1.0))
 
-    def look(state: TrainState) -> None:
-        nonlocal looking_s, ended
+    def measure_at_mark(state: TrainState) -> None:
+        nonlocal evaluating_s, ended
         if ended or progress(state) < (len(measured) + 1) / MARKS:
             return
-        at_s, began_s = seconds(state), time.perf_counter()
+        seconds, began_s = state.elapsed_s - evaluating_s, time.perf_counter()
         ended = progress(state) >= 1.0
         with tempfile.TemporaryDirectory() as folder:
-            views = scene.test_views or scene.train_views
-            quality = evaluate(
-                state.model, views, rasterizer, background=state.background.eval_color(), renders=Path(folder)
-            ).mean
-            write_ply(Path(folder) / "splat.ply", state.model.to_splat_data())
-            size_mib = (Path(folder) / "splat.ply").stat().st_size / 2**20
-        row = (
-            quality.psnr,
-            quality.psnr_colour_matched,
-            quality.ssim,
-            len(state.model),
-            size_mib,
-            state.iteration,
-            at_s,
-            peak_mib(),
-        )
+            background = state.background.eval_color()
+            mean = evaluate(state.model, views, rasterizer, background=background, renders=Path(folder)).mean
+        size_mib = splat_mib(state.model)
+        quality = (mean.psnr, mean.psnr_colour_matched, mean.ssim)
+        row = (*quality, len(state.model), size_mib, state.iteration, seconds, (peak_memory() or 0) / 2**20)
         measured.append(dict(zip(COLUMNS, row, strict=True)))
         result.write_text(json.dumps(measured))
-        looking_s += time.perf_counter() - began_s
+        evaluating_s += time.perf_counter() - began_s
 
     with tempfile.TemporaryDirectory() as out:
-        train(scene, config, Path(out) / "run", after_step=[look], should_stop=lambda: ended, notify=lambda _: None)
+        train(scene, config, Path(out) / "run", after_step=[measure_at_mark], should_stop=lambda: ended)
 
 
-def peak_mib() -> float:
-    """Largest resident size of this process so far."""
-    import resource
+def splat_mib(model: GaussianModel) -> float:
+    """Size of the model as a .ply file, MiB."""
+    from gs_train.formats.registry import write_splat
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "splat.ply"
+        write_splat(file, model.to_splat_data())
+        return file.stat().st_size / 2**20
 
 
 def measure(scene: str, entry: str, shared: list[str], seed: int, minutes: float | None) -> list[dict[str, Any]]:
-    """One training in a process of its own."""
+    """Train and measure once, in a separate process."""
     preset, *own = entry.split()
     flags = ["--preset", preset, *shared, *own, "--seed", str(seed)]
     with tempfile.TemporaryDirectory() as folder:
@@ -123,7 +115,7 @@ def measure(scene: str, entry: str, shared: list[str], seed: int, minutes: float
 
 
 def table(results: dict[str, list[list[dict[str, Any]]]]) -> str:
-    """The last mark of every entry."""
+    """Markdown table of the last mark of each entry."""
     lines = ["| preset | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
     for entry, runs in results.items():
         cells = []
@@ -139,7 +131,7 @@ def table(results: dict[str, list[list[dict[str, Any]]]]) -> str:
 
 
 def curves(results: dict[str, list[list[dict[str, Any]]]]) -> str:
-    """PSNR at every mark, mean over the seeds."""
+    """Markdown table of the PSNR at every mark, mean over the seeds."""
     lines = [
         "| preset | " + " | ".join(f"{number}/{MARKS}" for number in range(1, MARKS + 1)) + " |",
         "|---" * (MARKS + 1) + "|",
@@ -178,11 +170,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scene", metavar="SCENE", help="scene folder")
     parser.add_argument(
-        "--presets", required=True, help="presets, with commas between them; flags of gs-train train may follow each"
+        "--presets", required=True, help="presets, separated by commas; flags of gs-train train may follow each"
     )
-    parser.add_argument("--minutes", type=float, help="end each training after so many minutes")
+    parser.add_argument("--minutes", type=float, help="end each training at this time")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds to train with")
-    parser.add_argument("--plot", type=Path, help="draw test PSNR against seconds into this file; needs matplotlib")
+    parser.add_argument("--plot", type=Path, help="plot test PSNR against seconds into this file; needs matplotlib")
     shared = sys.argv[sys.argv.index("--") + 1 :] if "--" in sys.argv else []
     arguments = parser.parse_args(sys.argv[1 : len(sys.argv) - len(shared) - ("--" in sys.argv)])
     entries = [entry.strip() for entry in arguments.presets.split(",")]
@@ -190,9 +182,10 @@ def main() -> None:
     for seed in arguments.seeds:
         for entry in entries:
             results[entry].append(measure(arguments.scene, entry, shared, seed, arguments.minutes))
-    message = f"{Path(arguments.scene).name}, seeds {', '.join(map(str, arguments.seeds))}; flags for all: {' '.join(shared) or 'none'}"
-    print(f"{message}. {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}.\n")
-    print(f"{table(results)}\n\nTest PSNR on the way, dB:\n\n{curves(results)}")
+    seeds, flags_for_all = ", ".join(map(str, arguments.seeds)), " ".join(shared) or "none"
+    print(f"{Path(arguments.scene).name}, seeds {seeds}; flags for all: {flags_for_all}.")
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}.\n")
+    print(f"{table(results)}\n\nTest PSNR during training, dB:\n\n{curves(results)}")
     if arguments.plot is not None:
         draw(results, arguments.scene, arguments.plot)
 

@@ -1,9 +1,9 @@
-"""Train and evaluate scenes, and print the table of figures that the README shows.
+"""Trains and evaluates scenes, and prints the table of figures in the README.
 
     python scripts/figures.py SCENE [SCENE ...] [-- FLAGS OF gs-train train]
 
-Each scene is trained into runs/figures/NAME by `gs-train train`, with the default preset and 2000 iterations unless the flags say
-otherwise, and evaluated by `gs-train eval`. Seconds are those of the whole training process, memory is its largest resident size.
+`gs-train train` trains each scene into runs/figures/NAME, with the default preset and 2000 iterations unless the flags change that;
+`gs-train eval` evaluates it. Seconds and peak memory (the largest resident size) are those of the whole training process.
 """
 
 from __future__ import annotations
@@ -25,25 +25,14 @@ HEAD = (
 
 
 def train(scene: Path, run: Path, flags: list[str]) -> tuple[float, float]:
-    """Seconds and MiB that the training process took."""
-    command = [
-        sys.executable,
-        "-m",
-        "gs_train",
-        "train",
-        str(scene),
-        "--out",
-        str(run),
-        "--overwrite",
-        "--iterations",
-        "2000",
-        *flags,
-    ]
+    """Train in a separate process; returns its seconds and its peak memory in MiB."""
+    fixed = ["--out", str(run), "--overwrite", "--iterations", "2000"]
+    command = [sys.executable, "-m", "gs_train", "train", str(scene), *fixed, *flags]
     began_s = time.perf_counter()
     process = subprocess.Popen(command)
     _, status, usage = os.wait4(process.pid, 0)
     if status != 0:
-        raise SystemExit(f"training {scene} failed; see what it said above")
+        raise SystemExit(f"training {scene} failed; see its output above")
     return time.perf_counter() - began_s, usage.ru_maxrss / 1024
 
 
