@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``gs-train`` and exit.
 
     Args:
-        arguments: without the program's name; those of the process if None.
+        arguments: without the program's name; ``sys.argv`` if None.
     """
     escape_unprintable()
     try:

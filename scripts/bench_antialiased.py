@@ -1,9 +1,9 @@
-"""Trains with and without --antialiased at half the photos' size; measures test PSNR at half, once and twice the training size.
+"""Trains with and without --antialiased at half the photos' size, and measures test PSNR at three sizes.
 
     python scripts/bench_antialiased.py SCENE [-- FLAGS OF gs-train train]
 
-Renders of each size are compared with photos resized to that size. Training takes 3000 iterations of the default preset unless the flags
-change that. Prints a Markdown table.
+The sizes are half, once and twice the training size. Renders are compared with photos resized to that size. Training
+takes 3000 iterations of the default preset unless the flags change that. Prints a Markdown table.
 """
 
 from __future__ import annotations

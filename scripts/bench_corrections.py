@@ -1,11 +1,11 @@
-"""Measures exposure correction and pose refinement: their gain on a scene with synthetic errors, their cost on a scene without errors.
+"""Measures exposure correction and pose refinement on a scene with synthetic errors, and on one without errors.
 
     python scripts/bench_corrections.py [--iterations 1500] [--preset default] [--seeds 0 1]
 
-Trains the sample scene in three versions: unchanged; with every photo brightened or darkened by up to 30 %; with every training camera
-turned by 0.5 degrees and moved by 1 % of the extent (root mean square), in random directions whose mean over the cameras is zero. Test
-photos have the same exposure errors (the metrics match colours first), test cameras have no errors. Prints a Markdown table of means over
-the seeds.
+Trains the sample scene in three versions: unchanged; with every photo brightened or darkened by up to 30 %; with
+every training camera turned by 0.5 degrees and moved by 1 % of the extent (root mean square), in random directions
+whose mean over the cameras is zero. Test photos have the same exposure errors (the metrics match colours first), test
+cameras have no errors. Prints a Markdown table of means over the seeds.
 """
 
 from __future__ import annotations

@@ -5,10 +5,11 @@
     python scripts/bench_cpu.py --plot docs/scaling.png    time against the number of Gaussians; needs matplotlib
     python scripts/bench_cpu.py --compare main~3 main      two revisions in alternation, each in its own worktree
 
-The scene is random: Gaussians fill the view, with lognormal sizes that shrink as their number grows, so that the number of pairs of a pixel
-and a Gaussian changes little. Times are medians in milliseconds over the repetitions, after three iterations that load the kernels and
-touch the memory. The parts are the profiler ranges ``gs_train::...`` of the rasterizer and the loss. The limits of the machine are in
-cpu_limits.py. --compare runs this file unchanged on the packages of other revisions.
+The scene is random: Gaussians fill the view, with lognormal sizes that shrink as their number grows, so that the
+number of pairs of a pixel and a Gaussian changes little. Times are medians in milliseconds over the repetitions,
+after three iterations that load the kernels and touch the memory. The parts are the profiler ranges ``gs_train::...``
+of the rasterizer and the loss. The limits of the machine are in cpu_limits.py. --compare runs this file unchanged on
+the packages of other revisions.
 """
 
 from __future__ import annotations
@@ -29,10 +30,13 @@ from cpu_limits import copy_bandwidth_gbs, fma_peak_gflops, least_megabytes, sec
 SIZES, IMAGES = (10_000, 100_000, 500_000, 1_000_000), ("320x240", "640x480", "1280x720")
 PLOTTED = (100_000, 200_000, 400_000, 700_000, 1_000_000)
 PARTS = ("projection", "binning", "blending", "loss", "blending backward", "projection backward", "Adam", "statistics")
-FIGURES = ("blending, share of peak", "and backward", "other than blending and binning", "projection, GB/s", "and backward", "loss", "Adam",
-           "pairs evaluated / blended per pixel", "pairs with tiles")  # fmt: skip
+FIGURES = (
+    *("blending, share of peak", "and backward", "other than blending and binning"),
+    *("projection, GB/s", "and backward", "loss", "Adam"),
+    *("pairs evaluated / blended per pixel", "pairs with tiles"),
+)
 RANGE = "gs_train::"
-UNTIMED = 3  # iterations before the timed ones
+UNTIMED = 3  # iterations before the first timed iteration
 FLOP_FORWARD, FLOP_BACKWARD = 30, 57  # per evaluated pair of a pixel and a Gaussian
 
 
@@ -90,7 +94,7 @@ class Iteration:
 
 
 def random_model(gaussians: int, tangent_x: float, tangent_y: float, g: Any) -> Any:
-    """A model whose Gaussians fill a view of these widths at depth 1, at depths from 2 to 8, seen from the origin along +z."""
+    """A model whose Gaussians fill a view along +z at depths from 2 to 8; the tangents are its extents at depth 1."""
     import torch
 
     from gs_train.model.gaussians import GaussianModel
@@ -185,7 +189,10 @@ def figures(case: Iteration, load: dict[str, int], ms: dict[str, float], peak_gf
 
 
 def rasterizer_megabytes(case: Iteration) -> float:
-    """Peak memory of a render and its backward pass, beyond parameters, gradients and moments. Linux only; needs a fresh process."""
+    """Peak memory of a render and its backward pass, beyond parameters, gradients and moments.
+
+    Linux only; it needs a fresh process.
+    """
     import torch
 
     def status(field: str) -> float:
@@ -229,7 +236,7 @@ def start_up() -> tuple[float, ...]:
 
 
 def plot(path: Path, image: str, repetitions: int) -> None:
-    """Plot the times against the number of Gaussians, with a line that grows as visible Gaussians + pairs with tiles."""
+    """Plot the times against the number of Gaussians, beside the growth of visible Gaussians + pairs with tiles."""
     from matplotlib.figure import Figure
 
     axes = (figure := Figure(figsize=(8, 5), layout="constrained")).add_subplot()
@@ -264,7 +271,7 @@ def processor() -> str:
 
 
 def compare(revisions: list[str], arguments: list[str], rounds: int) -> None:
-    """Run this script on two revisions in alternation, A B A B, and print the ratio of whole iterations, pair by pair."""
+    """Run this script on two revisions in alternation, A B A B; print the ratio of the iterations of each pair."""
     with tempfile.TemporaryDirectory() as folder:
         trees = [Path(folder) / f"tree{index}" for index in range(2)]
         for revision, tree in zip(revisions, trees, strict=True):
@@ -293,7 +300,7 @@ def one_iteration(tree: Path, arguments: list[str]) -> float:
 
 
 def package() -> Path:
-    """Where the measured package lies. Call it before torch is imported: the package sets how torch's idle threads wait."""
+    """Path of the measured package. Call this before torch is imported: the package sets how idle threads wait."""
     import gs_train
 
     return Path(gs_train.__file__).resolve()

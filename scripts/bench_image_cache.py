@@ -1,12 +1,13 @@
-"""Trains on more photos than the memory budget holds; compares memory and step times with a training that keeps all photos in memory.
+"""Trains on more photos than the memory budget holds, and on photos in memory, and compares memory and times.
 
-    python scripts/bench_image_cache.py                          # 200 photos of 4000x3000: 7.2 GB of pixels, 1 GB of them in memory
-    python scripts/bench_image_cache.py --photos 40 --budget 0.2
+    python scripts/bench_image_cache.py                            200 photos of 4000x3000: 7.2 GB, 1 GB in memory
+    python scripts/bench_image_cache.py --photos 40 --budget 0.2   40 photos, 0.2 GB in memory
 
-The photos are enlarged photos of the sample scene, with grain. Each training runs in a separate process, so that its peak memory can be
-measured; the compared trainings alternate. Before the first step all photos are looked up once, in order and without reading ahead. A
-scene of few photos measures the memory of Gaussians and rasterizer at this size. A system with free memory keeps written pages in its page
-cache, and reads come from there; so the last training of each round drops these pages after every step.
+The photos are enlarged photos of the sample scene, with grain. Each training runs in a separate process, so that its
+peak memory can be measured; the compared trainings alternate. Before the first step all photos are looked up once, in
+order and without reading ahead. A scene of few photos measures the memory of Gaussians and rasterizer at this size. A
+system with free memory keeps written pages in its page cache, and reads come from there; so the last training of each
+round drops these pages after every step.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def write_scene(folder: Path, photos: int, width: int, height: int) -> None:
 
 
 def train_one(scene_path: Path, budget_gb: float, steps: int, cold: bool) -> dict[str, Any]:
-    """Look all photos up once, train for a few steps, then time ``steps`` more steps; returns the values of ``COLUMNS``."""
+    """Look all photos up once, then train and time the last ``steps`` steps; returns the values of ``COLUMNS``."""
     from torch.profiler import ProfilerActivity, profile
 
     from gs_train.config.settings import TrainConfig
@@ -165,11 +166,7 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=1.0, help="memory for photos, GB")
     parser.add_argument("--steps", type=int, default=60, help="timed steps")
     parser.add_argument("--rounds", type=int, default=2, help="alternations of the compared trainings")
-    parser.add_argument(
-        "--folder",
-        type=Path,
-        help="place of the scene and the decoded photos; the system's temporary folder if not given",
-    )
+    parser.add_argument("--folder", type=Path, help="for the scene and the decoded photos, if not the system's own")
     parser.add_argument("--cold", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -1,9 +1,10 @@
-"""Measures the benefit of masks: the sample scene with a disc at another place in each training photo, trained with and without masks.
+"""Measures the benefit of masks: each training photo of the sample scene shows a disc, masked or not.
 
     python scripts/bench_masks.py OUT [-- FLAGS OF gs-train train]
 
-The test photos show no disc, so a ghost of it lowers their PSNR. Training takes 600 iterations of the preset fast unless the flags change
-that. Writes the scenes and the runs to OUT, a new folder, and prints a Markdown table.
+The disc moves from photo to photo. The test photos show no disc, so a ghost of it lowers their PSNR. Training takes
+600 iterations of the preset fast unless the flags change that. Writes the scenes and the runs to OUT, a new folder,
+and prints a Markdown table.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """Trains several presets, measures the test views during training, and plots quality against seconds.
 
     python scripts/bench_quality.py SCENE --presets fast,default
-    python scripts/bench_quality.py SCENE --presets "fast,default --density.kind mcmc --max-gaussians 60000" --minutes 10 --seeds 0 1 2
+    python scripts/bench_quality.py SCENE --presets "fast,default --density.kind mcmc" --minutes 10 --seeds 0 1 2
     python scripts/bench_quality.py SCENE --presets paper,fast --plot docs/quality.png -- --iterations 6000
 
-Each entry of --presets is a preset, optionally followed by flags of `gs-train train`; the flags after -- apply to all entries, before
-their own flags. Each training runs in a separate process, so that its peak memory can be measured. The clock stops during evaluation, so
-seconds cover the training loop only. --minutes ends each training at that time. Rows with more than one seed show the mean and, in
-brackets, the lowest and highest value.
+Each entry of --presets is a preset, optionally followed by flags of `gs-train train`; the flags after -- apply to all
+entries, before their own flags. Each training runs in a separate process, so that its peak memory can be measured.
+The clock stops during evaluation, so seconds cover the training loop only. --minutes ends each training at that time.
+Rows with more than one seed show the mean and, in brackets, the lowest and highest value.
 """
 
 from __future__ import annotations

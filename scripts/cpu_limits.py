@@ -65,7 +65,7 @@ def least_megabytes(gaussians: int, visible: int, pixels: int) -> dict[str, floa
 
 
 def workload(render: Any) -> dict[str, int]:
-    """Visible Gaussians, pairs of a Gaussian and a tile, and evaluated and blended pairs of a Gaussian and a pixel, in a render."""
+    """The work of a render: visible Gaussians, Gaussian-tile pairs, evaluated and blended Gaussian-pixel pairs."""
     # The autograd node of the rasterizer keeps its buffers for the backward pass.
     records, _, _, (tile_start, tile_stop, pairs, spans), _ = render.alpha.grad_fn.kept
     evaluated, blended = pair_counter()(records, tile_start, tile_stop, pairs, spans, *render.alpha.shape)

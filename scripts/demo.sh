@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs the whole pipeline in one command: set-up, sample scene, training, evaluation, export. Prints the paths of the results.
+# Runs the whole pipeline in one command: set-up, sample scene, training, evaluation, export.
+# Prints the paths of the results.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/setup_venv.sh

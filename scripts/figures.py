@@ -2,8 +2,9 @@
 
     python scripts/figures.py SCENE [SCENE ...] [-- FLAGS OF gs-train train]
 
-`gs-train train` trains each scene into runs/figures/NAME, with the default preset and 2000 iterations unless the flags change that;
-`gs-train eval` evaluates it. Seconds and peak memory (the largest resident size) are those of the whole training process.
+`gs-train train` trains each scene into runs/figures/NAME, with the default preset and 2000 iterations unless the
+flags change that; `gs-train eval` evaluates it. Seconds and peak memory (the largest resident size) cover the whole
+training process.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Checks a machine with an NVIDIA GPU and a CUDA toolkit: compiles gsplat's kernels, compares the CPU kernels with them, and trains a
-# scene on CUDA. Prints figures. If a requirement is missing, the script names it and stops.
+# Checks a machine with an NVIDIA GPU and a CUDA toolkit: compiles gsplat's kernels, compares the CPU kernels with them,
+# and trains a scene on CUDA. Prints figures. If a requirement is missing, the script names it and stops.
 #
-#   bash scripts/gpu_check.sh [SCENE]     SCENE is a COLMAP scene folder; the default is the sample scene, which the script writes
+#   bash scripts/gpu_check.sh [SCENE]     SCENE is a COLMAP scene folder. Without it the script writes the sample scene.
 set -euo pipefail
 scene="${1:-}"
 if [ -n "$scene" ]; then

@@ -58,7 +58,7 @@ def describe(path: Path, notify: Callable[[str], None]) -> Facts:
         notify: takes remarks about oddities that are no faults.
 
     Raises:
-        UserError: there is no such path, it is none of the four, or it fails its checks.
+        UserError: the path does not exist, is none of the four, or fails its checks.
     """
     if not path.exists():
         raise UserError(f"{path} does not exist: {_KINDS}.")

@@ -29,8 +29,8 @@ class PrepareCommand:
     scene: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SCENE")]
     """Folder to write the scene to: new, empty, or begun by the same command. It gets upright copies of the photos."""
     frames: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """About how many frames to take from a video, 150 if not given; each is the sharpest of its part. Take more, such
-    as 300, for a long walk. Not for photos."""
+    """About how many frames to take from a video, 150 if not given; each is the sharpest of its part. Take more,
+    for example 300, for a long walk. Not for photos."""
 
     def __post_init__(self) -> None:
         if self.frames is not None and self.frames < FEWEST_PHOTOS:

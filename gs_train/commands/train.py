@@ -43,7 +43,7 @@ class TrainCommand:
 
     @classmethod
     def defaults(cls, given: GivenFlags) -> TrainCommand:
-        """The values that flags override: those of the preset, or with --resume the run's own config and scene.
+        """The values that flags override: the preset, or with --resume the config and the scene of the run.
 
         Raises:
             UserError: the preset or the run cannot be read, or a flag excludes --resume.
@@ -140,7 +140,7 @@ def _scene_name(scene: Path) -> str:
 
 
 def _full_disk_message(error: OSError, out: Path) -> str | None:
-    """What to do about a full disk; None for any other error."""
+    """The message for a full disk, with the remedy; None for any other error."""
     from gs_train.run.checkpoint import list_checkpoints
 
     full = describe_full_disk(error, out)

@@ -38,7 +38,7 @@ class Evaluation:
     gaussians: int
     """Number of Gaussians rendered."""
     rasterizer: str
-    """Name of the rasterizer, such as ``cpu``."""
+    """Name of the rasterizer: ``cpu`` or ``gsplat``."""
 
     @property
     def mean(self) -> ViewMetrics:

@@ -71,7 +71,7 @@ def read_ply(path: Path | str) -> SplatData:
     Other columns and elements are ignored.
 
     Raises:
-        UserError: there is no such file, it is not a PLY, it is truncated, or it is a PLY of something else.
+        UserError: the file does not exist, is not a PLY, it is truncated, or it is a PLY of something else.
     """
     path = Path(path)
     rows, comments = _read_vertices(path)

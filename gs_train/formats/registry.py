@@ -14,7 +14,7 @@ from gs_train.formats.splat_data import SplatData, SplatFormat
 
 FORMATS: dict[str, str | None] = {
     ".ply": "gs_train.formats.ply",
-    # Another layout, which gs-train does not write. The entry keeps such a name from counting as .ply.
+    # Another layout, which gs-train does not write. Without the entry the name would count as .ply.
     ".compressed.ply": None,
 }
 """Ending of a file name -> module of the format. The longest ending that fits wins; upper and lower case are equal."""
@@ -24,7 +24,7 @@ def read_splat(path: Path) -> SplatData:
     """Read a splat file of any known format.
 
     Raises:
-        UserError: there is no such file, its format is unknown, or the file is damaged.
+        UserError: the file does not exist, its format is unknown, or it is damaged.
     """
     if not path.exists():
         raise UserError(f"{path} does not exist: name a splat file ({_listed(readable_endings())}).")

@@ -135,10 +135,10 @@ def open_splat(path: Path, notify: Callable[[str], None] = _silent) -> OpenedSpl
 
     Args:
         path: the folder or file.
-        notify: takes notes for the user, such as the name of a damaged checkpoint.
+        notify: takes notes for the user, for example the name of a damaged checkpoint.
 
     Raises:
-        UserError: there is no such path, the folder is not a run or has no intact checkpoint, or the file cannot be
+        UserError: the path does not exist, the folder is not a run or has no intact checkpoint, or the file cannot be
             read.
     """
     if path.is_dir():
