@@ -1,5 +1,4 @@
-"""The COLMAP reader: both formats against hand-written records, real models against their observations, damaged
-files."""
+"""The COLMAP reader: both formats, real models against their own observations, and damaged files."""
 
 from __future__ import annotations
 

@@ -14,8 +14,12 @@ from command_line import gs_train
 from PIL import Image
 
 from gs_train.cameras.camera import Camera
+from gs_train.cameras.poses import look_at
 from gs_train.errors import UserError
+from gs_train.scene.extent import camera_centres
 from gs_train.scene.load import SceneConfig, load_scene
+from gs_train.scene.readers import registry
+from gs_train.scene.readers.reconstruction import NO_POINTS, Reconstruction, RegisteredImage
 
 ALL = SceneConfig(test_every=0)
 
@@ -118,6 +122,34 @@ def test_one_pixel_of_rounding_is_accepted_and_enters_the_intrinsics(tmp_path: P
     camera = load_scene(tmp_path, ALL).train_views[1].camera
     assert (camera.width, camera.height) == (41, 30)
     np.testing.assert_allclose((camera.fx, camera.cx, camera.fy), (42 * 41 / 40, 21 * 41 / 40, 43), rtol=1e-12)
+
+
+def test_a_scene_format_is_one_entry_of_the_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_toy(path: Path, allow_outside: bool) -> Reconstruction | None:
+        file = path / "toy.txt"
+        if not file.is_file():
+            return None
+        names = file.read_text().split()
+        poses = [look_at(np.array((4.0, index, 1.0)), np.zeros(3)) for index in range(len(names))]
+        images = [
+            RegisteredImage(name=name, camera_id=0, world_to_camera=pose)
+            for name, pose in zip(names, poses, strict=True)
+        ]
+        camera = Camera(width=40, height=30, fx=42.0, fy=43.0, cx=21.0, cy=14.0)
+        return Reconstruction(
+            cameras_path=file, images_path=file, cameras={0: camera}, images=tuple(images), points=NO_POINTS
+        )
+
+    toy = registry.SceneReader(read=read_toy, folder_holds="toy.txt")
+    monkeypatch.setattr(registry, "READERS", (*registry.READERS, toy))
+    assert "or toy.txt" in _refused(tmp_path, "is not a scene")
+    (tmp_path / "toy.txt").write_text("a.png b.png")
+    (tmp_path / "images").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (40, 30)).save(tmp_path / "images" / name)
+    scene = load_scene(tmp_path, ALL)
+    assert [view.name for view in scene.train_views] == ["a.png", "b.png"]
+    np.testing.assert_allclose(camera_centres(scene.train_views), [(4, 0, 1), (4, 1, 1)], atol=1e-12)
 
 
 # ---- errors for bad input

@@ -289,8 +289,10 @@ def test_metrics_ignore_masked_pixels() -> None:
 
 
 def test_a_run_ignores_masked_pixels(tiny_scene: Path, tmp_path: Path) -> None:
-    """Scenes that differ only in masked pixels give the same bits. SSIM is off, because its windows reach across a
-    mask's edge."""
+    """Scenes that differ only in masked pixels give the same bits.
+
+    SSIM is off, because its windows reach across a mask's edge.
+    """
     splats = []
     for name, colour in (("red", (255, 0, 0)), ("green", (0, 255, 0))):
         scene = tmp_path / name

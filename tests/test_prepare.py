@@ -281,7 +281,9 @@ def test_a_folder_without_enough_photos(prepare: Prepare) -> None:
 
 def test_flags(prepare: Prepare) -> None:
     assert "--frames is for a video" in prepare.refused(prepare.photos, prepare.scene, "--frames", 20)
-    assert "--frames is 2: it must be at least 3" in prepare.refused(prepare.photos, prepare.scene, "--frames", 2)
+    assert "--frames is 2: give a whole number of at least 3" in prepare.refused(
+        prepare.photos, prepare.scene, "--frames", 2
+    )
 
 
 def test_without_pycolmap_the_error_names_the_package(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,8 +49,7 @@ def centres(model: Reconstruction) -> dict[str, np.ndarray]:
 
 
 def misfit(found: np.ndarray, known: np.ndarray) -> float:
-    """Largest distance between two sets of positions [n, 3] after a similarity fit, relative to the size of
-    ``known``."""
+    """Largest distance between positions [n, 3] after a similarity fit, relative to the size of ``known``."""
     one, other = found - found.mean(axis=0), known - known.mean(axis=0)
     u, sizes, vt = np.linalg.svd(one.T @ other)
     turn = u @ np.diag([1, 1, np.sign(np.linalg.det(u @ vt))]) @ vt

@@ -67,8 +67,7 @@ def test_without_points(tmp_path: Path) -> None:
 
 
 def test_only_gloss_depends_on_the_viewing_direction() -> None:
-    """Two rays hit one position on a sphere. Along the mirrored sun it is brighter, but only if the sphere is
-    glossy."""
+    """A position on a sphere is brighter along the mirrored sun, but only if the sphere is glossy."""
 
     def seen_from(eye: tuple[float, float, float], gloss: float) -> np.ndarray:
         ball = Solid(shape=Sphere(1.0), centre=(0, 0, 0), texture=lambda place: np.full_like(place, 0.5), gloss=gloss)

@@ -13,7 +13,7 @@ from colmap_files import Model
 from command_line import gs_train
 from PIL import Image
 from plyfile import PlyData
-from transforms_files import SIZE, document, look_at, ring, write, write_blender
+from transforms_files import SIZE, document, look_at, ply_vertices, ring, write, write_blender
 
 from gs_train.cameras.camera import Camera
 from gs_train.errors import UserError
@@ -62,7 +62,7 @@ def test_three_rows_work_and_a_scale_is_ignored_with_a_notice(tmp_path: Path) ->
 
 def test_an_applied_transform_is_ignored(tmp_path: Path) -> None:
     """Nerfstudio has applied it to both poses and points."""
-    PlyData([_points([(0.5, 0.25, -1.0)])]).write(str(tmp_path / "points.ply"))
+    PlyData([ply_vertices([(0.5, 0.25, -1.0)])]).write(str(tmp_path / "points.ply"))
     write(
         tmp_path, document(4, applied_transform=[[1, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0]], ply_file_path="points.ply")
     )

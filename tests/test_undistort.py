@@ -277,8 +277,7 @@ print(json.dumps(answer))
 
 
 def test_colmaps_undistorter_chooses_the_same_camera() -> None:
-    """With a centred principal point and symmetric distortion, COLMAP reaches the edges on all sides, as this code
-    does."""
+    """With a centred principal point and symmetric distortion, COLMAP too reaches the edges on all sides."""
     lenses = {
         model: replace(lens_of(model), cx=400.0, cy=300.0)
         for model in ("SIMPLE_RADIAL", "RADIAL", "FULL_OPENCV", "FOV", "RADIAL_FISHEYE", "OPENCV_FISHEYE")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from plyfile import PlyElement
 
 SIZE = (40, 30)
 
@@ -69,3 +70,14 @@ def write_blender(scene: Path, parts: dict[str, int]) -> Path:
         )
         write(scene, content, f"transforms_{part}.json")
     return scene
+
+
+def ply_vertices(
+    xyz: list[tuple[float, ...]], colours: tuple[str, list[tuple[float, ...]]] | None = None
+) -> PlyElement:
+    """Vertices for a PLY file. ``colours`` is the NumPy type and the red, green, blue of each vertex."""
+    kinds = [(axis, "f4") for axis in "xyz"]
+    if colours is not None:
+        kinds += [(name, colours[0]) for name in ("red", "green", "blue")]
+    rows = [(*position, *(colours[1][i] if colours else ())) for i, position in enumerate(xyz)]
+    return PlyElement.describe(np.array(rows, dtype=kinds), "vertex")
