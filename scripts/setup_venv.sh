@@ -55,6 +55,7 @@ setup_venv() {
         return
     fi
     echo "Installing gs_train into $venv (torch is a large download, so this can take minutes)"
-    "$PY" -m pip install --disable-pip-version-check -c "$root/constraints.txt" -e "$root${extras:+[$extras]}"
+    # Relative paths, because Git Bash on Windows does not translate an absolute path that is followed by [extras].
+    (cd "$root" && "$PY" -m pip install --disable-pip-version-check -c constraints.txt -e ".${extras:+[$extras]}")
     echo "$wanted [$extras]" >"$stamp"
 }
