@@ -1,7 +1,7 @@
-"""What several test files share: the real scenes, where they are at hand, and one small sample scene.
+"""Fixtures of several test files: the real scenes, if present, a small sample scene, and a short run on it.
 
-The invariant: nobody writes into a folder that a fixture here hands out; a test that wants to break a scene copies it
-first.
+Tests of one session share the folders of session fixtures, so no test writes into them. A test that changes files works
+on a copy, for example on ``own_run``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PROJECT_ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="session")
 def shared_scenes() -> Path:
-    """Folder of small real scenes that are not part of the repository."""
+    """Folder of small real scenes. They are not part of the repository; tests skip if the folder is missing."""
     named = os.environ.get("GS_TRAIN_SCENES")
     folder = Path(named) if named else PROJECT_ROOT.parent / "shared" / "scenes"
     if not folder.is_dir():
@@ -38,8 +38,8 @@ def tiny_scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_run(tiny_scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 24 iterations on the tiny scene with two checkpoints, at 16 and 24. The kernels are compiled and cached
-    once it is there."""
+    """A run of 24 iterations on the tiny scene, with checkpoints at 16 and 24. Afterwards the kernels are compiled and
+    cached."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     flags = ("--iterations", 24, "--save-every", 8, "--log-every", 4, "--device", "cpu", "--max-gaussians", 2000)
     done = gs_train("train", tiny_scene, "--out", folder, *flags)
@@ -49,5 +49,5 @@ def tiny_run(tiny_scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture
 def own_run(tiny_run: Path, tmp_path: Path) -> Path:
-    """A copy of ``tiny_run``, to be changed at will."""
+    """A copy of ``tiny_run`` that the test may change."""
     return Path(shutil.copytree(tiny_run, tmp_path / "run"))

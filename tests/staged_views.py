@@ -1,4 +1,4 @@
-"""Two cameras side by side whose photos may be anything, and a few grey Gaussians to look at with them."""
+"""Training views with arbitrary photos, grey Gaussians in front of them, and the setup of a density controller."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BLACK = torch.zeros(3)
 
 
 class StagedViews:
-    """Two cameras side by side, and photos that may be anything."""
+    """Views with arbitrary photos, from cameras 0.1 apart along x."""
 
     def __init__(self, photos: list[Tensor], weight: Tensor | None = None) -> None:
         self.photos, self.weight = photos, weight
@@ -40,7 +40,7 @@ class StagedViews:
 
 
 def grey_model(rows: list[tuple[float, float, float, float]], *, scale: float = 0.05) -> GaussianModel:
-    """Grey Gaussians at (x, y, z) with an opacity each."""
+    """One grey Gaussian for each row (x, y, z, opacity)."""
     count = len(rows)
     return GaussianModel(
         {
@@ -65,7 +65,7 @@ def density_setup(
     white_background: bool = False,
     seed: int = 0,
 ) -> DensitySetup:
-    """The setup of a controller on the CPU, over white photos if no views are given."""
+    """The setup of a controller on the CPU. Without ``views``, it has one view with a white photo."""
     return DensitySetup(
         config=config,
         max_gaussians=max_gaussians,

@@ -1,4 +1,4 @@
-"""Learned exposures and poses of the training views."""
+"""Learned exposures and refined poses of the training views."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_only_the_view_that_was_used_is_stepped_and_the_mean_stays() -> None:
     torch.testing.assert_close(torch.stack([each.zero_mean(index, mean) for index in range(3)]).mean(dim=0), mean)
 
 
-def test_going_on_from_a_saved_state_takes_the_same_steps() -> None:
+def test_resuming_from_a_saved_state_takes_the_same_steps() -> None:
     def step(each: PerViewParameter, index: int) -> None:
         each.zero_mean(index, torch.zeros(2)).square().sum().backward()
         each.step(index + 1)
@@ -46,7 +46,7 @@ def test_going_on_from_a_saved_state_takes_the_same_steps() -> None:
     assert torch.equal(whole.state_dict()["values"], again.state_dict()["values"])
 
 
-def test_exposure_learns_the_gains_of_the_photos_about_their_mean() -> None:
+def test_exposure_learns_the_gains_of_the_photos_relative_to_their_mean() -> None:
     gains = torch.tensor([0.8, 1.0, 1.2])
     exposure = Exposure(3, 300, "cpu")
     image = torch.rand(8, 8, 3, generator=torch.Generator().manual_seed(0))
@@ -59,7 +59,7 @@ def test_exposure_learns_the_gains_of_the_photos_about_their_mean() -> None:
         torch.testing.assert_close(exposure.exposed(image, index).detach(), gains[index] * image, atol=0.03, rtol=0.0)
 
 
-def test_matching_colours_undoes_an_affine_change_and_bears_a_single_colour() -> None:
+def test_matching_colours_undoes_an_affine_change_and_accepts_a_single_colour() -> None:
     image = torch.rand(8, 8, 3, generator=torch.Generator().manual_seed(0))
     changed = image @ torch.tensor([[0.5, 0.1, 0.0], [0.0, 0.7, 0.2], [0.1, 0.0, 0.9]]) + 0.05
     torch.testing.assert_close(match_colours(changed, image), image, atol=1e-5, rtol=0.0)
@@ -68,7 +68,7 @@ def test_matching_colours_undoes_an_affine_change_and_bears_a_single_colour() ->
 
 
 def pose(angle: float, shift: tuple[float, float, float]) -> torch.Tensor:
-    """A turn about x and a shift."""
+    """[4, 4] rotation about x by ``angle`` in radians, then a shift."""
     cos, sin = np.cos(angle), np.sin(angle)
     matrix = torch.eye(4)
     matrix[1:3, 1:3] = torch.tensor([[cos, -sin], [sin, cos]])
@@ -98,9 +98,9 @@ def test_a_refined_pose_is_rigid_and_turns_about_its_own_centre() -> None:
     )
 
 
-def test_a_camera_that_stands_wrong_finds_back_through_the_rasterizer() -> None:
-    """Two cameras, off by opposite turns and shifts, and a splat that is right: what is left after learning is a
-    fraction."""
+def test_gradients_of_the_rasterizer_correct_wrong_poses() -> None:
+    """The Gaussians are right, and two cameras are off by opposite rotations and shifts. Refinement reduces the pose
+    errors to less than 30 %."""
     generator = torch.Generator().manual_seed(1)
     count = 60
     model = GaussianModel(
@@ -142,7 +142,7 @@ def test_the_refined_cameras_are_written_beside_the_originals(tiny_scene: Path, 
     assert 1e-6 < max(moved) < 0.1
 
 
-def test_a_splat_is_refined_and_keeps_its_degree(tiny_run: Path, tiny_scene: Path, tmp_path: Path) -> None:
+def test_training_from_a_splat_keeps_its_degree(tiny_run: Path, tiny_scene: Path, tmp_path: Path) -> None:
     splat = tiny_run / "point_cloud" / "iteration_24" / "point_cloud.ply"
     common = ("train", tiny_scene, "--device", "cpu", "--init-from", splat)
     done = gs_train(*common, "--out", tmp_path / "run", "--iterations", 1, "--max-gaussians", 2000)

@@ -1,4 +1,4 @@
-"""Density control: the statistics, the plan, and what carrying it out does to the model and its Adam."""
+"""Density control: the statistics, the plan, and the effect of a plan on the model and its Adam state."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from gs_train.render.types import RenderOutput
 
 EXTENT = 10.0
 SMALL, LARGE, HUGE, GIANT = 0.05, 0.5, 1.2, 2.0
-"""Scales beside the limits 0.01 * extent = 0.1 (clone or split) and 0.1 * extent = 1 (too large): HUGE / 1.6 < 1 <
-GIANT / 1.6."""
+"""Scales around two limits: above 0.01 * extent = 0.1 a Gaussian is split instead of cloned, above 0.1 * extent = 1 it
+is too large. A split divides scales by 1.6, and HUGE / 1.6 < 1 < GIANT / 1.6."""
 SOLID, FAINT = 0.5, 0.004
 HOT, COLD = 3e-4, 1e-4
 PAPER: dict[str, Any] = {
@@ -45,7 +45,7 @@ def make_model(scales: list[float], opacities: list[float], *, setup: bool = Tru
             "f_dc": torch.randn(rows, 1, 3, generator=generator),
             "f_rest": torch.randn(rows, 3, 3, generator=generator),
             "opacity": logits.reshape(rows, 1),
-            # The largest of the three scales is the one that counts.
+            # Density control uses the largest of the three scales.
             "scaling": torch.tensor([[0.1 * s, s, 0.01 * s] for s in scales]).reshape(rows, 3).log(),
             "rotation": torch.randn(rows, 4, generator=generator),
         }
@@ -82,7 +82,7 @@ def make_render(gradients_px: list[list[float]], radii: list[list[int]]) -> Rend
 
 
 def with_norms(density: ClassicDensity, norms: list[float]) -> ClassicDensity:
-    """Let every Gaussian be seen once, with these gradient norms."""
+    """Observe one render that shows every Gaussian, with these gradient norms."""
     density.observe(make_render([[norm / 100.0, 0.0] for norm in norms], [[1, 1]] * len(norms)))
     return density
 
@@ -104,7 +104,7 @@ def test_statistics_are_means_over_the_views_that_see_a_gaussian() -> None:
     density.observe(make_render([[3.0, 0.0], [math.nan, 0.0], [1.0, 1.0]], [[1, 1], [0, 5], [2, 2]]))
     density.observe(make_render([[0.0, 2.0], [3.0, 8.0], [math.inf, 1.0]], [[1, 1], [1, 1], [3, 0]]))
     state = density.state_dict()
-    # Half the image is 100 x 50 px; row 1 is seen once, and so is row 2.
+    # Gradients are multiplied by half the image size, 100 x 50 px. Rows 1 and 2 are seen once.
     assert state["grad_sum"].tolist() == pytest.approx([300.0 + 100.0, 500.0, math.hypot(100.0, 50.0)])
     assert state["grad_count"].tolist() == [2, 1, 1]
 
@@ -116,7 +116,7 @@ def test_gradients_that_are_not_numbers_count_as_zero() -> None:
     assert density.state_dict()["grad_count"].tolist() == [1, 1]
 
 
-def test_observe_refuses_what_is_not_its_model() -> None:
+def test_wrong_row_counts_and_a_missing_gradient_are_refused() -> None:
     density = make_density(2)
     with pytest.raises(ValueError, match="expected 2 rows, got 1"):
         density.observe(make_render([[1.0, 1.0]], [[1, 1]]))
@@ -142,10 +142,10 @@ def test_the_statistics_survive_a_save() -> None:
         other.load_state_dict({"grad_sum": torch.zeros(2), "grad_count": torch.zeros(3, dtype=torch.int64)})
 
 
-# ---- when ----
+# ---- schedule ----
 
 
-def test_the_originals_iterations() -> None:
+def test_rounds_and_resets_fall_on_the_originals_iterations() -> None:
     model = make_model([SMALL], [SOLID])
     grows, resets = [], []
     for iteration in range(1, 16_001):
@@ -159,21 +159,21 @@ def test_the_originals_iterations() -> None:
     assert resets == [3000, 6000, 9000, 12_000]
 
 
-def test_a_white_background_resets_once_more() -> None:
+def test_a_white_background_adds_a_reset_at_from_iteration() -> None:
     model = make_model([SMALL], [SOLID])
     assert make_density(1).plan(model, 500, BLACK) is None
     plan = make_density(1, white_background=True).plan(model, 500, BLACK)
     assert plan is not None and plan.reset_opacity and len(plan.clone) == 0
 
 
-def test_zero_intervals_mean_never() -> None:
+def test_zero_intervals_disable_rounds_and_resets() -> None:
     model = make_model([GIANT], [SOLID])
     density = with_norms(make_density(1, interval=0, opacity_reset_interval=0), [HOT])
     assert all(density.plan(model, iteration, BLACK) is None for iteration in (600, 3000, 6000))
 
 
 @pytest.mark.parametrize("norm", [HOT, COLD])
-def test_a_round_clears_the_statistics_whatever_it_finds(norm: float) -> None:
+def test_a_round_clears_the_statistics_with_and_without_a_plan(norm: float) -> None:
     model = make_model([SMALL, LARGE], [SOLID, SOLID])
     density = with_norms(make_density(2), [norm, norm])
     assert density.plan(model, 599, BLACK) is None
@@ -184,7 +184,7 @@ def test_a_round_clears_the_statistics_whatever_it_finds(norm: float) -> None:
     assert not density.state_dict()["grad_count"].any()
 
 
-# ---- what ----
+# ---- clone, split and drop ----
 
 
 def test_clone_split_and_drop() -> None:
@@ -194,14 +194,14 @@ def test_clone_split_and_drop() -> None:
     model = make_model(scales, opacities)
     early = with_norms(make_density(9), norms).plan(model, 2900, BLACK)
     assert named_rows(early) == {"clone": [0], "split": [2, 6, 7], "drop": [4, 5]}
-    # Up to and including the first reset, size does not matter; afterwards a split is judged by its children's size.
+    # Large Gaussians are dropped only after the first reset. A split is then judged by the size of its children.
     at_reset = with_norms(make_density(9), norms).plan(model, 3000, BLACK)
     assert named_rows(at_reset) == {"clone": [0], "split": [2, 6, 7], "drop": [4, 5]}
     late = with_norms(make_density(9), norms).plan(model, 3100, BLACK)
     assert named_rows(late) == {"clone": [0], "split": [2, 6], "drop": [4, 5, 7, 8]}
 
 
-def test_what_no_view_saw_does_not_grow() -> None:
+def test_gaussians_that_no_view_saw_do_not_grow() -> None:
     model = make_model([SMALL, LARGE], [SOLID, SOLID])
     assert make_density(2, grad_threshold=0.0).plan(model, 600, BLACK) is None
 
@@ -266,7 +266,7 @@ def test_config_names_the_flag(name: str, value: float) -> None:
         DensityConfig(**{name: value})  # type: ignore[arg-type]
 
 
-# ---- carrying it out ----
+# ---- applying a plan ----
 
 
 def plan_of(clone: list[int], split: list[int], drop: list[int], *, reset: bool = False) -> DensityPlan:
@@ -307,7 +307,7 @@ def test_applying_a_plan_moves_rows_and_moments(stepped: bool) -> None:
     before = {name: parameter.detach().clone() for name, parameter in model.parameters.items()}
     moments = {name: model.optimizer.state[p]["exp_avg"].clone() for name, p in model.parameters.items() if stepped}
     apply_plan(plan_of([1], [2], [0]), model, torch.Generator().manual_seed(3), reset_opacity_to=0.01)
-    # Kept rows 1, 3, 4; a clone of 1; two children of 2.
+    # The model holds the rows 1, 3 and 4, a clone of 1, and two children of 2.
     assert len(model) == 6
     for name in PARAMETER_NAMES:
         now = model.parameters[name].detach()
@@ -323,7 +323,7 @@ def test_applying_a_plan_moves_rows_and_moments(stepped: bool) -> None:
 
 
 def test_children_are_sampled_from_the_parent() -> None:
-    """Their covariance is the parent's R diag(scale^2) R^T, and their mean the parent's place."""
+    """The children's positions have the mean and the covariance R diag(scale^2) R^T of the parent."""
     count = 40_000
     model = make_model([1.0], [SOLID], setup=False)
     parent = GaussianModel({name: p[[0] * count] for name, p in model.parameters.items()})

@@ -1,5 +1,4 @@
-"""Density control as sampling: what parts of a Gaussian look like, where transparent ones go, the cap, and the
-noise."""
+"""MCMC density control: relocation of transparent Gaussians, growth up to the cap, noise, and the regulariser."""
 
 from __future__ import annotations
 
@@ -59,8 +58,8 @@ def make_density(
 
 @pytest.mark.parametrize("opacity", [0.02, 0.5, 0.95])
 @pytest.mark.parametrize("parts", [1, 2, 5, 51])
-def test_parts_look_like_the_whole(opacity: float, parts: int) -> None:
-    """Through the middle: the same opacity. Integrated along a line: the same, which is what equation 9 asks for."""
+def test_relocated_copies_look_like_the_original(opacity: float, parts: int) -> None:
+    """The opacity at the centre and its integral along a line stay the same (3DGS-MCMC, equation 9)."""
     part, factor = relocated(torch.tensor([opacity]), torch.tensor([parts]))
     assert 1.0 - (1.0 - part.item()) ** parts == pytest.approx(opacity, rel=1e-6)
     x = torch.linspace(-8.0, 8.0, 4001, dtype=torch.float64)
@@ -70,12 +69,12 @@ def test_parts_look_like_the_whole(opacity: float, parts: int) -> None:
     assert factor.item() == pytest.approx(1.0) if parts == 1 else factor.item() < 1.0
 
 
-def test_more_parts_than_the_formula_takes_are_finite() -> None:
+def test_more_copies_than_the_formula_supports_are_finite() -> None:
     part, factor = relocated(torch.tensor([0.999999, 1.0]), torch.tensor([400, 2]))
     assert bool(part.isfinite().all()) and bool((factor > 0).all()) and bool(factor.isfinite().all())
 
 
-def test_dividing_moves_rows_and_moments() -> None:
+def test_relocating_moves_rows_and_moments() -> None:
     model = make_model([0.5, 0.9, 0.3, 0.7])
     before = {name: tensor.detach().clone() for name, tensor in model.parameters.items()}
     plan = DensityPlan(relocate=torch.tensor([1]), relocate_into=torch.tensor([3]), drop=torch.tensor([2]))
@@ -91,7 +90,7 @@ def test_dividing_moves_rows_and_moments() -> None:
         if name == "scaling":
             expected[[1, 3, 4]] += factor.log().float()
         if name == "xyz":
-            # The further parts lie somewhere within the part that stays, each elsewhere.
+            # Each copy lies at a position of its own within the Gaussian that stays.
             away = (model.xyz[3:].detach() - expected[3:]).norm(dim=1)
             assert (
                 bool((away > 0).all())
@@ -104,7 +103,7 @@ def test_dividing_moves_rows_and_moments() -> None:
         assert bool((moments[:3] != 0).all()) and bool((moments[3:] == 0).all())
 
 
-def test_transparent_ones_go_to_opaque_ones() -> None:
+def test_transparent_gaussians_are_relocated_to_opaque_gaussians() -> None:
     model = make_model([0.001, 0.9, 0.002, 0.8, 0.004], stepped=False)
     plan = make_density(growth=0.0).plan(model, 600, BLACK)
     assert plan is not None
@@ -115,8 +114,8 @@ def test_transparent_ones_go_to_opaque_ones() -> None:
     assert len(model) == 5
 
 
-def test_the_one_that_errs_is_divided() -> None:
-    """Two as opaque; one is as in the photo, the other is not; a third is transparent."""
+def test_transparent_gaussians_are_relocated_to_the_one_with_the_largest_error() -> None:
+    """Gaussians 0 and 1 are equally opaque, but only 0 agrees with the photo. Gaussian 2 is transparent."""
     model = grey_model([(-0.5, 0.0, 2.0, 0.9), (0.5, 0.0, 2.0, 0.9), (0.0, 0.0, 2.0, 0.001)])
     model.training_setup(OptimizerConfig(xyz_lr_max_steps=100))
     photo = StagedViews([torch.zeros(30, 40, 3)]).render(model, 0, BLACK).image.detach()
@@ -126,7 +125,7 @@ def test_the_one_that_errs_is_divided() -> None:
     assert plan.relocate.tolist() == [1] and plan.relocate_into.tolist() == [2] and plan.drop.tolist() == [2]
 
 
-def test_where_nothing_errs_opacity_decides() -> None:
+def test_without_errors_the_opacity_decides() -> None:
     model = grey_model([(-0.5, 0.0, 2.0, 0.9), (0.5, 0.0, 2.0, 0.9), (0.0, 0.0, 2.0, 0.001)])
     model.training_setup(OptimizerConfig(xyz_lr_max_steps=100))
     right = StagedViews([torch.zeros(30, 40, 3)]).render(model, 0, BLACK).image.detach()
@@ -134,7 +133,7 @@ def test_where_nothing_errs_opacity_decides() -> None:
     assert plan is not None and plan.drop.tolist() == [2] and set(plan.relocate.tolist()) <= {0, 1}
 
 
-def test_the_cap_holds_and_growth_is_by_a_fraction() -> None:
+def test_the_model_grows_by_a_fraction_up_to_the_cap() -> None:
     model = make_model([0.5] * 100, stepped=False)
     density = make_density(max_gaussians=107, growth=0.05)
     counts = []
@@ -152,12 +151,12 @@ def test_between_rounds_there_is_only_noise(iteration: int) -> None:
     assert plan is not None and not plan.changes_rows() and plan.shift is not None
 
 
-def test_nothing_moves_where_all_are_transparent() -> None:
+def test_nothing_is_relocated_if_all_gaussians_are_transparent() -> None:
     plan = make_density().plan(make_model([0.001] * 3), 600, BLACK)
     assert plan is not None and not plan.changes_rows()
 
 
-def test_noise_shakes_the_transparent_along_their_shape() -> None:
+def test_noise_moves_transparent_gaussians_along_their_longest_axis() -> None:
     model = make_model([0.0001, 0.1, 0.24, 0.9], stepped=False)
     model.update_learning_rate(1)
     with torch.no_grad():
@@ -182,7 +181,7 @@ def test_the_same_generator_state_gives_the_same_plan() -> None:
     assert torch.equal(first.shift, second.shift) and torch.equal(first.relocate, second.relocate)
 
 
-def test_the_loss_presses_opacity_and_scale() -> None:
+def test_the_regulariser_penalises_opacity_and_scale() -> None:
     model = make_model([0.2, 0.6], stepped=False)
     regulariser = make_density(opacity_reg=2.0, scale_reg=3.0).regulariser(model)
     assert regulariser is not None

@@ -1,4 +1,4 @@
-"""Density control by several views: whose error and share the scores are, the budget, what grows and what goes."""
+"""Multi-view density control: the scores of error and contribution, the budget, growth and pruning."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def photos_of(model: GaussianModel, count: int = 2) -> list[Tensor]:
     return [views.render(model, index, BLACK).image.detach() for index in range(count)]
 
 
-def test_a_contribution_is_what_the_gaussian_adds_to_the_pixels() -> None:
-    """One in front of another: the shares are alpha, and alpha times what the first lets through; together the image's
-    alpha."""
+def test_a_contribution_is_the_sum_of_the_blending_weights() -> None:
+    """The front Gaussian contributes its alpha. The back Gaussian contributes its alpha times the transmittance of the
+    front Gaussian. The sum is the alpha of the image."""
     model = grey_model([(0.0, 0.0, 2.0, 0.6), (0.0, 0.0, 3.0, 0.9), (50.0, 0.0, 2.0, 0.9)])
     views = StagedViews(photos_of(model))
     scores = score_views(model, views, [0], high_error=0.1, background=BLACK)
@@ -57,7 +57,7 @@ def test_a_contribution_is_what_the_gaussian_adds_to_the_pixels() -> None:
     )
 
 
-def test_errors_go_to_those_who_are_blended_into_the_pixel() -> None:
+def test_errors_count_for_the_gaussians_that_are_blended_into_the_pixel() -> None:
     model = grey_model([(-0.5, 0.0, 2.0, 0.9), (0.5, 0.0, 2.0, 0.9)])
     photos = photos_of(model)
     wrong = photos[0].clone()
@@ -68,7 +68,7 @@ def test_errors_go_to_those_who_are_blended_into_the_pixel() -> None:
     assert scores.error[1].item() == 0.0
 
 
-def test_the_budget_is_a_straight_line() -> None:
+def test_the_budget_grows_linearly() -> None:
     config = DensityConfig(
         from_iteration=100, until_iteration=1100, refine_until_iteration=1100, opacity_reset_interval=0
     )
@@ -77,7 +77,7 @@ def test_the_budget_is_a_straight_line() -> None:
 
 
 @pytest.mark.parametrize("limit", [{"max_gaussians": 6}, {"pixels": 7 * PIXELS_PER_GAUSSIAN - 1}])
-def test_those_with_the_largest_errors_grow_up_to_the_budget(limit: dict[str, int]) -> None:
+def test_gaussians_with_the_largest_errors_grow_up_to_the_budget(limit: dict[str, int]) -> None:
     model = grey_model([(x, 0.0, 2.0, 0.9) for x in (-0.6, -0.2, 0.2, 0.6)])
     photos = photos_of(model)
     for photo in photos:
@@ -93,7 +93,7 @@ def test_those_with_the_largest_errors_grow_up_to_the_budget(limit: dict[str, in
     assert len(model) == 6
 
 
-def test_those_that_no_view_needs_go() -> None:
+def test_gaussians_that_no_view_needs_are_dropped_after_growth() -> None:
     model = grey_model([(0.0, 0.0, 2.0, 0.99), (0.0, 0.0, 2.5, 0.006), (0.5, 0.3, 2.0, 0.9), (0.5, 0.0, 2.0, 0.001)])
     views = StagedViews(photos_of(model))
     plan = make_density(views, start=4).plan(model, 600, BLACK)
@@ -106,14 +106,14 @@ def test_those_that_no_view_needs_go() -> None:
     assert make_density(views, start=4).plan(model, 650, BLACK) is None
 
 
-def test_one_is_spared() -> None:
+def test_one_gaussian_always_stays() -> None:
     model = grey_model([(0.0, 0.0, 2.0, 0.001), (0.0, 0.0, 3.0, 0.002)])
     plan = make_density(StagedViews(photos_of(model)), start=2).plan(model, 600, BLACK)
     assert plan is not None
     assert plan.drop.tolist() == [0]
 
 
-def test_errors_that_do_not_count_make_nothing_grow() -> None:
+def test_pixels_of_weight_zero_add_no_error() -> None:
     model = grey_model([(-0.5, 0.0, 2.0, 0.9), (0.5, 0.0, 2.0, 0.9)])
     wrong = photos_of(model)[0] + 0.3
     weight = torch.ones(30, 40, 1)
@@ -123,7 +123,7 @@ def test_errors_that_do_not_count_make_nothing_grow() -> None:
     assert scores.error[1].item() == pytest.approx(0.3 * scores.contribution[1].item(), rel=1e-3)
 
 
-def test_the_number_at_the_start_is_saved() -> None:
+def test_the_initial_number_of_gaussians_is_saved() -> None:
     density = make_density(StagedViews([]), start=30)
     assert density.state_dict() == {"start": 30}
     density.load_state_dict({"start": 7})

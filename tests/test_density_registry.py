@@ -1,4 +1,4 @@
-"""A new density controller is one new file and one line of the registry: shown in a copy of the package."""
+"""A new density controller takes one new file and one line of the registry, as a copy of the package shows."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class ToyDensity:
 
 def run(project: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     call = [sys.executable, "-m", "gs_train", *map(str, arguments)]
-    # Python takes the package of the current folder first.
+    # The copy in the current folder precedes the installed package.
     settings = {"cwd": project, "env": environment() | {"PYTHONPATH": str(project)}, "timeout": 300}
     return subprocess.run(call, capture_output=True, text=True, check=False, **settings)
 
@@ -84,6 +84,6 @@ def test_every_kind_in_the_registry_is_a_controller() -> None:
         assert DensityConfig(kind=kind).kind == kind
 
 
-def test_an_unknown_kind_is_refused_with_the_nearest() -> None:
+def test_an_unknown_kind_is_refused_with_the_nearest_kind() -> None:
     with pytest.raises(UserError, match=r"--density.kind is mcm \(did you mean mcmc\?\): give one of classic, absgrad"):
         DensityConfig(kind="mcm")

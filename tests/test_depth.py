@@ -1,5 +1,4 @@
-"""Depth from the sparse points: which points a view sees, how the error is measured, and that it pulls Gaussians where
-they belong."""
+"""Depth from the sparse points: the points that a view sees, the error of a render, and its effect on training."""
 
 from __future__ import annotations
 
@@ -24,7 +23,10 @@ CAMERA = Camera(width=40, height=30, fx=40.0, fy=40.0, cx=20.0, cy=15.0)
 
 
 def make_scene(xyz: list[tuple[float, float, float]], seen: list[int]) -> Scene:
-    """One camera at the origin that looks along z; points with ids 10, 11, ..."""
+    """One camera at the origin that looks along z, and points with ids 10, 11, ...
+
+    The camera sees the points with the ids ``seen``.
+    """
     count = len(xyz)
     points = PointCloud(xyz=np.array(xyz), rgb=np.zeros((count, 3), np.uint8), ids=np.arange(10, 10 + count))
     view = View(
@@ -38,21 +40,21 @@ def make_scene(xyz: list[tuple[float, float, float]], seen: list[int]) -> Scene:
 
 
 def test_the_error_is_relative_to_the_mean_and_counts_seen_points_only() -> None:
-    # The third point is hidden (not seen), the fourth lies behind the camera, the fifth beside the image.
+    # The third point is hidden (not seen), the fourth lies behind the camera, the fifth outside the image.
     scene = make_scene([(0, 0, 2), (0.1, 0, 4), (0.1, 0.1, 9), (0, 0, -1), (9, 0, 1)], [10, 11, 13, 14])
     depths = PointDepths(scene, "cpu")
     flat = torch.full((30, 40), 2.0)
-    # 1/2 against 1/2 and 1/4 against 1/2, in means of 3/8.
+    # Inverse depths are 1/2 and 1/4 at the points, with a mean of 3/8, and 1/2 everywhere in the render.
     assert float(depths.error(flat, 0)) == pytest.approx(0.5 * (0.25 / 0.375))
     assert float(depths.error(10 * flat, 0)) > 0.0
     larger = make_scene([(0, 0, 200), (10, 0, 400)], [10, 11])
     assert float(PointDepths(larger, "cpu").error(100 * flat, 0)) == pytest.approx(0.5 * (0.25 / 0.375))
 
 
-def test_depth_is_read_where_the_point_is_at_any_size() -> None:
+def test_depth_is_read_at_the_point_at_any_size() -> None:
     scene = make_scene([(-0.25, 0.1, 2.0)], [10])
     x, y = 40 * -0.125 + 20, 40 * 0.05 + 15
-    for factor in (1, 2, 4):  # of 4 x 4 pixels, the last row holds 2 only
+    for factor in (1, 2, 4):  # at 4, the last row of blocks is 2 pixels high
         height, width = -(-30 // factor), -(-40 // factor)
         columns = (torch.arange(width) + 0.5) * factor
         rows = (torch.arange(height) + 0.5) * factor
@@ -61,7 +63,7 @@ def test_depth_is_read_where_the_point_is_at_any_size() -> None:
         assert float(PointDepths(scene, "cpu").error(depth, 0, factor)) == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_scene_that_does_not_say_who_sees_what_is_refused() -> None:
+def test_a_scene_without_point_observations_is_refused() -> None:
     scene = make_scene([(0, 0, 2)], [])
     with pytest.raises(UserError, match="--depth-weight"):
         PointDepths(scene, "cpu")
@@ -69,7 +71,7 @@ def test_a_scene_that_does_not_say_who_sees_what_is_refused() -> None:
         PointDepths(replace(scene, points=replace(scene.points, ids=None)), "cpu")
 
 
-def test_the_rasterizers_depth_is_a_mean_and_has_its_gradient() -> None:
+def test_the_rendered_depth_is_a_mean_with_a_matching_gradient() -> None:
     generator = torch.Generator().manual_seed(0)
     count = 20
     xyz = torch.rand(count, 3, generator=generator) - 0.5
@@ -107,7 +109,7 @@ def test_the_rasterizers_depth_is_a_mean_and_has_its_gradient() -> None:
     assert float(model.xyz.grad[:, 2].sum()) == pytest.approx((sums[0] - sums[1]) / (2 * step), rel=0.02)
 
 
-def test_training_with_it_brings_depth_nearer_to_the_points(tiny_scene: Path, tmp_path: Path) -> None:
+def test_training_with_a_depth_weight_brings_depth_nearer_to_the_points(tiny_scene: Path, tmp_path: Path) -> None:
     scene = load_scene(tiny_scene, SceneConfig())
     errors = []
     for weight in (0.0, 0.5):

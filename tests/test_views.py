@@ -1,4 +1,4 @@
-"""What a step meets: photos at smaller sizes, cameras to match, backgrounds, and the schedule of sizes."""
+"""The inputs of a step: photos at smaller sizes with matching cameras, backgrounds, sizes and batches by iteration."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def make_view(path: Path, width: int, height: int) -> View:
     return View(name=path.name, image_path=path, camera=camera, world_to_camera=np.eye(4))
 
 
-def test_sizes_double_in_equal_shares_until_the_full_one() -> None:
+def test_sizes_double_at_equal_intervals_up_to_the_full_size() -> None:
     sizes = [downscale_at(iteration, 4, 101) for iteration in range(1, 140)]
     assert sizes == [4] * 50 + [2] * 50 + [1] * 39
     assert {downscale_at(iteration, 8, 1) for iteration in range(1, 9)} == {1}
@@ -31,11 +31,11 @@ def test_sizes_double_in_equal_shares_until_the_full_one() -> None:
     assert downscale_at(1, 8, 2) == 8
 
 
-def test_a_step_takes_several_views_from_its_point_on() -> None:
+def test_batches_start_at_batch_from() -> None:
     assert [batch_size_at(iteration, 4, 3) for iteration in range(1, 6)] == [1, 1, 4, 4, 4]
 
 
-def test_a_smaller_photo_is_the_mean_of_the_pixels_and_is_kept(tmp_path: Path) -> None:
+def test_a_smaller_photo_is_the_mean_of_the_pixels_and_is_cached(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (7, 10, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     view = make_view(tmp_path / "a.png", 10, 7)
@@ -66,7 +66,7 @@ def test_only_photos_with_alpha_show_the_background() -> None:
     torch.testing.assert_close(composite(clear, background)[0, 0], 0.2 + 0.6 * background)
 
 
-def test_a_photo_that_is_opaque_throughout_is_plain_colour(tmp_path: Path) -> None:
+def test_an_opaque_photo_loses_its_alpha_channel(tmp_path: Path) -> None:
     Image.new("RGBA", (4, 3), (10, 20, 30, 255)).save(tmp_path / "a.png")
     assert ImageCache([make_view(tmp_path / "a.png", 4, 3)]).get(0).shape == (3, 4, 3)
 
@@ -82,7 +82,7 @@ def test_backgrounds(kind: BackgroundKind, eval_color: float) -> None:
     assert 0.0 <= float(first.detach().min()) and float(first.detach().max()) <= 1.0
 
 
-def test_a_learned_background_finds_its_colour_and_goes_on_from_a_save() -> None:
+def test_a_learned_background_finds_its_colour_and_resumes_from_its_state() -> None:
     wanted = torch.tensor([0.9, 0.1, 0.4])
     whole, half, other = (Background("learned", torch.Generator(), "cpu") for _ in range(3))
 
@@ -99,7 +99,7 @@ def test_a_learned_background_finds_its_colour_and_goes_on_from_a_save() -> None
     assert torch.equal(other.eval_color(), whole.eval_color())
 
 
-def test_alpha_is_kept_with_the_colours_multiplied_by_it(tmp_path: Path) -> None:
+def test_a_photo_with_alpha_gets_premultiplied_colours(tmp_path: Path) -> None:
     pixels = np.zeros((48, 64, 4), np.uint8)
     pixels[:, :32] = (200, 100, 50, 255)
     pixels[:, 32:] = (200, 100, 50, 51)
