@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, damage is noticed, strangers are refused, the newest K stay."""
+"""Checkpoints: atomic writes, detection of damage, refusal of other scenes and formats, and the newest K are kept."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def scene(tiny_scene: Path) -> Scene:
 
 
 def fresh_state(scene: Scene, config: TrainConfig = CONFIG) -> TrainState:
-    """The state before the first step. Classic density control renders no views of its own, so it gets none."""
+    """The state before the first step. Classic density control renders no views, so it gets none."""
     device, no_views = torch.device("cpu"), cast(Any, ())
     return start_state(scene, config, device, no_views, Corrections(scene, config, device), ClassicDensity)
 
 
 @pytest.fixture
 def state(scene: Scene) -> TrainState:
-    """A state with moments, statistics, a drawn order and smoothed numbers, without a render."""
+    """A state with Adam moments, a drawn view order and smoothed metrics, made without a render."""
     state = fresh_state(scene)
     adam = state.model.optimizer
     assert adam is not None
@@ -81,7 +81,7 @@ def equal(left: Any, right: Any) -> bool:
     return bool(left == right)
 
 
-def test_what_is_saved_comes_back(tmp_path: Path, state: TrainState, scene: Scene) -> None:
+def test_loading_restores_the_saved_state(tmp_path: Path, state: TrainState, scene: Scene) -> None:
     checkpoint = read_checkpoint(save(tmp_path, state))
     assert equal(checkpoint.state, state.state_dict())
     fresh = fresh_state(scene)
@@ -106,7 +106,7 @@ def test_a_loaded_state_shares_no_memory_with_the_saved_one(tmp_path: Path, stat
     assert len(content["view_order"]) == 7
 
 
-def test_each_view_once_then_again_in_another_order(scene: Scene) -> None:
+def test_each_pass_draws_every_view_once_in_another_order(scene: Scene) -> None:
     state = fresh_state(scene)
     first, second = ([state.next_view(8) for _ in range(8)] for _ in range(2))
     assert sorted(first) == sorted(second) == list(range(8))
@@ -118,7 +118,7 @@ def test_another_seed_draws_another_order(scene: Scene) -> None:
     assert len(orders) > 1
 
 
-def test_the_newest_are_kept(tmp_path: Path, state: TrainState) -> None:
+def test_the_newest_checkpoints_are_kept(tmp_path: Path, state: TrainState) -> None:
     for iteration in (5, 10, 1_000_000, 1_000_005):
         state.iteration = iteration
         save(tmp_path, state, keep=3)
@@ -129,7 +129,7 @@ def test_the_newest_are_kept(tmp_path: Path, state: TrainState) -> None:
     ]
 
 
-def test_newer_ones_that_a_resume_passed_over_go(tmp_path: Path, state: TrainState) -> None:
+def test_saving_deletes_newer_checkpoints_that_a_resume_skipped(tmp_path: Path, state: TrainState) -> None:
     (tmp_path / "iteration_000300.pt").write_bytes(b"damaged")
     save(tmp_path, state)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["iteration_000007.pt"]
@@ -149,7 +149,7 @@ def cut(data: bytes) -> bytes:
 
 
 def flip(data: bytes) -> bytes:
-    """One bit of a tensor's content, which torch itself would not notice."""
+    """Change one bit of a tensor's content, which torch itself does not notice."""
     place = len(data) // 2
     return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
 
@@ -157,7 +157,7 @@ def flip(data: bytes) -> bytes:
 @pytest.mark.parametrize(
     "damage", [cut, flip, lambda data: b"", lambda data: b"not a checkpoint", lambda data: data[:-1]]
 )
-def test_damage_is_noticed_and_the_one_before_used(
+def test_damage_is_detected_and_the_checkpoint_before_is_used(
     tmp_path: Path, state: TrainState, damage: Callable[[bytes], bytes]
 ) -> None:
     first = save(tmp_path, state)
@@ -172,7 +172,7 @@ def test_damage_is_noticed_and_the_one_before_used(
     assert str(second) in message[0]
 
 
-def test_all_damaged_or_none_at_all(tmp_path: Path, state: TrainState) -> None:
+def test_without_an_intact_checkpoint_the_error_says_how_to_start_again(tmp_path: Path, state: TrainState) -> None:
     message: list[str] = []
     afresh = re.escape(f"gs-train train SCENE --out {tmp_path} --overwrite")
     folder = tmp_path / "checkpoints"
@@ -191,7 +191,7 @@ def test_all_damaged_or_none_at_all(tmp_path: Path, state: TrainState) -> None:
 
 
 def without(content: dict[str, Any], *keys: str) -> dict[str, Any]:
-    """A copy of nested dicts that lacks the entry that ``keys`` lead to."""
+    """A copy of nested dicts without the entry at the path ``keys``."""
     first, *rest = keys
     if not rest:
         return {key: value for key, value in content.items() if key != first}
@@ -213,7 +213,7 @@ def without(content: dict[str, Any], *keys: str) -> dict[str, Any]:
         lambda content: without(content, "state", "model", "parameters", "opacity"),
     ],
 )
-def test_a_torch_file_of_something_else_is_damage(
+def test_a_torch_file_with_other_content_is_damaged(
     tmp_path: Path, state: TrainState, change: Callable[[Any], Any]
 ) -> None:
     first = save(tmp_path, state)
@@ -225,7 +225,7 @@ def test_a_torch_file_of_something_else_is_damage(
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
-def test_whatever_the_decompressors_say_is_damage(tmp_path: Path, method: int) -> None:
+def test_every_error_of_a_decompressor_means_damage(tmp_path: Path, method: int) -> None:
     path = tmp_path / "iteration_000001.pt"
     with zipfile.ZipFile(path, "w", method) as archive:
         archive.writestr("a", bytes(range(256)) * 40)
@@ -236,7 +236,7 @@ def test_whatever_the_decompressors_say_is_damage(tmp_path: Path, method: int) -
         read_checkpoint(path)
 
 
-def test_an_unreadable_checkpoint_is_not_passed_over(
+def test_a_checkpoint_without_read_permission_is_not_skipped(
     tmp_path: Path, state: TrainState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(tmp_path, state)
@@ -250,7 +250,7 @@ def test_an_unreadable_checkpoint_is_not_passed_over(
 
 
 class Malice:
-    """A pickle that would run code when loaded."""
+    """An object whose pickle runs code when it is loaded."""
 
     def __reduce__(self) -> Any:
         return (os.mkdir, ("ran",))
@@ -264,7 +264,7 @@ def test_no_code_in_a_checkpoint_is_run(tmp_path: Path, monkeypatch: pytest.Monk
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_newer_format_is_refused_and_not_passed_over(
+def test_a_newer_format_is_refused_and_not_skipped(
     tmp_path: Path, state: TrainState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(tmp_path, state)
@@ -299,14 +299,14 @@ def test_the_state_of_another_density_controller_is_refused(state: TrainState, s
         fresh_state(scene).load_state_dict(saved)
 
 
-# ---- of which scene
+# ---- the scene of a checkpoint
 
 
 def test_fingerprint_of_the_same_files_is_the_same(tiny_scene: Path, scene: Scene) -> None:
     assert scene_fingerprint(load_scene(tiny_scene, SceneConfig())) == scene_fingerprint(scene)
 
 
-def test_fingerprint_sees_names_sizes_poses_and_the_split(tiny_scene: Path, scene: Scene) -> None:
+def test_fingerprint_depends_on_names_sizes_poses_and_the_split(tiny_scene: Path, scene: Scene) -> None:
     view = scene.train_views[0]
     moved = view.world_to_camera.copy()
     moved[0, 3] += 1e-4
@@ -331,7 +331,7 @@ def test_a_checkpoint_of_another_scene_is_refused(tmp_path: Path, state: TrainSt
     check_scene(replace(checkpoint, scene_fingerprint=scene_fingerprint(scene)), scene)
 
 
-# ---- files that appear whole or not at all
+# ---- atomic writes
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -368,7 +368,7 @@ def test_a_full_disk_while_saving_leaves_the_earlier_checkpoint(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full, the device that is always full, is Linux's")
-def test_a_full_disk_while_torch_writes_is_told_as_such(state: TrainState) -> None:
+def test_a_full_disk_while_torch_writes_is_reported_as_a_full_disk(state: TrainState) -> None:
     with open("/dev/full", "wb") as file, pytest.raises(OSError, match=re.escape(os.strerror(errno.ENOSPC))) as caught:
         try:
             module._save({"tensor": torch.zeros(1_000_000)}, file)
@@ -378,7 +378,7 @@ def test_a_full_disk_while_torch_writes_is_told_as_such(state: TrainState) -> No
 
 
 def _discard(file: BinaryIO) -> None:
-    """Give what is left in the buffer somewhere to go, so that closing does not complain a second time."""
+    """Redirect ``file`` to the null device, so that closing it writes its buffer without a second error."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, file.fileno())
     os.close(null)
@@ -416,7 +416,7 @@ def test_metrics_on_a_full_disk_stop_the_run(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path)
 
 
-def test_what_is_not_finite_is_not_saved(tmp_path: Path, state: TrainState) -> None:
+def test_a_state_with_non_finite_values_is_not_saved(tmp_path: Path, state: TrainState) -> None:
     sound = save(tmp_path, state)
     with torch.no_grad():
         state.model.scaling[3, 1] = float("nan")
@@ -426,7 +426,7 @@ def test_what_is_not_finite_is_not_saved(tmp_path: Path, state: TrainState) -> N
     assert list_checkpoints(tmp_path) == [sound]
 
 
-def test_leftovers_of_a_killed_save_go(tmp_path: Path, state: TrainState) -> None:
+def test_saving_deletes_leftovers_of_a_killed_save(tmp_path: Path, state: TrainState) -> None:
     leftover = tmp_path / ".iteration_000005.pt.123.tmp"
     leftover.write_bytes(b"half")
     save(tmp_path, state)

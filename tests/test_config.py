@@ -1,5 +1,5 @@
-"""TrainConfig, presets and TOML: values survive a round trip, fractions become iterations once, and nothing unknown
-slips through."""
+"""TrainConfig, presets and TOML: round trips keep every value, fractions become iterations once, and unknown keys are
+refused."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from gs_train.scene.load import SceneConfig
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_what_a_file_leaves_out_is_as_in_the_preset_classic() -> None:
+def test_the_preset_classic_equals_the_defaults() -> None:
     assert load_preset("classic") == TrainConfig()
 
 
-def test_presets_that_come_with_the_package() -> None:
+def test_every_preset_has_a_description_and_loads() -> None:
     assert preset_names() == ["classic", "default", "fast", "paper", "quality", "tiny"]
     for name in preset_names():
         assert (ROOT / "configs" / f"{name}.toml").read_text().startswith("# "), "a preset says what it is for"
@@ -72,7 +72,7 @@ def test_paper_schedule_does_not_follow_the_iterations() -> None:
 def test_default_schedule_scales_with_the_iterations() -> None:
     short = replace(TrainConfig(), iterations=2000).resolved()
     assert short.density.until_iteration == 1000
-    # Intervals are in iterations, however short the run: views have to be seen, opacities have to come back.
+    # Short runs keep these intervals, because a round needs many views and opacities recover slowly after a reset.
     assert short.density.opacity_reset_interval == 3000
     assert short.density.interval == 100
     assert short.optimizer.xyz_lr_max_steps == 2000
@@ -164,7 +164,7 @@ def test_whole_number_and_fraction_keep_their_type(tmp_path: Path) -> None:
         ("iterations = ", "cannot be read as TOML"),
     ],
 )
-def test_what_is_not_understood_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
+def test_unknown_keys_and_wrong_types_are_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(text)
     with pytest.raises(UserError) as caught:
@@ -173,7 +173,7 @@ def test_what_is_not_understood_is_refused_by_name(tmp_path: Path, text: str, me
     assert str(path) in str(caught.value)
 
 
-def test_a_whole_number_is_taken_for_a_float(tmp_path: Path) -> None:
+def test_a_whole_number_is_accepted_for_a_float(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text("lambda_dssim = 0")
     value = read_config(path)[0].lambda_dssim

@@ -1,4 +1,4 @@
-"""The model: shapes, activations, the optimizer it sets up, saving and loading."""
+"""GaussianModel: shapes, activations, the setup of its optimizer, saving and loading."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def step(model: GaussianModel, steps: int) -> None:
         model.optimizer.step()
 
 
-# ---- what it holds ----
+# ---- parameters and activations ----
 
 
 def test_activations() -> None:
@@ -132,7 +132,7 @@ def test_training_needs_a_setup_with_whole_iterations() -> None:
     assert model.optimizer is None
 
 
-def test_reset_opacity_lowers_only_what_is_higher() -> None:
+def test_reset_opacity_lowers_only_higher_opacities() -> None:
     tensors = {**random_tensors(3), "opacity": torch.tensor([[-7.123], [-4.0], [5.0]])}
     model = GaussianModel(tensors)
     model.reset_opacity(0.01)
@@ -145,7 +145,7 @@ def test_reset_opacity_lowers_only_what_is_higher() -> None:
 
 
 @pytest.mark.parametrize("steps_before", [0, 2])
-def test_a_loaded_model_trains_on_bit_for_bit(steps_before: int) -> None:
+def test_a_loaded_model_continues_training_bit_for_bit(steps_before: int) -> None:
     straight = stepped_model(4, steps_before)
     straight.oneup_sh_degree()
     assert straight.optimizer is not None
@@ -203,7 +203,7 @@ def test_a_state_that_does_not_fit_changes_nothing() -> None:
             assert torch.equal(after["optimizer"][name]["state"][key], value)
 
 
-def test_splat_data_and_back() -> None:
+def test_splat_data_round_trip_copies_the_arrays() -> None:
     model = GaussianModel(random_tensors(5, degree=2))
     data = model.to_splat_data()
     assert isinstance(data, SplatData) and data.sh_degree == 2 and data.f_rest.dtype == np.float32
@@ -214,7 +214,7 @@ def test_splat_data_and_back() -> None:
     assert model.xyz[0, 0] != 99.0 and back.xyz[0, 0] != 99.0
 
 
-def test_only_the_door_touches_optimizer_state() -> None:
+def test_only_the_optimizer_module_touches_optimizer_state() -> None:
     package = Path(__file__).parent.parent / "gs_train"
     users = [
         path.name

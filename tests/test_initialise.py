@@ -1,4 +1,4 @@
-"""The first Gaussians, from points and without."""
+"""Initial Gaussians, from points or at random positions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def make(points: PointCloud, *, max_gaussians: int = 1_000_000, seed: int = 0) -
     )
 
 
-def test_from_points() -> None:
+def test_one_gaussian_per_point() -> None:
     points = cloud(np.random.default_rng(0).normal(size=(50, 3)))
     model = make(points)
     assert np.array_equal(model.xyz.detach().numpy(), points.xyz.astype(np.float32))
@@ -67,7 +67,7 @@ def test_too_many_points_become_a_random_subset() -> None:
     assert rows != (make(points, max_gaussians=40, seed=1).xyz[:, 0] / 3.0).round().long().tolist()
 
 
-def test_without_points_random_ones_fill_the_box() -> None:
+def test_without_points_random_gaussians_fill_the_box() -> None:
     empty = cloud(np.zeros((0, 3)))
     model = make(empty, max_gaussians=5000)
     assert len(model) == 5000 <= RANDOM_COUNT
@@ -78,6 +78,6 @@ def test_without_points_random_ones_fill_the_box() -> None:
     assert all(torch.equal(model.parameters[name], again.parameters[name]) for name in PARAMETER_NAMES)
 
 
-def test_nothing_to_go_by_is_refused() -> None:
+def test_a_limit_of_zero_gaussians_is_refused() -> None:
     with pytest.raises(ValueError, match="max_gaussians"):
         make(cloud(np.zeros((3, 3))), max_gaussians=0)

@@ -1,4 +1,4 @@
-"""The order along a Morton curve."""
+"""The order of positions along a Morton curve."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def test_the_order_brings_neighbours_together() -> None:
     assert steps < 0.25 * shuffled_steps
 
 
-def test_it_is_a_permutation_whatever_the_positions() -> None:
+def test_the_order_is_a_permutation_for_any_positions() -> None:
     for xyz in (
         torch.zeros(0, 3),
         torch.ones(1, 3),

@@ -1,4 +1,4 @@
-"""The one door to Adam, compared bit for bit with an Adam whose parameters and moments are placed by hand."""
+"""Edits of Adam's parameters and moments, compared bit for bit with an Adam built by hand from the expected tensors."""
 
 from __future__ import annotations
 
@@ -62,8 +62,7 @@ def assert_equal(actual: Snapshot, expected: Snapshot) -> None:
 
 
 def assert_bound(model: GaussianModel) -> None:
-    """Every group holds the tensor in use, which is a fresh leaf without a gradient, and no state belongs to any other
-    tensor."""
+    """Every group holds the model's tensor, a fresh leaf without a gradient. No state belongs to any other tensor."""
     assert model.optimizer is not None
     assert [group["name"] for group in model.optimizer.param_groups] == list(PARAMETER_NAMES)
     for group in model.optimizer.param_groups:
@@ -75,7 +74,7 @@ def assert_bound(model: GaussianModel) -> None:
 
 
 def plain_adam(expected: Snapshot, lrs: dict[str, float]) -> dict[str, Parameter]:
-    """An Adam made by hand from ``expected``, stepped twice; returns its parameters."""
+    """Build an Adam by hand from ``expected``, step it twice and return its parameters."""
     parameters = {name: Parameter(value.clone()) for name, (value, _) in expected.items()}
     adam = torch.optim.Adam(
         [{"params": [p], "lr": lrs[name]} for name, p in parameters.items()], lr=0.0, eps=1e-15, fused=True
@@ -92,7 +91,7 @@ def plain_adam(expected: Snapshot, lrs: dict[str, float]) -> dict[str, Parameter
 
 
 def assert_steps_like_plain_adam(model: GaussianModel, expected: Snapshot) -> None:
-    """The model holds ``expected``, and stepping it gives what the Adam made by hand gives."""
+    """The model holds ``expected``, and two steps give the parameters of ``plain_adam``."""
     assert_equal(snapshot(model), expected)
     assert_bound(model)
     assert model.optimizer is not None
@@ -112,7 +111,7 @@ def mapped(
     }
 
 
-# ---- what each operation gives ----
+# ---- single operations ----
 
 
 @pytest.mark.parametrize("steps", [0, 3])
@@ -184,7 +183,7 @@ def test_a_group_without_state_beside_one_with_state() -> None:
     assert_steps_like_plain_adam(model, mapped(before, lambda _, value: value[keep], lambda _, moment: moment[keep]))
 
 
-def test_gradients_do_not_survive_surgery() -> None:
+def test_changing_rows_clears_the_gradients() -> None:
     model = make_model(3, steps=1)
     for name, grad in random_tensors(3, seed=4).items():
         model.parameters[name].grad = grad
@@ -208,9 +207,8 @@ operations = st.lists(
 
 @settings(max_examples=60, deadline=None)
 @given(operations)
-def test_any_sequence_follows_each_row(sequence: list[tuple[str, Any]]) -> None:
-    """After every operation the tensors, moments and steps are those of plain indexing, and training goes on from them
-    as it should."""
+def test_any_sequence_of_operations_equals_plain_indexing(sequence: list[tuple[str, Any]]) -> None:
+    """After every operation, tensors, moments and step counts equal plain indexing. Later steps equal plain Adam."""
     model = make_model(3, steps=1)
     mirror = snapshot(model)
     for i, (kind, value) in enumerate(sequence):

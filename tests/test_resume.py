@@ -1,5 +1,5 @@
-"""Stopping and going on gives the same bits as not stopping: parameters, moments, statistics, generators, metrics and
-the .ply."""
+"""A stopped and resumed run equals an uninterrupted run bit for bit: parameters, moments, statistics, generators,
+metrics and the .ply file."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from gs_train.scene.types import Scene
 from gs_train.training.loop import train
 from gs_train.training.state import TrainState
 
-# Growth and an opacity reset on both sides of the stop at 150; statistics are half gathered there, and no log line
-# falls on it.
+# The run densifies and resets opacities both before and after the stop at 150. At the stop, the statistics of a round
+# are incomplete and no metrics are due.
 CONFIG = TrainConfig(
     iterations=300,
     device="cpu",
@@ -42,7 +42,7 @@ def scene(tiny_scene: Path) -> Scene:
 
 
 class Trace:
-    """Counts and opacities after every step."""
+    """The number of Gaussians and the highest opacity after every step."""
 
     def __init__(self) -> None:
         self.counts: list[int] = []
@@ -72,7 +72,7 @@ def in_two_parts(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def differences(left: Any, right: Any, where: str = "") -> list[str]:
-    """Paths at which two state dicts differ by as much as a bit; times are no part of the result."""
+    """Paths at which two state dicts differ by at least one bit. Elapsed times are ignored."""
     if where.endswith("elapsed_s"):
         return []
     if isinstance(left, torch.Tensor):
@@ -98,7 +98,7 @@ def ply(run: Path, iteration: int = CONFIG.iterations) -> bytes:
     return (run / "point_cloud" / f"iteration_{iteration}" / "point_cloud.ply").read_bytes()
 
 
-def test_the_run_crosses_what_it_claims_to_cross(at_once: tuple[Path, Trace]) -> None:
+def test_the_run_densifies_and_resets_on_both_sides_of_the_stop(at_once: tuple[Path, Trace]) -> None:
     counts, opacity = at_once[1].counts, at_once[1].highest_opacity
     assert counts[STOP - 1] != counts[0], "no densification before the stop"
     assert counts[-1] != counts[STOP - 1], "no densification after the stop"
@@ -130,19 +130,19 @@ def test_metrics_and_splat_are_the_same(at_once: tuple[Path, Trace], in_two_part
     assert ply(in_two_parts) == ply(at_once[0])
 
 
-def test_lines_past_the_checkpoint_are_cut_when_a_killed_run_goes_on(
+def test_resuming_a_killed_run_cuts_metrics_past_the_checkpoint(
     scene: Scene, at_once: tuple[Path, Trace], tmp_path: Path
 ) -> None:
     config = replace(CONFIG, iterations=60)
     train(scene, config, tmp_path / "run")
     newest = list_checkpoints(tmp_path / "run" / "checkpoints")[0]
     assert newest.name == "iteration_000060.pt"
-    newest.unlink()  # as if it had been killed after step 60, before it could save
+    newest.unlink()  # like a run killed after step 60, before the checkpoint
     train(scene, config, tmp_path / "run", resume=True)
     assert metrics(tmp_path / "run") == metrics(at_once[0])[: 60 // 7]
 
 
-def test_going_on_past_the_old_end_keeps_the_schedule(scene: Scene, tmp_path: Path) -> None:
+def test_resuming_past_the_old_end_keeps_the_schedule(scene: Scene, tmp_path: Path) -> None:
     config = TrainConfig(iterations=20, device="cpu", density=DensityConfig(interval=0)).resolved()
     train(scene, config, tmp_path / "run")
     longer = replace(config, iterations=30)
@@ -153,7 +153,7 @@ def test_going_on_past_the_old_end_keeps_the_schedule(scene: Scene, tmp_path: Pa
         "iteration_000020.pt",
     ]
     assert len(ply(tmp_path / "run", 30)) == len(ply(tmp_path / "run", 20))
-    # Rates had decayed to the end after 20 steps; going on does not raise them again.
+    # The learning rate is fully decayed after 20 steps. Resuming does not raise it again.
     lr = [line["lr_xyz"] for line in metrics(tmp_path / "run")]
     assert lr[-1] == lr[-2] < lr[0]
 
@@ -183,7 +183,7 @@ def test_a_folder_that_is_no_run_is_never_overwritten(scene: Scene, tmp_path: Pa
     assert (tmp_path / "thesis.tex").exists()
 
 
-# ---- the same for every density control, schedule and background, in short ----
+# ---- short runs with every density controller, schedule and background ----
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "absgrad": {"density": {"kind": "absgrad", "absgrad_threshold": 1e-4}},
@@ -201,7 +201,7 @@ CAP = 450
 
 
 @pytest.mark.parametrize("variant", list(VARIANTS))
-def test_every_variant_goes_on_exactly_and_keeps_to_the_cap(scene: Scene, tmp_path: Path, variant: str) -> None:
+def test_every_variant_resumes_exactly_and_keeps_to_the_cap(scene: Scene, tmp_path: Path, variant: str) -> None:
     changes = dict(VARIANTS[variant])
     schedule = {
         "from_iteration": 10,

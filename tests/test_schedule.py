@@ -1,4 +1,4 @@
-"""Learning-rate schedule and the checks of its configuration."""
+"""The learning-rate schedule and the checks of its settings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def by_the_formula(step: float, init: float, final: float, delay_steps: int, mul
 
 @pytest.mark.parametrize("delay_steps", [0, 40])
 @pytest.mark.parametrize("step", [0, 1, 20, 40, 99, 100, 500])
-def test_against_the_formula(step: int, delay_steps: int) -> None:
+def test_the_schedule_matches_the_formula(step: int, delay_steps: int) -> None:
     rate = get_expon_lr_func(1.6e-4, 1.6e-6, delay_steps, 0.01, 100)
     assert rate(step) == pytest.approx(by_the_formula(step, 1.6e-4, 1.6e-6, delay_steps, 0.01, 100), rel=1e-12)
 
