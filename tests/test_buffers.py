@@ -10,7 +10,7 @@ from gs_train.kernels.buffers import aligned_buffer
 SHAPE = (700, 1000)
 
 
-def test_arrays_begin_with_a_cache_line() -> None:
+def test_arrays_are_aligned_to_cache_lines() -> None:
     for shape in ((3,), (5, 16), SHAPE, (0, 16)):
         array = aligned_buffer(shape)
         assert array.shape == shape
@@ -19,7 +19,7 @@ def test_arrays_begin_with_a_cache_line() -> None:
     assert aligned_buffer((7,), np.uint64).dtype == np.uint64
 
 
-def test_a_large_array_is_used_again_when_nobody_holds_it() -> None:
+def test_an_unused_large_array_is_reused() -> None:
     first = aligned_buffer(SHAPE)
     place = first.ctypes.data
     assert aligned_buffer(SHAPE).ctypes.data != place
@@ -28,7 +28,7 @@ def test_a_large_array_is_used_again_when_nobody_holds_it() -> None:
     assert place in [array.ctypes.data for array in again]
 
 
-def test_a_part_in_somebodys_hands_keeps_the_array() -> None:
+def test_an_array_with_a_live_view_is_not_reused() -> None:
     row = aligned_buffer(SHAPE)[3, :10]
     tensor = torch.from_numpy(aligned_buffer(SHAPE))[5:, :7]
     kept = torch.nn.Parameter(torch.zeros(SHAPE))

@@ -26,7 +26,7 @@ NEAR_A_JUMP = 2e-5
 
 
 def make_scene(seed: int, kind: str, count: int = 120) -> dict[str, Tensor]:
-    """Float32 inputs. ``kind`` chooses what the scene is rich in."""
+    """Random float32 inputs. ``kind`` selects the branches that many Gaussians visit."""
     g = torch.Generator().manual_seed(seed)
 
     def uniform(*shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
@@ -133,8 +133,8 @@ def test_image_and_gradients_match_the_float64_oracle(kind: str, degree: int, an
     assert max(errors.values()) < 1e-5, errors
 
 
-def test_the_scenes_visit_the_branches_they_claim() -> None:
-    """Saturation, early stop, limited Jacobians, Gaussians behind and half outside are really there."""
+def test_the_scenes_visit_the_rare_branches() -> None:
+    """The scenes contain early stops, limited Jacobians, and Gaussians behind the camera and half outside the image."""
     dense, _ = run_oracle(make_scene(1, "dense"), 0, False)
     assert (dense.alpha > 1 - 1.1e-3).any(), "no pixel stops early"
     scene = make_scene(1, "beside")
@@ -205,7 +205,7 @@ def test_no_gaussians_at_all_give_the_background() -> None:
 def test_one_gaussian_in_a_large_image() -> None:
     camera = Camera(width=4000, height=3000, fx=3000.0, fy=3000.0, cx=2000.5, cy=1500.25)
     scene = {name: (value[:1] if len(value) == 120 else value) for name, value in make_scene(4, "plain").items()}
-    # Near the far corner, where a float32 pixel coordinate is coarsest.
+    # Near the far corner, float32 pixel coordinates have the coarsest spacing.
     scene["means"] = torch.tensor([[2.6, 1.9, 4.0]])
     scene["scales"] = torch.full((1, 3), 0.004)
     scene["view"] = torch.eye(4)
@@ -226,7 +226,7 @@ def test_one_gaussian_in_a_large_image() -> None:
 
 @pytest.mark.parametrize("name", ["means", "quats", "scales", "opacities", "sh"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_is_named_and_counted(name: str, value: float) -> None:
+def test_non_finite_inputs_are_named_and_counted(name: str, value: float) -> None:
     scene = make_scene(2, "plain")
     scene[name].view(-1)[[0, -1]] = value
     message = {"sh": "1 of 360 values of sh0 are not finite, 1 of 5400 values of sh_rest are not finite"}
@@ -235,7 +235,7 @@ def test_what_is_not_finite_is_named_and_counted(name: str, value: float) -> Non
         run_kernels(scene, 3)
 
 
-def test_a_model_with_a_value_that_is_not_finite_is_told_by_its_own_names() -> None:
+def test_non_finite_values_of_a_model_are_named_by_its_parameters() -> None:
     scene = make_scene(2, "plain")
     tensors = {
         "xyz": scene["means"], "rotation": scene["quats"], "scaling": scene["scales"].log(),
@@ -247,7 +247,7 @@ def test_a_model_with_a_value_that_is_not_finite_is_told_by_its_own_names() -> N
         CpuRasterizer().render(GaussianModel(tensors), CAMERA, scene["view"], scene["background"])
 
 
-def test_a_view_that_is_not_finite_is_told() -> None:
+def test_a_non_finite_view_is_refused() -> None:
     scene = make_scene(2, "plain")
     scene["view"][1, 3] = math.nan
     with pytest.raises(FloatingPointError, match="1 of 16 values of view are not finite"):
@@ -270,7 +270,7 @@ def test_shapes_that_do_not_fit_are_refused_by_name() -> None:
         run_kernels(good, 3, camera=Camera(width=8, height=8, fx=0.0, fy=1.0, cx=4.0, cy=4.0))
 
 
-def test_a_depth_of_just_the_near_plane_is_drawn() -> None:
+def test_a_gaussian_on_the_near_plane_is_drawn() -> None:
     scene = {name: (value[:2] if len(value) == 120 else value) for name, value in make_scene(2, "plain").items()}
     scene["view"] = torch.eye(4)
     scene["means"] = torch.tensor([[0.0, 0.0, 0.01], [0.0, 0.0, 0.009999]])
@@ -291,7 +291,7 @@ def test_a_quaternion_of_zeros_is_not_drawn() -> None:
     assert not radii[0].any()
 
 
-def test_an_image_that_cannot_fit_is_refused_with_its_size() -> None:
+def test_an_image_too_large_for_memory_is_refused_with_its_size() -> None:
     camera = Camera(width=3_000_000, height=2_000_000, fx=30.0, fy=30.0, cx=0.0, cy=0.0)
     with pytest.raises(MemoryError, match=r"3000000x2000000 px needs \d+\.\d GiB"):
         run_kernels(make_scene(1, "plain"), 0, camera=camera)

@@ -1,9 +1,9 @@
-"""The CPU kernels against gsplat's CUDA kernels on the same inputs, so that a run may move between machines.
+"""The CPU kernels against gsplat's CUDA kernels on the same inputs. Equal results let a run move between machines.
 
-Needs an NVIDIA GPU and skips without one. Both sides compute in float32 and in different orders. At a pixel whose alpha
-or transmittance is next to a threshold (alpha 1/255 or 0.999, transmittance 1e-4), they may decide differently. The
-float64 reference finds these pixels. They are excluded from the comparison and from the loss, and the tests check that
-they are few.
+The tests need an NVIDIA GPU and skip without one. Both sides compute in float32 and in different orders. At a pixel
+whose alpha or transmittance is next to a threshold (alpha 1/255 or 0.999, transmittance 1e-4), they may decide
+differently. The float64 reference finds these pixels. They are excluded from the comparison and from the loss, and the
+tests check that they are few.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ pytestmark = [
 ]
 
 NAMES = ("means", "quats", "scales", "opacities", "colors", "viewmats")
-# Relative and absolute tolerances that gsplat's own tests grant its CUDA gradients. The absolute ones belong to
-# gradients of size one, which the test therefore scales to.
+# Relative and absolute tolerances of gsplat's own tests of its CUDA gradients. The absolute tolerances assume gradients
+# of size one, so the test scales the gradients.
 GRADIENT_TOLERANCE = {
     "means": (1e-2, 6e-2),
     "quats": (2e-1, 2e-2),
@@ -50,21 +50,21 @@ def kernels() -> None:
 
 @dataclass(frozen=True)
 class Rendered:
-    """What one side gave, on the CPU."""
+    """The output of one rasterizer, copied to the CPU."""
 
     image: Tensor
     """[H, W, 3]"""
     alpha: Tensor
     """[H, W, 1]"""
     gradients: dict[str, Tensor]
-    """By argument name."""
+    """Gradients of the inputs, by argument name."""
     meta: dict[str, Any]
-    """As returned, on its own device."""
+    """The third return value, on the rasterizer's device."""
 
 
 def random_scene(seed: int, count: int, sh_degree: int) -> dict[str, Tensor]:
-    """Gaussians before, beside, half off and behind a tilted camera, some nearly opaque, in the arguments of
-    gsplat.rasterization."""
+    """Arguments of gsplat.rasterization: Gaussians in front of, beside and behind a tilted camera and half outside its
+    image, some nearly opaque."""
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(*shape: int, low: float, high: float) -> Tensor:
@@ -92,7 +92,7 @@ def random_scene(seed: int, count: int, sh_degree: int) -> dict[str, Tensor]:
 def rasterize(
     function: Callable[..., Any], device: str, scene: dict[str, Tensor], sh_degree: int, weights: Tensor
 ) -> Rendered:
-    """Render with one side's ``rasterization`` and take the gradients of the sum weighted by ``weights`` [H, W, 4]."""
+    """Render with ``function``. The loss is the sum of image and alpha, weighted by ``weights`` [H, W, 4]."""
     leaves = {name: scene[name].to(device, copy=True).requires_grad_() for name in NAMES}
     camera = CAMERA
     intrinsics = torch.tensor(
@@ -107,8 +107,7 @@ def rasterize(
 
 
 def far_from_cuts(scene: dict[str, Tensor], sh_degree: int) -> Tensor:
-    """[H, W] bool: no alpha and no transmittance lies within rounding of a cut at this pixel, by the float64
-    reference."""
+    """[H, W] bool: at this pixel, no alpha and no transmittance of the float64 reference is near a threshold."""
     means, quats, scales, opacities, colours, viewmats = (scene[name].double() for name in NAMES)
     reference = render_reference(
         means=means,
@@ -125,7 +124,7 @@ def far_from_cuts(scene: dict[str, Tensor], sh_degree: int) -> Tensor:
 
 
 def both(scene: dict[str, Tensor], sh_degree: int) -> tuple[Rendered, Rendered, Tensor]:
-    """The CPU's and gsplat's results with gradients, and the pixels that can be compared."""
+    """The outputs of the CPU kernels and of gsplat, and the [H, W] mask of comparable pixels."""
     import gsplat
 
     from gs_train.render.cpu import rasterization
@@ -148,9 +147,9 @@ def test_image_and_gradients_agree(sh_degree: int) -> None:
         relative, absolute = GRADIENT_TOLERANCE[name]
         ours_here, expected = ours.gradients[name], theirs.gradients[name]
         if name == "viewmats":
-            # The last row is a constant of the matrix; what leaks into it is no gradient of anything.
+            # The last row of a pose is constant, so its gradient has no meaning.
             ours_here, expected = ours_here[:, :3], expected[:, :3]
-        # Scaled to a root mean square of one, so that the absolute tolerance means the same for every input.
+        # Scale to a root mean square of one, so that the absolute tolerance means the same for every input.
         size = expected.square().mean().sqrt()
         assert size > 0
         torch.testing.assert_close(
@@ -166,7 +165,7 @@ def test_visible_rows_agree() -> None:
     ours, theirs, _ = both(random_scene(seed=7, count=400, sh_degree=0), 0)
     seen_by_us = (ours.meta["radii"][0] > 0).all(dim=-1)
     seen_by_gsplat = (theirs.meta["radii"][0] > 0).all(dim=-1).cpu()
-    # A radius is rounded up, so one Gaussian that just touches the border may be counted by one side only.
+    # Radii are rounded up, so a Gaussian that just touches the border may be visible on one side only.
     assert (seen_by_us != seen_by_gsplat).sum() <= 1
     either = seen_by_us & seen_by_gsplat
     assert 0 < either.sum() < len(either)
@@ -189,8 +188,8 @@ def model_on(device: torch.device | str) -> GaussianModel:
     return GaussianModel({name: tensor.to(device).contiguous() for name, tensor in tensors.items()}, active_sh_degree=2)
 
 
-def test_both_rasterizers_mean_the_same() -> None:
-    """Through the protocol: image over a background, and the screen-space gradient that density control lives on."""
+def test_both_rasterizers_give_the_same_image_and_screen_gradient() -> None:
+    """Compares the image over a background, and the screen-space gradient that density control uses."""
     view = random_scene(seed=11, count=1, sh_degree=0)["viewmats"][0]
     outputs = []
     for device in ("cpu", "cuda"):
@@ -202,7 +201,7 @@ def test_both_rasterizers_mean_the_same() -> None:
         assert output.means2d.grad is not None
         outputs.append((output.image.detach().cpu(), output.means2d.grad.cpu(), output.visible().cpu()))
     (image, gradient, visible), (their_image, their_gradient, theirs_visible) = outputs
-    # Whole images here, so the few pixels next to a cut are forgiven by their number instead of being sought out.
+    # The test compares whole images, so it tolerates a few pixels next to a threshold.
     assert ((image - their_image).abs() > 1e-4).float().mean() < 0.02
     assert (image - their_image).abs().max() < 0.05
     either = visible & theirs_visible

@@ -1,4 +1,4 @@
-"""The drop-in for ``gsplat.rasterization``: signature, modes, errors; gsplat's own torch code is a second reference."""
+"""The drop-in for ``gsplat.rasterization``: signature, modes and errors, and a comparison with gsplat's torch code."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def render(inputs: dict[str, Tensor], **more: object) -> tuple[Tensor, Tensor, d
     return rasterization(**inputs, width=WIDTH, height=HEIGHT, **more)
 
 
-def test_the_signature_is_gsplats() -> None:
+def test_the_signature_matches_gsplat() -> None:
     gsplat = pytest.importorskip("gsplat", reason="gsplat is not installed")
     theirs, ours = inspect.signature(gsplat.rasterization).parameters, inspect.signature(rasterization).parameters
     named = [name for name in ours if name != "unsupported"]
@@ -126,8 +126,8 @@ def test_wrong_shapes_and_types_are_refused_by_name() -> None:
 
 
 def test_harmonics_of_every_degree_and_their_gradients() -> None:
-    """The basis is orthonormal on the sphere (degree 4, too, which the oracle lacks); gradients match finite
-    differences in float64."""
+    """The basis is orthonormal on the sphere, including degree 4, which the float64 reference lacks. Gradients match
+    finite differences in float64."""
     rng = np.random.default_rng(0)
     points = rng.normal(size=(20_000, 3))
     points /= np.linalg.norm(points, axis=1, keepdims=True)
@@ -173,7 +173,7 @@ def gradient_at(point: np.ndarray, k: int) -> np.ndarray:
 
 
 def test_projection_and_harmonics_match_gsplats_torch_code() -> None:
-    """Within the tolerances gsplat's own tests use between its CUDA kernels and this code."""
+    """Uses the tolerances of gsplat's own tests between its CUDA kernels and its torch code."""
     torch_impl = pytest.importorskip("gsplat.cuda._torch_impl", reason="gsplat is not installed")
     inputs = make_inputs(cameras=1)
     names = ("means", "quats", "scales", "viewmats")
@@ -183,8 +183,8 @@ def test_projection_and_harmonics_match_gsplats_torch_code() -> None:
     radii, means2d, depths, conics, _ = torch_impl._fully_fused_projection(
         theirs["means"], covars, theirs["viewmats"], inputs["Ks"], WIDTH, HEIGHT, eps2d=0.3
     )
-    # One pixel per Gaussian would need the inside of our kernels; instead both projections go through the same plain
-    # blending.
+    # The kernels return no colours of single Gaussians. A plain blending of gsplat's projection and colours gives an
+    # image to compare.
     directions = theirs["means"] - torch.linalg.inv(theirs["viewmats"])[:, :3, 3]
     colours = (torch_impl._spherical_harmonics(3, directions, inputs["colors"]) + 0.5).clamp(min=0.0)
     image, _, meta = render({**inputs, **ours}, sh_degree=3)
@@ -223,7 +223,7 @@ def blend(means2d: Tensor, conics: Tensor, opacities: Tensor, colours: Tensor, d
     return image
 
 
-def test_nothing_asks_for_a_gradient_unless_an_input_does() -> None:
+def test_outputs_require_gradients_only_if_an_input_does() -> None:
     inputs = make_inputs()
     image, _, meta = render(inputs, sh_degree=3)
     assert not image.requires_grad and not meta["means2d"].requires_grad
@@ -232,7 +232,7 @@ def test_nothing_asks_for_a_gradient_unless_an_input_does() -> None:
     assert render(inputs, sh_degree=3)[0].requires_grad
 
 
-def test_strided_inputs_are_read_as_they_are() -> None:
+def test_strided_inputs_give_the_same_image() -> None:
     inputs = make_inputs()
     expected, _, _ = render(inputs, sh_degree=3, backgrounds=torch.full((2, 3), 0.5))
     strided = {
@@ -252,7 +252,7 @@ def test_two_python_threads_may_render_at_once() -> None:
     assert all(torch.equal(image, expected) for image in results)
 
 
-def test_kernels_are_cached_by_all_their_sources(tmp_path: Path) -> None:
+def test_the_kernel_cache_depends_on_all_sources(tmp_path: Path) -> None:
     """A kernel contains helpers and constants of other files, so a change in any of them must change the cache
     folder."""
     program = "from gs_train.kernels import jit; print(jit._cache_folder())"

@@ -1,4 +1,4 @@
-"""SSIM against a direct convolution in float64; the loss's gradient against finite differences."""
+"""SSIM against a direct convolution in float64, and the gradient of the loss against finite differences."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gs_train.losses import photometric_loss, psnr, ssim
 
 
 def direct_ssim_map(x: Tensor, y: Tensor) -> Tensor:
-    """[H, W] planes, zero padding, straight from the definition, by SciPy."""
+    """SSIM map of two [H, W] planes with zero padding, computed from the definition with SciPy."""
     window = [math.exp(-0.5 * ((i - 5) / 1.5) ** 2) for i in range(11)]
     window = [w / sum(window) for w in window]
 
@@ -34,7 +34,7 @@ def images(height: int, width: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(("height", "width"), [(5, 7), (32, 42), (33, 70), (64, 11)])
-def test_ssim_is_the_definition(height: int, width: int) -> None:
+def test_ssim_matches_the_definition(height: int, width: int) -> None:
     x, y = images(height, width)
     expected = torch.stack([direct_ssim_map(x[..., c], y[..., c]) for c in range(3)])
     assert float(ssim(x, y, "same")) == pytest.approx(float(expected.mean()), abs=1e-12)
@@ -56,7 +56,7 @@ def test_loss_value_and_gradient(padding: Literal["same", "valid"]) -> None:
     assert torch.autograd.gradcheck(lambda v: photometric_loss(v, small_y, 0.2), small_x.requires_grad_())
 
 
-def test_valid_ssim_refuses_what_is_smaller_than_the_window() -> None:
+def test_valid_ssim_refuses_images_smaller_than_the_window() -> None:
     x, y = images(10, 30)
     for refuse in (lambda: ssim(x, y, "valid"), lambda: photometric_loss(x, y, 0.2, "valid")):
         with pytest.raises(ValueError, match="11 pixels"):

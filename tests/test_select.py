@@ -1,4 +1,4 @@
-"""The rasterizer that ``--device`` selects, its messages, and the call of gsplat. Needs no GPU: gsplat is faked."""
+"""The rasterizer that ``--device`` selects, its messages, and the call of gsplat. A fake gsplat replaces the GPU."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def stage_backend(monkeypatch: pytest.MonkeyPatch, compiled: object) -> None:
-    """Put a loaded gsplat backend in place, so that nothing compiles."""
+    """Install a loaded gsplat backend with ``_C = compiled``, so that nothing compiles."""
     import gsplat.cuda
 
     backend = ModuleType("gsplat.cuda._backend")
@@ -63,12 +63,12 @@ def test_auto_without_gpu_is_the_cpu(no_gpu: None, said: list[str]) -> None:
     assert also == ["compiled"]
 
 
-def test_compiling_is_announced_and_timed(said: list[str]) -> None:
+def test_compiling_the_cpu_kernels_is_announced_and_timed(said: list[str]) -> None:
     function = numba.njit(lambda x: x + 1)
     for expected in (2, 2):
         with report_compilation(said.append):
             assert function(1) == 2
-        # The second time, nothing is compiled and nothing said.
+        # The second call compiles nothing and prints nothing.
         assert len(said) == expected
     assert said[0].startswith("Compiling the CPU kernels")
     assert said[1].startswith("Compiled 1 kernels in ")
@@ -84,13 +84,13 @@ def test_a_cache_folder_that_cannot_be_written_to_is_named(
     assert "not kept" in said[1] and str(tmp_path / "missing") in said[1] and "NUMBA_CACHE_DIR" in said[1]
 
 
-def test_cuda_without_gpu_is_the_users_error(no_gpu: None, said: list[str]) -> None:
+def test_cuda_without_gpu_is_refused(no_gpu: None, said: list[str]) -> None:
     with pytest.raises(UserError, match=r"^--device cuda: torch sees no CUDA device; .* use --device cpu\.$"):
         select_rasterizer("cuda", said.append)
 
 
 @pytest.mark.parametrize("device", ["auto", "cuda"])
-def test_gpu_and_kernels_give_gsplat(device: Any, gpu: None, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_with_kernels_uses_gsplat(device: Any, gpu: None, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     stage_backend(monkeypatch, compiled=object())
     selection = select_rasterizer(device, said.append)
     assert selection.rasterizer.name == "gsplat"
@@ -99,7 +99,7 @@ def test_gpu_and_kernels_give_gsplat(device: Any, gpu: None, said: list[str], mo
     assert "\n" not in selection.reason
 
 
-def test_gpu_without_toolkit(gpu: None, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_without_toolkit_selects_the_cpu(gpu: None, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     stage_backend(monkeypatch, compiled=None)
     selection = select_rasterizer("auto", said.append)
     assert selection.rasterizer.name == "cpu"
@@ -111,10 +111,10 @@ def test_gpu_without_toolkit(gpu: None, said: list[str], monkeypatch: pytest.Mon
         select_rasterizer("cuda", said.append)
 
 
-def test_kernels_that_do_not_load_are_told_in_one_line(
+def test_kernels_that_do_not_load_are_reported_in_one_line(
     gpu: None, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # None in sys.modules makes the import raise, as it does where gsplat's undeclared dependency is missing.
+    # None in sys.modules makes the import raise, like a missing dependency that gsplat does not declare.
     stage_backend(monkeypatch, compiled=object())
     monkeypatch.setitem(sys.modules, "gsplat.cuda._backend", None)
     monkeypatch.delattr("gsplat.cuda._backend")
@@ -125,7 +125,7 @@ def test_kernels_that_do_not_load_are_told_in_one_line(
 
 
 @pytest.mark.parametrize(("built", "lines"), [(True, 0), (False, 1)])
-def test_the_compilation_is_announced(
+def test_compiling_the_cuda_kernels_is_announced(
     built: bool, lines: int, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage_backend(monkeypatch, compiled=object())
@@ -136,8 +136,7 @@ def test_the_compilation_is_announced(
 
 
 def stage_rasterization(monkeypatch: pytest.MonkeyPatch, calls: list[dict[str, Any]]) -> None:
-    """Replace gsplat.rasterization by a small differentiable stand-in that returns what gsplat returns, in its
-    shapes."""
+    """Replace gsplat.rasterization by a small differentiable fake that returns tensors of the same shapes."""
     import gsplat
 
     def rasterization(**arguments: Any) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
@@ -147,7 +146,7 @@ def stage_rasterization(monkeypatch: pytest.MonkeyPatch, calls: list[dict[str, A
         colours = means2d.sum() * torch.ones(*shape, 3)
         radii = torch.ones(1, len(arguments["means"]), 2, dtype=torch.int32)
         if arguments["absgrad"]:
-            # gsplat fills it in its backward pass, before the gradient arrives at means2d.
+            # gsplat sets absgrad in its backward pass, before the gradient arrives at means2d.
             means2d.absgrad = torch.full_like(means2d, 7.0)
         return colours, torch.full((*shape, 1), 0.25), {"means2d": means2d, "radii": radii}
 
@@ -167,7 +166,7 @@ def small_model(count: int = 3) -> Any:
     )
 
 
-def test_gsplat_is_called_in_the_way_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gsplat_is_called_with_unpacked_arguments_and_no_background(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[dict[str, Any]] = []
     stage_rasterization(monkeypatch, calls)
     background = torch.tensor([0.0, 0.5, 1.0])
@@ -201,7 +200,7 @@ def test_means2d_receives_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     assert model.xyz.grad[:, :2].tolist() == [[2 * pixels_and_channels] * 2] * 3
 
 
-def test_absolute_gradients_and_antialiasing_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_absolute_gradients_and_antialiasing_are_passed_to_gsplat(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[dict[str, Any]] = []
     stage_rasterization(monkeypatch, calls)
     rasterizer = gsplat_cuda.GsplatRasterizer(antialiased=True)
@@ -211,7 +210,7 @@ def test_absolute_gradients_and_antialiasing_are_asked_for(monkeypatch: pytest.M
     assert output.means2d.absgrad.tolist() == [[7.0, 7.0]] * 3  # type: ignore[attr-defined]
 
 
-def test_renders_without_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rendering_works_under_no_grad(monkeypatch: pytest.MonkeyPatch) -> None:
     stage_rasterization(monkeypatch, [])
     with torch.no_grad():
         output = gsplat_cuda.GsplatRasterizer().render(small_model(), CAMERA, torch.eye(4), torch.zeros(3))

@@ -1,5 +1,5 @@
-"""The inner loops of blending and SSIM compile to packed, full-width multiply-adds. Narrower code is up to 8x
-slower."""
+"""The inner loops of blending and SSIM compile to packed, full-width multiply-adds. Narrower code is
+up to 8x slower."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FLOATS, INDEX, FLOAT = types.float32[::1], types.uint64, types.float32
 
 ONE_GAUSSIAN = (FLOATS, FLOATS, INDEX, FLOAT, FLOAT, INDEX, INDEX, FLOATS, INDEX)
 LOOPS = {
-    # name: (function, signature, packed multiply-adds that one pass of its loops needs at least)
+    # name: (function, signature, least number of packed multiply-adds in its loops)
     "forward": (blending.batch_rgb, (FLOATS, INDEX, INDEX), 10),
     "forward with depth": (blending.batch_rgbd, (FLOATS, INDEX, INDEX), 11),
     "backward": (blending_backward.one_rgb, ONE_GAUSSIAN, 16),
