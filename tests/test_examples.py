@@ -1,4 +1,4 @@
-"""Every program in examples/ runs as its docstring says, in a process of its own, and does what it claims."""
+"""Every program in examples/ runs in its own process, as its docstring says, and has the described effect."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CPU = {"CUDA_VISIBLE_DEVICES": ""}
 
 
 def run(name: str, *arguments: object) -> str:
-    """Standard output of an example; the limit is on the whole process."""
+    """Standard output of an example. The time limit applies to the whole process."""
     call = [sys.executable, str(ROOT / "examples" / name), *map(str, arguments)]
     done = subprocess.run(call, env=environment() | CPU, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert done.returncode == 0, done.stderr
@@ -41,7 +41,7 @@ def test_density_controller(tiny_run: Path, tiny_scene: Path, tmp_path: Path) ->
     assert counts is not None
     points, gaussians = (int(count.replace(",", "")) for count in counts.groups())
     assert gaussians > 1.05 * points
-    # The run belongs to its controller.
+    # The run resumes only with its own controller.
     refused = gs_train("train", "--resume", tmp_path / "run", "--iterations", 120)
     assert refused.returncode == 2
     assert "LargestFirst" in refused.stderr

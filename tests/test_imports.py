@@ -1,7 +1,7 @@
-"""Holds the import arrows: which package of the project may import which, and what ``gs-train --help`` must not load.
+"""The import rules: the packages that each package may import, and the libraries that ``gs-train --help`` leaves out.
 
-The arrows are read from the source by ``ast``, imports inside functions and type-checking blocks included, so nothing
-has to be importable for the test to run. Every rule is also shown a source that breaks it.
+The tests parse the source, including imports inside functions and type-checking blocks, so the modules need not be
+importable. Each rule is also tested on a source that breaks it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "gs_train"
 
 # Each package's own modules, gs_train.errors, atomic_write, machine, options and __version__ are always allowed.
-# An entry allows that module and whatever lies below it.
+# An entry allows a module and its submodules.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "errors": (),
     "atomic_write": (),
@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "model": ("scene.types", "cameras", "formats.splat_data"),
     "render": ("model", "cameras", "kernels"),
     "density": ("model", "render", "losses"),
-    # TrainConfig gathers the settings that live beside what they configure.
+    # TrainConfig contains the settings classes of these modules.
     "config": ("scene.load", "model.schedule", "density.config"),
     "run": ("config", "scene", "cameras", "model", "render", "formats"),
     "training": ("config", "scene", "cameras", "model", "render", "losses", "density", "run"),
@@ -51,12 +51,12 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 }
 # gs_train/__init__.py names the public entry points, __main__.py starts the command line.
 UNRESTRICTED = {"__main__", "__init__"}
-# Where the third-party imports are limited too.
+# Packages with limited third-party imports.
 OUTSIDE: dict[str, set[str]] = {"errors": set(), "formats": {"numpy", "plyfile"}, "losses": {"torch"}}
 
 
 def imports_of(source: str, module: str, is_package: bool) -> set[str]:
-    """Full dotted names that a module's source imports, ``from a import b`` giving ``a.b``; relative imports are
+    """Full dotted names that a module's source imports. ``from a import b`` gives ``a.b``, and relative imports are
     resolved."""
     found: set[str] = set()
     package = module.split(".") if is_package else module.split(".")[:-1]
@@ -99,7 +99,7 @@ def module_name(path: Path) -> str:
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_arrows(path: Path) -> None:
+def test_imports_follow_the_table(path: Path) -> None:
     broken = broken_arrows(path.read_text(encoding="utf-8"), module_name(path), path.name == "__init__.py")
     assert not broken, (
         f"{path.relative_to(ROOT)} imports {', '.join(broken)}, which the table of import arrows does not allow"
@@ -112,7 +112,7 @@ def test_every_package_has_a_rule() -> None:
 
 
 def circle_in(arrows: Mapping[str, Iterable[str]]) -> list[str]:
-    """One circle of imports, as the names on it; empty if there is none."""
+    """The names on one import cycle; empty if there is no cycle."""
     sorter = graphlib.TopologicalSorter(arrows)
     try:
         sorter.prepare()
@@ -125,7 +125,7 @@ def owner_of(name: str) -> str:
     return ".".join(name.split(".")[:2])
 
 
-def test_no_circle_of_packages_or_modules() -> None:
+def test_no_import_cycle_of_packages_or_modules() -> None:
     """Every import counts, also imports inside functions and type-checking blocks."""
     known = {module_name(path): path for path in modules()}
     arrows: dict[str, set[str]] = {}
@@ -141,12 +141,12 @@ def test_no_circle_of_packages_or_modules() -> None:
         own = owner_of(module)
         packages.setdefault(own, set()).update(owner_of(target) for target in targets if owner_of(target) != own)
     assert circle_in(packages) == []
-    # The registry of controllers names the type of the controllers, which read their settings, which read the registry.
+    # The registry imports the controller type for annotations only, so there is no cycle at run time.
     arrows["gs_train.density.registry"].discard("gs_train.density.types")
     assert circle_in(arrows) == []
 
 
-def test_a_circle_is_seen() -> None:
+def test_a_cycle_is_detected() -> None:
     assert set(circle_in({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}})) == {"a", "b", "c"}
     assert circle_in({"a": {"b", "c"}, "b": {"c"}}) == []
 
@@ -175,7 +175,7 @@ def test_a_circle_is_seen() -> None:
         ("gs_train.cli", "from gs_train.training.loop import train"),
     ],
 )
-def test_a_broken_arrow_is_seen(module: str, source: str) -> None:
+def test_a_forbidden_import_is_detected(module: str, source: str) -> None:
     assert len(broken_arrows(source, module)) == 1
 
 
@@ -192,7 +192,7 @@ def test_a_broken_arrow_is_seen(module: str, source: str) -> None:
         ("gs_train.commands.train", "from gs_train.training.loop import train"),
     ],
 )
-def test_an_allowed_arrow_passes(module: str, source: str) -> None:
+def test_an_allowed_import_passes(module: str, source: str) -> None:
     assert broken_arrows(source, module) == []
 
 

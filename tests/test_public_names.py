@@ -1,5 +1,5 @@
-"""``from gs_train import ...``: nothing heavy is imported early, and ``train`` is the function in every order of
-imports."""
+"""``from gs_train import ...`` loads torch only when a name needs it, and ``train`` is the function in every import
+order."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Limits of the source: sizes of files, functions and packages, and no assignment to another object's attributes.
 
-Every rule is also shown a source that breaks it.
+Each rule is also tested on a source that breaks it.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ LARGEST_PACKAGE = 0.2
 # Kernels are long because Numba inlines only whole functions; gsplat's signature alone has thirty arguments.
 KERNELS = ("gs_train/kernels/", "gs_train/render/cpu/")
 
-# Objects of other libraries that have no other way to be configured.
+# Objects of other libraries that are configured by setting their attributes.
 FOREIGN = {
     "gs_train/kernels/jit.py": {"numba.config"},
     "gs_train/kernels/simd.py": {"loaded", "builder.store"},  # llvmlite instructions
     "gs_train/prepare/worker.py": {"pycolmap.logging", "options", "pairing", "verification"},
     "gs_train/scene/photos/decode.py": {"Image"},
-    # torch hands the context of an autograd function over by attributes, and gsplat gives means2d the attribute
-    # absgrad.
+    # torch passes values to the backward pass as attributes of the context, and gsplat sets the attribute absgrad of
+    # means2d.
     "gs_train/render/cpu/autograd.py": {"ctx", "means2d"},
     "gs_train/render/cpu/gsplat_api.py": {"means2d"},
     "gs_train/render/gsplat_cuda.py": {"view"},
@@ -52,7 +52,7 @@ def long_functions(source: str) -> list[str]:
 
 
 def outside_assignments(source: str) -> Iterator[tuple[int, str]]:
-    """Line and object of every assignment to, or deletion of, an attribute of something else than ``self`` or
+    """Line and object of every assignment to, or deletion of, an attribute of an object other than ``self`` and
     ``cls``."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store | ast.Del):
@@ -104,7 +104,7 @@ def test_nothing_sets_the_attributes_of_another_object(path: Path) -> None:
         "setattr(views, 'poses', poses)",
     ],
 )
-def test_an_outside_assignment_is_seen(source: str) -> None:
+def test_an_outside_assignment_is_detected(source: str) -> None:
     assert len(list(outside_assignments(source))) == 1
 
 
@@ -113,6 +113,6 @@ def test_other_statements_pass(source: str) -> None:
     assert not list(outside_assignments(source))
 
 
-def test_a_long_function_is_seen() -> None:
+def test_a_long_function_is_detected() -> None:
     body = "    x = 1\n" * MOST_LINES_PER_FUNCTION
     assert long_functions(f"def f():\n{body}") == [f"f ({MOST_LINES_PER_FUNCTION + 1})"]
