@@ -105,7 +105,8 @@ def decode_image(view: View) -> NDArray[np.uint8]:
 
     Returns:
         [H, W, 3] uint8 RGB; or [H, W, 4] with RGB premultiplied by alpha, and alpha; or [H, W, 5] with a weight as
-        well: 255 for pixels that count in loss, density statistics and metrics, 0 for pixels that do not.
+        well: 255 for pixels that count in loss, density statistics and metrics, 0 for pixels that do not, and values
+        between for partial alpha if ``view.alpha`` is "mask".
 
     Raises:
         UserError: the file or its mask is truncated, cannot be decoded, or has more than 500 megapixels.
