@@ -1,8 +1,7 @@
-"""What bad input gets, by subprocess: one sentence that names the file or flag and the remedy, exit code 2, and no
-traceback.
+"""Bad input: the user gets one sentence that names the file or flag and the remedy, exit code 2, and no traceback.
 
-One test per kind of bad input; the readers' own tests go through the variants of each. The notices (no points, NaN
-points, a damaged newest checkpoint) are here too: they are said aloud, and training goes on.
+One test per kind of bad input; the tests of the readers cover the variants. The notices (no points, NaN points, a
+damaged newest checkpoint) are also here: they are printed, and training continues.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ SHORT = ("--iterations", 2, "--device", "cpu", "--max-gaussians", 300)
 
 
 def refused(*arguments: object, **options: Any) -> str:
-    """Run, check that it was refused as a user's mistake is, and return the sentence."""
+    """Run a command that must be refused as a mistake of the user; returns the sentence."""
     done = gs_train(*arguments, **options)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
@@ -42,7 +41,7 @@ def refused(*arguments: object, **options: Any) -> str:
 
 
 def refused_before_training(*arguments: object, **options: Any) -> str:
-    """As ``refused``, with that sentence as the only output."""
+    """As ``refused``, and the sentence is the only output."""
     done = gs_train(*arguments, **options)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("gs-train: ")
@@ -51,7 +50,7 @@ def refused_before_training(*arguments: object, **options: Any) -> str:
 
 
 def refused_here(*arguments: object) -> str:
-    """As ``refused``, in this process, which is faster; a traceback would come out of it as the exception itself."""
+    """As ``refused``, in this process, which is faster. A traceback would show as an exception."""
     message = io.StringIO()
     with redirect_stderr(message), pytest.raises(SystemExit) as done:
         cli.main([str(argument) for argument in arguments])
@@ -70,11 +69,11 @@ def scene_of(model: Model, folder: Path, *, text: bool = True) -> Path:
 
 @pytest.fixture
 def scene(tmp_path: Path) -> Path:
-    """A sound scene of four photos, of which three are to train on, with a text model."""
+    """A valid scene with a text model and four photos, three of them for training."""
     return scene_of(Model(), tmp_path / "scene")
 
 
-# ---- the scene, before torch is even loaded
+# ---- faults of the scene, found before torch is imported
 
 
 def test_no_such_folder(tmp_path: Path) -> None:
@@ -104,7 +103,7 @@ def test_missing_images_are_named_up_to_five(tmp_path: Path) -> None:
     done = gs_train("train", folder, "--skip-missing", "--out", tmp_path / "run", *SHORT)
     assert done.returncode == 0, done.stderr
     assert "6 of 9 images" in done.stderr
-    assert "going on without them" in done.stderr
+    assert "continues without them" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["cameras.bin", "images.bin", "points3D.bin"])
@@ -155,7 +154,7 @@ def test_distortion_that_no_lens_has(tmp_path: Path) -> None:
     sentence = refused("train", folder)
     assert str(folder / "sparse/0/cameras.txt") in sentence
     assert "camera 1 (OPENCV) cannot be inverted" in sentence
-    assert gs_train("info", folder).stdout.count(sentence) == 1  # and not once for each of its photos
+    assert gs_train("info", folder).stdout.count(sentence) == 1  # not once per photo
 
 
 # ---- flags, presets, folders
@@ -225,7 +224,7 @@ def test_out_that_cannot_be_written(scene: Path, tmp_path: Path, monkeypatch: py
     (tmp_path / "readonly").mkdir()
     before = sorted(tmp_path.rglob("*"))
     if place.startswith("readonly"):
-        # Simulated, because a superuser may write anywhere.
+        # Simulated, because root may write anywhere.
         real = os.mkdir
 
         def mkdir(path: Any, *rest: Any, **named: Any) -> None:
@@ -234,7 +233,7 @@ def test_out_that_cannot_be_written(scene: Path, tmp_path: Path, monkeypatch: py
             real(path, *rest, **named)
 
         monkeypatch.setattr(os, "mkdir", mkdir)
-    # The scene does not exist: the folder is looked at first.
+    # The scene does not exist: the folder is checked first.
     sentence = refused_here("train", scene / "nowhere", "--out", tmp_path / place)
     assert sentence.startswith(f"--out {tmp_path / place} cannot be written (")
     assert sentence.endswith("): choose another folder.")
@@ -248,8 +247,7 @@ def test_looking_at_out_leaves_nothing_behind(scene: Path, tmp_path: Path) -> No
 
 
 def test_a_name_that_is_no_text(scene: Path, tmp_path: Path) -> None:
-    """Byte 228 alone is no UTF-8. Looking at such a scene and writing a run of that name are well; only config.toml
-    cannot hold it."""
+    """Byte 228 alone is not UTF-8: a folder may have this name, but config.toml cannot hold it."""
     odd = tmp_path / os.fsdecode(b"sc\xe4ne")
     try:
         scene.rename(odd)
@@ -326,7 +324,7 @@ def test_a_config_that_was_edited_so_that_its_checkpoints_do_not_fit(
     config.write_text(text.replace(line, other))
     sentence = refused_here("train", "--resume", own_run, "--iterations", 30)
     assert sentence.startswith(f"{config} says {name} = ")
-    assert "put that back" in sentence
+    assert "restore the old value" in sentence
 
 
 def test_export_to_an_ending_that_is_not_written(own_run: Path, tmp_path: Path) -> None:
@@ -348,7 +346,7 @@ def test_sample_into_a_folder_that_is_not_empty(scene: Path) -> None:
     assert f"{scene} exists and is not empty" in refused("sample", scene)
 
 
-# ---- what is known once torch is loaded, and still before training
+# ---- faults found after torch is imported, before training
 
 
 @pytest.mark.parametrize("split", ["train_views", "test_views"])
@@ -357,7 +355,7 @@ def test_truncated_image(scene: Path, own_run: Path, split: str) -> None:
     photo.write_bytes(photo.read_bytes()[: photo.stat().st_size // 2])
     sentence = refused_here("train", scene, "--out", own_run, "--overwrite", *SHORT)
     assert str(photo) in sentence
-    # The run that was to be replaced is still there, because the fault was found first.
+    # The old run is intact, because the fault was found before it was replaced.
     assert read_checkpoint(own_run / "checkpoints" / "iteration_000024.pt").iteration == 24
 
 
@@ -380,10 +378,10 @@ def test_checkpoint_of_a_newer_version(own_run: Path) -> None:
     content = torch.load(newest, weights_only=True)
     torch.save({**content, "format": content["format"] + 1}, newest)
     sentence = refused("train", "--resume", own_run)
-    assert f"{newest} was written by a newer gs-train" in sentence
+    assert f"{newest} was written by a newer gs_train" in sentence
 
 
-# ---- what is said aloud while training goes on
+# ---- notices; training continues
 
 
 def test_no_points_means_random_ones(tmp_path: Path) -> None:
@@ -412,7 +410,7 @@ def test_damaged_newest_checkpoint_gives_way_to_the_one_before(own_run: Path) ->
     done = gs_train("train", "--resume", own_run)
     assert done.returncode == 0, done.stderr
     assert f"{newest} is damaged" in done.stderr
-    assert f"Going on from {before}" in done.stderr
+    assert f"Resuming from {before}" in done.stderr
     assert read_checkpoint(newest).iteration == 24
 
 
@@ -426,8 +424,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)
 from gs_train.cli import main
 main()
 """
-"""Runs gs-train where no file can grow past a size: what a write then gets is the error of a full disk in all but its
-number."""
+"""Runs gs-train with a limit on the size of files. A write beyond it fails as on a full disk, with another number."""
 
 
 def refused_on_a_full_disk(limit: int, *arguments: object) -> str:

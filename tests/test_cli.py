@@ -1,5 +1,4 @@
-"""The subcommands end to end, by subprocess: what they print, what they write, how they stop. Bad input has a file of
-its own."""
+"""The subcommands end to end, by subprocess: output, files, exit codes, signals. Bad input is in test_bad_input.py."""
 
 from __future__ import annotations
 
@@ -24,7 +23,6 @@ from gs_train import __version__ as release
 from gs_train import cli
 from gs_train.commands.info import InfoCommand, describe
 from gs_train.config.toml import read_config
-from gs_train.evaluate.evaluate import png_names
 from gs_train.formats.ply import read_ply, write_ply
 from gs_train.scene.load import SceneConfig, load_scene
 
@@ -77,7 +75,7 @@ def test_the_same_command_twice_gives_the_same_bytes(tiny_run: Path, tiny_scene:
         for folder in (tiny_run, run)
     )
     assert first == second
-    # The command that the output recommends is one that works.
+    # The recommended next command works.
     command_line = next(line for line in done.stdout.splitlines() if "gs-train " in line).split("gs-train ")[1]
     assert gs_train(*command_line.split(), cwd=tmp_path).returncode == 0
     assert (run / "results.json").is_file()
@@ -116,7 +114,7 @@ def test_eval_writes_figures_and_pictures(own_run: Path, tiny_scene: Path) -> No
         both = np.asarray(Image.open(picture))
         assert both.shape == (view.camera.height, 2 * view.camera.width, 3)
         np.testing.assert_array_equal(both[:, : view.camera.width], np.asarray(Image.open(view.image_path)))
-        # The figure can be checked from the picture, but for the rounding to 8 bits.
+        # The picture gives the same PSNR, up to its rounding to 8 bits.
         photo, render = (half.astype(np.float64) / 255 for half in np.split(both, 2, axis=1))
         assert per_view[view.name]["psnr"] == pytest.approx(-10 * np.log10(((photo - render) ** 2).mean()), abs=0.05)
 
@@ -230,7 +228,7 @@ def started(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
 
 
 def wait_for(ready: Any, process: subprocess.Popen[str]) -> None:
-    """Wait until ``ready()`` holds; fail when the process ends first."""
+    """Wait until ``ready()`` is true; fail if the process ends first."""
     deadline = time.monotonic() + 240
     while not ready():
         assert process.poll() is None, process.communicate()
@@ -243,7 +241,7 @@ def wait_for(ready: Any, process: subprocess.Popen[str]) -> None:
 def test_a_signal_stops_after_the_step_and_saves(
     tiny_run: Path, tiny_scene: Path, tmp_path: Path, number: int, code: int
 ) -> None:
-    assert tiny_run.is_dir()  # the kernels are compiled, so that steps are short
+    assert tiny_run.is_dir()  # so the kernels are compiled and steps are short
     run = tmp_path / "run"
     process = started(
         "train", tiny_scene, "--out", run, "--iterations", 1_000_000, "--log-every", 1, *CPU, cwd=tmp_path
@@ -262,7 +260,7 @@ def test_a_signal_stops_after_the_step_and_saves(
     if number == signal.SIGTERM:
         again = gs_train("train", "--resume", run, "--iterations", steps + 2)
         assert again.returncode == 0, again.stderr
-        assert f"Going on from {checkpoint}" in again.stderr
+        assert f"Resuming from {checkpoint}" in again.stderr
         assert "s in the loop over all resumes)" in again.stdout
         assert (run / "point_cloud" / f"iteration_{steps + 2}" / "point_cloud.ply").is_file()
 
@@ -287,20 +285,4 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
         [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=20, check=False
     )
     assert done.returncode == -signal.SIGINT
-    assert done.stderr.count("\n") == 2  # the answer to the first signal, and nothing of Python's
-
-
-# ---- names of pictures
-
-
-@pytest.mark.parametrize(
-    ("names", "expected"),
-    [
-        (["a.jpg", "b.JPG"], ["a.png", "b.png"]),
-        (["left/a.jpg", "right/a.jpg"], ["left__a.png", "right__a.png"]),
-        (["a.jpg", "a.png"], ["a.jpg.png", "a.png.png"]),
-        (["../../out.png"], ["..__..__out.png"]),
-    ],
-)
-def test_pictures_get_flat_and_different_names(names: list[str], expected: list[str]) -> None:
-    assert png_names(names) == expected
+    assert done.stderr.count("\n") == 2  # the note after the first signal, and no traceback

@@ -1,4 +1,4 @@
-"""``gs-train doctor``: how findings become output and exit code, on this machine and on staged ones."""
+"""``gs-train doctor``: how findings become output and exit code, on this machine and on simulated machines."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def run_doctor(capsys: pytest.CaptureFixture[str]) -> tuple[object, list[str]]:
     return done.value.code, capsys.readouterr().out.splitlines()
 
 
-def test_on_this_machine_the_exit_code_says_whether_something_is_wrong() -> None:
+def test_the_exit_code_on_this_machine_follows_from_the_findings() -> None:
     done = gs_train("doctor")
     lines = done.stdout.splitlines()
     assert [line.startswith(name) for name, line in zip(PARTS, lines, strict=False)] == [True] * len(PARTS)
-    assert len(lines) == len(PARTS) + 1  # a remedy, or that there is none to take
+    assert len(lines) == len(PARTS) + 1  # the last line names a remedy or reports none
     assert done.returncode == any(finding.remedy for finding in examine()), done.stdout + done.stderr
 
 
@@ -53,7 +53,7 @@ def test_a_driver_without_a_cuda_build_of_torch(monkeypatch: pytest.MonkeyPatch)
     release = torch.__version__.partition("+")[0]
     assert finding.remedy == f"{sys.executable} -m pip install --force-reinstall torch=={release}"
     monkeypatch.setattr(doctor.shutil, "which", lambda *_, **__: None)
-    assert doctor._torch().remedy is None  # no driver, so the CPU is meant
+    assert doctor._torch().remedy is None  # no driver: the CPU is the intended device
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,4 @@
-"""Opening a splat: a run folder, a checkpoint in it or elsewhere, and a splat file give the same Gaussians and know
-what they can."""
+"""Opening a splat: a run folder, a checkpoint in it or elsewhere, and a splat file give the same Gaussians."""
 
 from __future__ import annotations
 

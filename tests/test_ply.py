@@ -1,4 +1,4 @@
-"""Splats as .ply: round trips, foreign layouts, damaged files. An outside reader has its own file."""
+"""Splats as .ply: round trips, foreign layouts, damaged files. test_ply_outside_reader.py uses an outside reader."""
 
 from __future__ import annotations
 
@@ -39,8 +39,7 @@ def test_the_original_trainers_file_survives(tmp_path: Path, shared_scenes: Path
     assert len(splat) == 9080 and splat.sh_degree == 3
     write_ply(tmp_path / "s.ply", splat)
     assert_same_bits(read_ply(tmp_path / "s.ply"), splat)
-    # Column by column and through plyfile alone, so that a slip made twice, in the reader and in the writer, would
-    # show.
+    # Read with plyfile alone: equal mistakes in our reader and writer would show.
     ours, theirs = vertex_rows(tmp_path / "s.ply"), vertex_rows(source)
     assert ours.dtype.names == theirs.dtype.names
     assert ours.tobytes() == theirs.tobytes()
@@ -121,7 +120,7 @@ def test_a_file_may_be_replaced_while_its_splat_is_in_use(tmp_path: Path) -> Non
     assert_same_bits(read_ply(tmp_path / "s.ply"), other)
 
 
-# ---- files that must be refused ----
+# ---- damaged files ----
 
 
 def refusal(path: Path) -> str:
@@ -180,7 +179,7 @@ def test_a_number_of_coefficients_that_fits_no_degree(tmp_path: Path, gone: str)
     assert "has 8 columns f_rest_*" in refusal(tmp_path / "f.ply")
 
 
-# ---- files appear whole or not at all ----
+# ---- atomic writes, checked arrays ----
 
 
 def test_a_full_disk_leaves_the_earlier_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -181,7 +181,7 @@ def _cpu_kernels() -> Finding:
         return Finding(
             name="CPU kernels", message="render nothing", remedy=f"{_pip()} --force-reinstall numba llvmlite"
         )
-    return Finding(name="CPU kernels", message=f"render and learn; threading layer {numba.threading_layer()}")
+    return Finding(name="CPU kernels", message=f"work forward and backward; threading layer {numba.threading_layer()}")
 
 
 def _pip() -> str:

@@ -21,8 +21,7 @@ _MANY_REGISTERED = 0.8
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareCommand:
-    """Make a scene from photos or a video: pycolmap computes the camera poses. After a stop, the same command goes
-    on."""
+    """Make a scene from photos or a video: pycolmap computes the camera poses. After a stop, run it again."""
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PHOTOS_OR_VIDEO")]
     """Folder of overlapping photos of one object or place, or a video file. It stays unchanged."""
@@ -34,7 +33,7 @@ class PrepareCommand:
 
     def __post_init__(self) -> None:
         if self.frames is not None and self.frames < FEWEST_PHOTOS:
-            raise UserError(f"--frames is {self.frames}: it must be at least {FEWEST_PHOTOS}.")
+            raise UserError(f"--frames is {self.frames}: give a whole number of at least {FEWEST_PHOTOS}.")
 
     def run(self) -> int:
         """Make the scene."""
@@ -64,7 +63,6 @@ def _advice(prepared: Prepared) -> str:
     if prepared.models > 1:
         parts = f" (COLMAP found {prepared.models} disconnected models; this is the largest)"
     return (
-        f"Few photos were registered{parts}: take more photos between the registered and the other ones, with a large "
-        "overlap. "
-        "Blurred photos, bare walls, mirrors and moving objects do not help."
+        f"Few photos were registered{parts}: take more photos between the registered and the other photos, with a "
+        "large overlap. Blurred photos, bare walls, mirrors and moving objects do not help."
     )

@@ -8,9 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from gs_train.errors import UserError
-
-_LEAST = {"seed": 0, "views": 2, "width": 16, "height": 16, "points": 0}
+from gs_train.options import check, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,21 +17,19 @@ class SampleCommand:
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
     """Folder to write the scene to. It must be new or empty."""
-    seed: int = 0
+    seed: int = setting(0, at_least=0)
     """Seed of the textures, the cameras and the points. Another seed gives another scene."""
-    views: int = 40
+    views: int = setting(40, at_least=2)
     """Number of photos, taken on two rings around the table. 20 trains faster."""
-    width: int = 320
-    """Width of each photo, px."""
-    height: int = 240
+    width: int = setting(320, at_least=16)
+    """Width of each photo, px. Larger photos show more detail and train longer; 640 is large."""
+    height: int = setting(240, at_least=16)
     """Height of each photo, px."""
-    points: int = 8000
-    """Approximate number of points to start the training from."""
+    points: int = setting(8000, at_least=0)
+    """Approximate number of points to start the training from; 0 tries a start from random points."""
 
     def __post_init__(self) -> None:
-        for name, least in _LEAST.items():
-            if getattr(self, name) < least:
-                raise UserError(f"--{name} is {getattr(self, name)}: it must be at least {least}.")
+        check(self)
 
     def run(self) -> int:
         """Write the scene."""

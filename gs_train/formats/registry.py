@@ -20,12 +20,13 @@ FORMATS: dict[str, str | None] = {
 """Ending of a file name -> module of the format. The longest ending that fits wins; upper and lower case are equal."""
 
 
-def read_splat(path: Path) -> SplatData:
+def read_splat(path: Path | str) -> SplatData:
     """Read a splat file of any known format.
 
     Raises:
         UserError: the file does not exist, its format is unknown, or it is damaged.
     """
+    path = Path(path)
     if not path.exists():
         raise UserError(f"{path} does not exist: name a splat file ({_listed(readable_endings())}).")
     read = _by_ending(path).read or _by_content(path).read
@@ -34,13 +35,13 @@ def read_splat(path: Path) -> SplatData:
     return read(path)
 
 
-def write_splat(path: Path, data: SplatData) -> None:
+def write_splat(path: Path | str, data: SplatData) -> None:
     """Create or replace a splat file; the ending of its name selects the format.
 
     Raises:
         UserError: no format with this ending can be written, or the file cannot be written.
     """
-    splat_writer(path)(path, data)
+    splat_writer(Path(path))(Path(path), data)
 
 
 def splat_writer(path: Path) -> Callable[[Path, SplatData], None]:

@@ -130,7 +130,7 @@ class OpenedSplat:
         return scene
 
 
-def open_splat(path: Path, notify: Callable[[str], None] = _silent) -> OpenedSplat:
+def open_splat(path: Path | str, notify: Callable[[str], None] = _silent) -> OpenedSplat:
     """Open a run folder at its newest intact checkpoint, a checkpoint (.pt), or a splat file.
 
     Args:
@@ -141,6 +141,7 @@ def open_splat(path: Path, notify: Callable[[str], None] = _silent) -> OpenedSpl
         UserError: the path does not exist, the folder is not a run or has no intact checkpoint, or the file cannot be
             read.
     """
+    path = Path(path)
     if path.is_dir():
         return open_run(path, notify)
     if path.suffix != ".pt":

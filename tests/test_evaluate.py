@@ -1,0 +1,59 @@
+"""Evaluation: metrics of views, their files, and the names of the pictures. ``gs-train eval`` is in test_cli.py."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+
+from gs_train.evaluate.evaluate import Evaluation, png_names, write_figures
+from gs_train.evaluate.metrics import ViewMetrics, view_metrics
+
+METRICS = [entry.name for entry in fields(ViewMetrics)]
+
+
+def test_every_metric_reaches_both_files_as_itself_and_as_a_mean(tmp_path: Path) -> None:
+    # Distinct values, so that two metrics cannot be swapped.
+    first = ViewMetrics(**{name: float(2**i) for i, name in enumerate(METRICS)})
+    second = ViewMetrics(**{name: 3.0 * 2**i for i, name in enumerate(METRICS)})
+    evaluation = Evaluation(per_view={"a": first, "b": second}, images=(), gaussians=7, rasterizer="cpu")
+    results, per_view = write_figures(evaluation, tmp_path, iteration=5, split="test")
+    assert json.loads(per_view.read_text()) == {
+        "a": {name: 2.0**i for i, name in enumerate(METRICS)},
+        "b": {name: 3.0 * 2**i for i, name in enumerate(METRICS)},
+    }
+    assert json.loads(results.read_text()) == {
+        "iteration": 5,
+        "split": "test",
+        "views": 2,
+        **{name: 2.0 * 2**i for i, name in enumerate(METRICS)},
+        "ssim_region": "valid",
+        "gaussians": 7,
+        "rasterizer": "cpu",
+    }
+
+
+def test_metrics_of_known_images() -> None:
+    target = torch.rand(24, 32, 3, generator=torch.Generator().manual_seed(0)) * 0.5 + 0.25
+    exact = view_metrics(target, target)
+    assert (exact.psnr, exact.ssim) == (100.0, pytest.approx(1.0))
+    shifted = view_metrics(target + 0.1, target)
+    assert shifted.psnr == pytest.approx(20.0, abs=1e-3)  # a constant error of 0.1
+    assert shifted.psnr_colour_matched > 60.0  # an affine map of the colours removes it
+    assert view_metrics(target * 0.0 + 9.0, target).psnr == view_metrics(torch.ones_like(target), target).psnr
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["a.jpg", "b.JPG"], ["a.png", "b.png"]),
+        (["left/a.jpg", "right/a.jpg"], ["left__a.png", "right__a.png"]),
+        (["a.jpg", "a.png"], ["a.jpg.png", "a.png.png"]),
+        (["../../out.png"], ["..__..__out.png"]),
+    ],
+)
+def test_pictures_get_flat_and_different_names(names: list[str], expected: list[str]) -> None:
+    assert png_names(names) == expected
