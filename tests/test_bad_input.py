@@ -378,7 +378,7 @@ def test_checkpoint_of_a_newer_version(own_run: Path) -> None:
     content = torch.load(newest, weights_only=True)
     torch.save({**content, "format": content["format"] + 1}, newest)
     sentence = refused("train", "--resume", own_run)
-    assert f"{newest} was written by a newer gs_train" in sentence
+    assert f"{newest} was written by a newer gs-train" in sentence
 
 
 # ---- notices; training continues

@@ -273,7 +273,7 @@ def test_a_newer_format_is_refused_and_not_skipped(
         patch.setattr(module, "FORMAT", FORMAT + 1)
         save(tmp_path, state)
     with pytest.raises(
-        UserError, match=r"iteration_000009.pt was written by a newer gs_train .*: update gs_train, or start"
+        UserError, match=r"iteration_000009.pt was written by a newer gs-train .*: update gs-train, or start"
     ):
         newest_intact(tmp_path, print)
 
@@ -287,7 +287,7 @@ def test_an_older_format_is_refused_in_one_sentence(
     with pytest.raises(UserError) as caught:
         newest_intact(tmp_path, print)
     assert str(caught.value) == (
-        f"{tmp_path / 'iteration_000007.pt'} was written by an older gs_train (checkpoint format 1, this version reads "
+        f"{tmp_path / 'iteration_000007.pt'} was written by an older gs-train (checkpoint format 1, this version reads "
         f"format {FORMAT}): use that version, or start again with gs-train train SCENE --out {tmp_path.parent} "
         "--overwrite."
     )

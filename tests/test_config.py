@@ -223,3 +223,14 @@ def test_checks_name_the_flag(field: str, value: float, flag: str) -> None:
     with pytest.raises(UserError) as caught:
         replace(TrainConfig(), **{field: value})  # type: ignore[arg-type]
     assert str(caught.value).startswith(flag)
+
+
+def test_the_config_of_a_run_of_another_version_says_so(tmp_path: Path) -> None:
+    path = written(TrainConfig(), tmp_path, Path("/scene"))
+    path.write_text(path.read_text().replace("[optimizer]", "[optimizer]\nf_rest_interval = 1"))
+    with pytest.raises(UserError) as caught:
+        read_config(path)
+    assert str(caught.value) == (
+        f"{path}: unknown key optimizer.f_rest_interval (did you mean f_rest_lr?); if another version of gs-train "
+        "trained the run, use that version or train again, else remove it or correct its name."
+    )

@@ -80,10 +80,19 @@ def read_config(path: Path) -> tuple[TrainConfig, Path | None]:
         raise UserError(f"{path}: key scene_path is {scene_path!r}; it must be text.")
     try:
         config = _fill(TrainConfig(), table, path, "")
+    except _UnknownKey as error:
+        remedy = "remove it or correct its name"
+        if scene_path is not None:  # the config.toml of a run
+            remedy = f"if another version of gs-train trained the run, use that version or train again, else {remedy}"
+        raise UserError(f"{error}; {remedy}.") from None
     except UserError as error:
         # The range checks name the flag; the message also needs the file.
         raise error if str(path) in str(error) else UserError(f"{path}: {error}") from None
     return config, None if scene_path is None else Path(scene_path)
+
+
+class _UnknownKey(UserError):
+    """A key that is no setting; the message lacks its remedy."""
 
 
 def _fill(config: _Config, table: dict[str, Any], path: Path, prefix: str) -> _Config:
@@ -93,7 +102,7 @@ def _fill(config: _Config, table: dict[str, Any], path: Path, prefix: str) -> _C
     changed: dict[str, Any] = {}
     for key, value in table.items():
         if key not in names:
-            raise UserError(f"{path}: unknown key {prefix}{key}{nearest(key, names)}; remove it or correct its name.")
+            raise _UnknownKey(f"{path}: unknown key {prefix}{key}{nearest(key, names)}")
         current = getattr(config, key)
         if not is_dataclass(current):
             changed[key] = _typed(value, hints[key], f"{path}: key {prefix}{key}")

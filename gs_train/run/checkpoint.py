@@ -204,9 +204,9 @@ def check_scene(checkpoint: Checkpoint, scene: Scene) -> None:
 def _check_format(path: Path, written_as: int) -> None:
     if written_as == FORMAT:
         return
-    age, remedy = ("a newer", "update gs_train") if written_as > FORMAT else ("an older", "use that version")
+    age, remedy = ("a newer", "update gs-train") if written_as > FORMAT else ("an older", "use that version")
     raise UserError(
-        f"{path} was written by {age} gs_train (checkpoint format {written_as}, this version reads format {FORMAT}): "
+        f"{path} was written by {age} gs-train (checkpoint format {written_as}, this version reads format {FORMAT}): "
         f"{remedy}, or start again with {_start_again(path.parent)}."
     )
 
