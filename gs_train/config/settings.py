@@ -66,7 +66,7 @@ class TrainConfig:
     antialiased: bool = setting(False, group=_MODEL)
     """Dim Gaussians smaller than a pixel. Use it for a splat that is shown at other sizes than it was trained at."""
     init_from: str = setting("", group=MOST_USED)
-    """Splat file to start from instead of the scene's points. Use it to refine a splat."""
+    """Splat file, run or checkpoint to start from instead of the scene's points. Use it to refine a splat."""
     exposure: ExposureKind = setting("none", group=_CORRECTIONS, shapes_state=True)
     """affine learns a colour transform per training photo. Use it for photos that differ in exposure or white
     balance."""

@@ -1,8 +1,7 @@
 """``rasterization``: a drop-in for ``gsplat.rasterization`` on CPU tensors.
 
 It has the same argument names, shapes and return values, and computes gsplat 1.5.3's function. It ignores no argument
-silently: a value without support raises an error that names the argument. The function is long because gsplat's
-signature is.
+silently: a value without support raises an error that names the argument.
 
 Importing the module makes Numba prefer wide vectors and a threading layer that survives forks. Calling the function
 sets Numba's number of threads to torch's.
@@ -22,36 +21,15 @@ RenderMode = Literal["RGB", "D", "ED", "RGB+D", "RGB+ED"]
 
 
 def rasterization(
-    means: Tensor,
-    quats: Tensor,
-    scales: Tensor,
-    opacities: Tensor,
-    colors: Tensor,
-    viewmats: Tensor,
-    Ks: Tensor,
-    width: int,
-    height: int,
-    near_plane: float = 0.01,
-    far_plane: float = 1e10,
-    radius_clip: float = 0.0,
-    eps2d: float = 0.3,
-    sh_degree: int | None = None,
-    packed: bool = False,
-    tile_size: int = 16,
-    backgrounds: Tensor | None = None,
-    render_mode: RenderMode = "RGB",
-    sparse_grad: bool = False,
-    absgrad: bool = False,
-    rasterize_mode: Literal["classic", "antialiased"] = "classic",
-    channel_chunk: int = 32,
-    distributed: bool = False,
-    camera_model: Literal["pinhole", "ortho", "fisheye", "ftheta"] = "pinhole",
-    segmented: bool = False,
-    covars: Tensor | None = None,
-    with_ut: bool = False,
-    with_eval3d: bool = False,
+    means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, colors: Tensor, viewmats: Tensor, Ks: Tensor,
+    width: int, height: int, near_plane: float = 0.01, far_plane: float = 1e10, radius_clip: float = 0.0,
+    eps2d: float = 0.3, sh_degree: int | None = None, packed: bool = False, tile_size: int = 16,
+    backgrounds: Tensor | None = None, render_mode: RenderMode = "RGB", sparse_grad: bool = False,
+    absgrad: bool = False, rasterize_mode: Literal["classic", "antialiased"] = "classic", channel_chunk: int = 32,
+    distributed: bool = False, camera_model: Literal["pinhole", "ortho", "fisheye", "ftheta"] = "pinhole",
+    segmented: bool = False, covars: Tensor | None = None, with_ut: bool = False, with_eval3d: bool = False,
     **unsupported: Any,
-) -> tuple[Tensor, Tensor, dict[str, Any]]:
+) -> tuple[Tensor, Tensor, dict[str, Any]]:  # fmt: skip
     """Render N Gaussians from C cameras on the CPU, differentiably.
 
     Args:
@@ -89,7 +67,6 @@ def rasterization(
         covars=(covars, None), with_ut=(with_ut, False), with_eval3d=(with_eval3d, False),
         **{name: (value, None) for name, value in unsupported.items()},
     )  # fmt: skip
-    count, cameras = means.shape[0], viewmats.shape[0]
     _check_shapes(means, quats, scales, opacities, colors, viewmats, Ks, backgrounds, sh_degree)
     if render_mode not in ("RGB", "D", "ED", "RGB+D", "RGB+ED"):
         raise ValueError(f"render_mode={render_mode!r} is not supported; use RGB, D, ED, RGB+D or RGB+ED")
@@ -99,32 +76,47 @@ def rasterization(
         width=width, height=height, sh_degree=-1 if sh_degree is None else sh_degree, near=near_plane, far=far_plane,
         eps2d=eps2d, antialiased=rasterize_mode == "antialiased", depth=render_mode != "RGB", absgrad=absgrad,
     )  # fmt: skip
+    scene = {"means": means, "quats": quats, "scales": scales, "opacities": opacities, "colors": colors}
+    images, alphas, meta = _render(scene, viewmats, Ks, backgrounds, settings)
+    images = _arrange(images, alphas, render_mode)
+    return images, alphas, meta | {"width": width, "height": height, "tile_size": tile_size}
+
+
+def _render(
+    scene: dict[str, Tensor], viewmats: Tensor, Ks: Tensor, backgrounds: Tensor | None, settings: Settings
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """Render checked arguments camera by camera; images have all channels of ``settings``."""
+    means, colors = scene["means"], scene["colors"]
+    count, cameras = means.shape[0], viewmats.shape[0]
     # One leaf for all cameras: each camera writes its projected means, and later their gradient, to its own row.
-    inputs = [means, quats, scales, opacities, colors, viewmats, *([] if backgrounds is None else [backgrounds])]
+    inputs = [*scene.values(), viewmats, *([] if backgrounds is None else [backgrounds])]
     means2d = torch.zeros(cameras, count, 2, requires_grad=wants_gradient(inputs))
-    means2d_absgrad = torch.zeros(cameras, count if absgrad else 0, 2)
+    means2d_absgrad = torch.zeros(cameras, count if settings.absgrad else 0, 2)
     images, alphas, radii = [], [], []
     for c in range(cameras):
-        if sh_degree is None:
+        if settings.sh_degree < 0:
             sh0, sh_rest = colors if colors.dim() == 2 else colors[c], means.new_zeros(count, 0, 3)
         else:
             sh0, sh_rest = colors[:, 0], colors[:, 1:]
         image, alpha, seen, _ = rasterize(
-            means=means, quats=quats, scales=scales, opacities=opacities, sh0=sh0, sh_rest=sh_rest, view=viewmats[c],
+            means=means, quats=scene["quats"], scales=scene["scales"], opacities=scene["opacities"],
+            sh0=sh0, sh_rest=sh_rest, view=viewmats[c],
             intrinsics=(float(Ks[c, 0, 0]), float(Ks[c, 1, 1]), float(Ks[c, 0, 2]), float(Ks[c, 1, 2])),
             background=means.new_zeros(3) if backgrounds is None else backgrounds[c], settings=settings,
             means2d=means2d[c], means2d_absgrad=means2d_absgrad[c],
         )  # fmt: skip
-        images.append(_arrange(image, alpha[..., None], render_mode))
+        images.append(image)
         alphas.append(alpha[..., None])
         radii.append(seen)
-    if absgrad:
+    if settings.absgrad:
         means2d.absgrad = means2d_absgrad  # type: ignore[attr-defined]
     depths = means @ viewmats[:, 2, :3, None] + viewmats[:, None, 2, 3:]
     meta = {
-        "radii": torch.stack(radii), "means2d": means2d, "depths": depths.squeeze(-1), "width": width, "height": height,
-        "n_cameras": cameras, "tile_size": tile_size,
-    }  # fmt: skip
+        "radii": torch.stack(radii),
+        "means2d": means2d,
+        "depths": depths.squeeze(-1),
+        "n_cameras": cameras,
+    }
     return torch.stack(images), torch.stack(alphas), meta
 
 
