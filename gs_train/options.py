@@ -7,6 +7,7 @@ so that ``gs-train --help`` stays fast.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import Field, dataclass, field, fields, is_dataclass, replace
@@ -91,10 +92,9 @@ def check(config: Any, prefix: str = "") -> None:
     Raises:
         UserError: a value is outside its range or not among its choices; the message names the flag.
     """
-    hints = get_type_hints(type(config))
-    for entry in fields(config):
-        value, hint, rules = getattr(config, entry.name), hints[entry.name], rules_of(entry)
-        flag = flag_name(entry.name, prefix)
+    for name, hint, rules in _rules_by_name(type(config)):  # type: ignore[arg-type]
+        value = getattr(config, name)
+        flag = flag_name(name, prefix)
         if get_origin(hint) is Literal:
             if value not in get_args(hint):
                 raise UserError(f"{flag} is {value}: give one of {', '.join(map(str, get_args(hint)))}.")
@@ -103,6 +103,13 @@ def check(config: Any, prefix: str = "") -> None:
         elif hint in (int, float) and not rules.allow(value):
             kind = "a whole number" if hint is int else "a number"
             raise UserError(f"{flag} is {value}: give {kind} {rules.expected()}".rstrip() + ".")
+
+
+@functools.cache
+def _rules_by_name(kind: type[Any]) -> tuple[tuple[str, Any, Rules], ...]:
+    """Name, type and rules of each field. Cached, because the resolution of type hints is slow."""
+    hints = get_type_hints(kind)
+    return tuple((entry.name, hints[entry.name], rules_of(entry)) for entry in fields(kind))
 
 
 def _check_schedule_point(flag: str, value: float, rules: Rules) -> None:
@@ -121,8 +128,7 @@ def _check_schedule_point(flag: str, value: float, rules: Rules) -> None:
 def schedule_points(config: Any) -> Iterator[str]:
     """Names of the fields that are points in the schedule: a whole number is an iteration, a float a fraction of the
     run."""
-    hints = get_type_hints(type(config))
-    yield from (entry.name for entry in fields(config) if hints[entry.name] == int | float)
+    yield from (name for name, hint, _ in _rules_by_name(type(config)) if hint == int | float)  # type: ignore[arg-type]
 
 
 def resolve(config: _Config, iterations: int) -> _Config:
@@ -146,9 +152,8 @@ def names_where(kind: type[Any], rule: str, prefix: str = "") -> Iterator[str]:
 
     ``names_where(TrainConfig, "shapes_state")`` gives ``sh_degree``, ``background``, ..., ``density.kind``.
     """
-    hints = get_type_hints(kind)
-    for entry in fields(kind):
-        if is_dataclass(hints[entry.name]):
-            yield from names_where(hints[entry.name], rule, f"{prefix}{entry.name}.")
-        elif getattr(rules_of(entry), rule):
-            yield f"{prefix}{entry.name}"
+    for name, hint, rules in _rules_by_name(kind):  # type: ignore[arg-type]
+        if is_dataclass(hint):
+            yield from names_where(hint, rule, f"{prefix}{name}.")  # type: ignore[arg-type]
+        elif getattr(rules, rule):
+            yield f"{prefix}{name}"

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import ast
 import inspect
+import io
 import os
 import subprocess
 import sys
 import textwrap
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,21 @@ def gs_train(*arguments: object, **options: Any) -> subprocess.CompletedProcess[
     """Run ``gs-train`` to its end; keywords go to ``subprocess.run``."""
     settings: dict[str, Any] = {"capture_output": True, "text": True, "env": environment(), "timeout": 300, **options}
     return subprocess.run(command(*arguments), check=False, **settings)
+
+
+def gs_train_here(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run ``gs-train`` in this process, which saves the seconds that imports take. For tests of results, not of
+    processes."""
+    from gs_train import cli
+
+    out, err = io.StringIO(), io.StringIO()
+    code: object = 0
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            cli.main([str(argument) for argument in arguments])
+        except SystemExit as done:
+            code = done.code
+    return subprocess.CompletedProcess(list(arguments), code, out.getvalue(), err.getvalue())  # type: ignore[call-overload]
 
 
 def documented_fields(kind: type) -> list[str]:

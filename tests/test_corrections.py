@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command_line import gs_train
+from command_line import gs_train_here
 
 from gs_train.cameras.camera import Camera
 from gs_train.evaluate.metrics import match_colours
@@ -131,7 +131,7 @@ def test_gradients_of_the_rasterizer_correct_wrong_poses() -> None:
 
 def test_the_refined_cameras_are_written_beside_the_originals(tiny_scene: Path, tmp_path: Path) -> None:
     flags = ("--iterations", 12, "--device", "cpu", "--refine-poses", "--exposure", "affine", "--max-gaussians", 500)
-    done = gs_train("train", tiny_scene, "--out", tmp_path / "run", *flags)
+    done = gs_train_here("train", tiny_scene, "--out", tmp_path / "run", *flags)
     assert done.returncode == 0, done.stderr
     given, refined = (
         json.loads((tmp_path / "run" / f"{name}.json").read_text()) for name in ("cameras", "cameras_refined")
@@ -145,7 +145,7 @@ def test_the_refined_cameras_are_written_beside_the_originals(tiny_scene: Path, 
 def test_training_from_a_splat_keeps_its_degree(tiny_run: Path, tiny_scene: Path, tmp_path: Path) -> None:
     splat = tiny_run / "point_cloud" / "iteration_24" / "point_cloud.ply"
     common = ("train", tiny_scene, "--device", "cpu", "--init-from", splat)
-    done = gs_train(*common, "--out", tmp_path / "run", "--iterations", 1, "--max-gaussians", 2000)
+    done = gs_train_here(*common, "--out", tmp_path / "run", "--iterations", 1, "--max-gaussians", 2000)
     assert done.returncode == 0, done.stderr
     start, after = (
         torch.load(next((run / "checkpoints").glob(f"*{number}.pt")), weights_only=True)["state"]["model"]
@@ -158,7 +158,7 @@ def test_training_from_a_splat_keeps_its_degree(tiny_run: Path, tiny_scene: Path
         (("--sh-degree", 1), "--sh-degree"),
         (("--antialiased",), "--antialiased"),
     ):
-        refused = gs_train(*common, "--out", tmp_path / "other", *flags)
+        refused = gs_train_here(*common, "--out", tmp_path / "other", *flags)
         assert refused.returncode == 2 and words in refused.stderr and refused.stderr.strip().count("\n") <= 1, (
             refused.stderr
         )

@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 from command_line import ROOT, environment
 
+from gs_train import cli
+from gs_train.density import registry
 from gs_train.density.config import DensityConfig
 from gs_train.density.registry import CONTROLLERS, controller_class
 from gs_train.errors import UserError
+from gs_train.scene.load import SceneConfig, load_scene
 
 TOY = '''
 """Clone every Gaussian once, at iteration 5."""
@@ -48,33 +51,47 @@ class ToyDensity:
 '''
 
 
-def run(project: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    call = [sys.executable, "-m", "gs_train", *map(str, arguments)]
-    # The copy in the current folder precedes the installed package.
-    settings = {"cwd": project, "env": environment() | {"PYTHONPATH": str(project)}, "timeout": 300}
-    return subprocess.run(call, capture_output=True, text=True, check=False, **settings)
-
-
-def test_a_new_controller_reaches_the_command_line(tiny_run: Path, tiny_scene: Path, tmp_path: Path) -> None:
-    assert tiny_run.is_dir(), "the kernels are compiled by now"
+def test_one_new_file_and_one_line_offer_a_controller(tmp_path: Path) -> None:
     for folder in ("gs_train", "configs"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "gs_train" / "density" / "toy.py").write_text(TOY)
-    registry = tmp_path / "gs_train" / "density" / "registry.py"
-    lines = registry.read_text().splitlines(keepends=True)
+    file = tmp_path / "gs_train" / "density" / "registry.py"
+    lines = file.read_text().splitlines(keepends=True)
     start = next(number for number, line in enumerate(lines) if line.startswith("CONTROLLERS"))
     lines.insert(start + 1, '    "toy": "gs_train.density.toy:ToyDensity",\n')
-    registry.write_text("".join(lines))
+    file.write_text("".join(lines))
+    # Python takes the package of the current folder first.
+    call = [sys.executable, "-m", "gs_train", "train", "--help"]
+    shown = subprocess.run(
+        call,
+        cwd=tmp_path,
+        env=environment() | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "--density.kind {toy,classic," in shown.stdout
 
-    shown = run(tmp_path, "train", "--help").stdout
-    assert "--density.kind {toy,classic," in shown
+
+def test_a_new_controller_trains_and_resumes(
+    tiny_scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # In this process, because the kernels of a copied package would compile again.
+    (tmp_path / "toy_density.py").write_text(TOY)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(registry.CONTROLLERS, "toy", "toy_density:ToyDensity")
+    out = tmp_path / "run"
     flags = ("--density.kind", "toy", "--iterations", 10, "--save-every", 5, "--device", "cpu", "--max-gaussians", 2000)
-    done = run(tmp_path, "train", tiny_scene, "--out", tmp_path / "run", *flags)
-    assert done.returncode == 0, done.stderr
-    points = next(line for line in run(tmp_path, "info", tiny_scene).stdout.splitlines() if line.startswith("points"))
-    assert f"Trained 10 iterations: {2 * int(points.split()[1])} Gaussians" in done.stdout
-    resumed = run(tmp_path, "train", "--resume", tmp_path / "run", "--iterations", 12)
-    assert resumed.returncode == 0, resumed.stderr
+    assert run("train", tiny_scene, "--out", out, *flags) == 0
+    points = len(load_scene(tiny_scene, SceneConfig()).points.xyz)
+    assert f"Trained 10 iterations: {2 * points} Gaussians" in capsys.readouterr().out
+    assert run("train", "--resume", out, "--iterations", 12) == 0
+
+
+def run(*arguments: object) -> object:
+    with pytest.raises(SystemExit) as done:
+        cli.main([str(argument) for argument in arguments])
+    return done.value.code
 
 
 def test_every_kind_in_the_registry_is_a_controller() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import ROOT, environment, gs_train
+from command_line import ROOT, environment, gs_train_here
 from PIL import Image
 
 from gs_train.formats.ply import read_ply
@@ -42,14 +42,14 @@ def test_density_controller(tiny_run: Path, tiny_scene: Path, tmp_path: Path) ->
     points, gaussians = (int(count.replace(",", "")) for count in counts.groups())
     assert gaussians > 1.05 * points
     # The run resumes only with its own controller.
-    refused = gs_train("train", "--resume", tmp_path / "run", "--iterations", 120)
+    refused = gs_train_here("train", "--resume", tmp_path / "run", "--iterations", 120)
     assert refused.returncode == 2
     assert "LargestFirst" in refused.stderr
 
 
 def test_render_view(own_run: Path, tmp_path: Path) -> None:
     run("03_render_view.py", own_run, tmp_path / "view.png", tmp_path / "depth.png")
-    assert gs_train("eval", own_run).returncode == 0
+    assert gs_train_here("eval", own_run).returncode == 0
     (beside,) = (own_run / "renders").rglob("*.png")
     with Image.open(tmp_path / "view.png") as view, Image.open(beside) as both:
         np.testing.assert_array_equal(np.asarray(view), np.asarray(both)[:, both.width // 2 :])

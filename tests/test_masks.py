@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from colmap_files import Model
-from command_line import gs_train
+from command_line import gs_train_here
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -308,10 +308,10 @@ def test_a_run_ignores_masked_pixels(tiny_scene: Path, tmp_path: Path) -> None:
         sizes = "--start-downscale 2 --full-size-from 6"
         density = "--density.kind multiview --density.interval 4"
         rounds = "--density.from-iteration 1 --density.until-iteration 10"
-        trained = gs_train("train", scene, "--out", run, *f"{flags} {sizes} {density} {rounds}".split())
+        trained = gs_train_here("train", scene, "--out", run, *f"{flags} {sizes} {density} {rounds}".split())
         assert trained.returncode == 0, trained.stderr
         assert "8 of 8 photos have a mask" in trained.stderr
-        evaluated = gs_train("eval", run)
+        evaluated = gs_train_here("eval", run)
         assert evaluated.returncode == 0, evaluated.stderr
         figures = json.loads((run / "per_view.json").read_text())
         splats.append(

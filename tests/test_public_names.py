@@ -31,8 +31,7 @@ statements = [
     "from gs_train import TrainConfig, load_scene",
     "from gs_train import train",
 ]
-orders = [*itertools.permutations(statements, 2), *itertools.permutations(statements[1:4] + statements[5:])]
-orders.append(statements[::-1])
+orders = [*itertools.permutations(statements, 2), statements[::-1]]
 for order in orders:
     for name in [name for name in sys.modules if name.partition(".")[0] == "gs_train"]:
         del sys.modules[name]
@@ -59,7 +58,7 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 def test_train_is_the_function_in_every_order_of_imports() -> None:
     done = run(ORDERS)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) == 30 + 24 + 1
+    assert int(done.stdout) == 30 + 1
 
 
 def test_modules_of_training_import_alone() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from colmap_files import Model
-from command_line import gs_train
+from command_line import gs_train_here
 from PIL import Image
 from plyfile import PlyData
 from transforms_files import SIZE, document, look_at, ply_vertices, ring, write, write_blender
@@ -343,21 +343,21 @@ def test_a_named_file_trains_resumes_evaluates_and_informs(tmp_path: Path) -> No
     (tmp_path / "scene/transforms.json").write_text("nothing that could be read")
     run = tmp_path / "run"
     flags = ("--iterations", 3, "--device", "cpu", "--max-gaussians", 100, "--preset", "tiny")
-    trained = gs_train("train", file, "--out", run, *flags)
+    trained = gs_train_here("train", file, "--out", run, *flags)
     assert trained.returncode == 0, trained.stderr
     assert f'scene_path = "{file.resolve()}"' in (run / "config.toml").read_text()
-    resumed = gs_train("train", "--resume", run, "--iterations", 5)
+    resumed = gs_train_here("train", "--resume", run, "--iterations", 5)
     assert resumed.returncode == 0 and "Trained 5 iterations" in resumed.stdout, resumed.stderr
-    evaluated = gs_train("eval", run)
+    evaluated = gs_train_here("eval", run)
     assert evaluated.returncode == 0 and "1 test view" in evaluated.stdout, evaluated.stderr
-    message = gs_train("info", file)
+    message = gs_train_here("info", file)
     assert message.returncode == 0 and "5 to train on, 1 to test on" in message.stdout
 
 
 def test_a_bad_file_is_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
     content = document(4)
     content["frames"][1]["transform_matrix"][0] = [1, 2]
-    done = gs_train("train", write(tmp_path / "scene", content).parent, "--out", tmp_path / "run")
+    done = gs_train_here("train", write(tmp_path / "scene", content).parent, "--out", tmp_path / "run")
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
     assert "frame 1 (images/1.png)" in done.stderr and not (tmp_path / "run").exists()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from colmap_files import Model, read_observations
-from command_line import gs_train
+from command_line import gs_train_here
 from scipy.ndimage import map_coordinates
 from test_distortion import DISTORTIONS, lens_of
 from test_undistort import BARREL, in_camera
@@ -106,7 +106,7 @@ def test_the_command_line_trains_and_measures_distorted_photos(tiny_scene: Path,
         2,
     )
     for arguments in (("train", scene, "--out", run, *flags), ("eval", run), ("info", scene)):
-        done = gs_train(*arguments)
+        done = gs_train_here(*arguments)
         assert done.returncode == 0, done.stderr
     assert "OPENCV, undistorted when read (8)" in done.stdout
     expected = load_scene(scene, SceneConfig(undistort="full")).train_views[0].camera
