@@ -14,6 +14,8 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -35,18 +37,20 @@ def gs_train(*arguments: object, **options: Any) -> subprocess.CompletedProcess[
     return subprocess.run(command(*arguments), check=False, **settings)
 
 
-def gs_train_here(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run ``gs-train`` in this process, which saves the seconds that imports take. For tests of results, not of
-    processes."""
+def exit_code(*arguments: object) -> object:
+    """Run ``gs-train`` in this process, which saves the seconds that imports take; returns its exit code."""
     from gs_train import cli
 
+    with pytest.raises(SystemExit) as done:
+        cli.main([str(argument) for argument in arguments])
+    return done.value.code
+
+
+def gs_train_here(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """As ``gs_train``, in this process. For tests of results, not of processes."""
     out, err = io.StringIO(), io.StringIO()
-    code: object = 0
     with redirect_stdout(out), redirect_stderr(err):
-        try:
-            cli.main([str(argument) for argument in arguments])
-        except SystemExit as done:
-            code = done.code
+        code = exit_code(*arguments)
     return subprocess.CompletedProcess(list(arguments), code, out.getvalue(), err.getvalue())  # type: ignore[call-overload]
 
 

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
-from command_line import documented_fields
+from command_line import documented_fields, exit_code
 
-from gs_train import cli
 from gs_train.commands import registry
 from gs_train.commands.registry import COMMANDS, load_commands
 from gs_train.errors import UserError
@@ -61,19 +60,13 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(registry.COMMANDS, "toy", "toy_command:ToyCommand")
 
 
-def run(*arguments: str) -> object:
-    with pytest.raises(SystemExit) as done:
-        cli.main(arguments)
-    return done.value.code
-
-
 @pytest.mark.usefixtures("toy")
 def test_a_new_subcommand_runs_and_has_help(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("toy", "five5", "--times", "3") == 7
+    assert exit_code("toy", "five5", "--times", "3") == 7
     assert capsys.readouterr().out == "15\n"
-    assert run("--help") == 0
+    assert exit_code("--help") == 0
     assert "Count the letters of a word." in capsys.readouterr().out
-    assert run("toy", "--help") == 0
+    assert exit_code("toy", "--help") == 0
     shown = capsys.readouterr().out
     assert "WORD" in shown and "--times INT" in shown and "Factor of the count." in shown
 
@@ -86,7 +79,7 @@ def test_a_new_subcommand_gets_the_shared_rules(capsys: pytest.CaptureFixture[st
         (("toy", "word", "--times", "x"), "--times: x is not a whole number"),
         (("toy", "bad"), "bad is no word"),
     ):
-        assert run(*arguments) == 2
+        assert exit_code(*arguments) == 2
         assert message in capsys.readouterr().err
 
 
@@ -117,14 +110,14 @@ def test_every_argument_is_documented(name: str) -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_shows_every_flag(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(name, "--help") == 0
+    assert exit_code(name, "--help") == 0
     shown = capsys.readouterr().out.replace(",", " ").split()
     assert [flag for flag in flags_of(load_commands()[name]) if flag not in shown] == []
 
 
 def test_help_shows_the_values_of_the_preset(capsys: pytest.CaptureFixture[str]) -> None:
     for preset, iterations in (("tiny", 300), ("paper", 30_000)):
-        assert run("train", "--preset", preset, "--help") == 0
+        assert exit_code("train", "--preset", preset, "--help") == 0
         shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
         assert re.findall(r"--iterations INT .*?\(default: (\S+)\)", shown) == [str(iterations)]
 

@@ -8,9 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import ROOT, environment
+from command_line import ROOT, environment, exit_code
 
-from gs_train import cli
 from gs_train.density import registry
 from gs_train.density.config import DensityConfig
 from gs_train.density.registry import CONTROLLERS, controller_class
@@ -82,16 +81,10 @@ def test_a_new_controller_trains_and_resumes(
     monkeypatch.setitem(registry.CONTROLLERS, "toy", "toy_density:ToyDensity")
     out = tmp_path / "run"
     flags = ("--density.kind", "toy", "--iterations", 10, "--save-every", 5, "--device", "cpu", "--max-gaussians", 2000)
-    assert run("train", tiny_scene, "--out", out, *flags) == 0
+    assert exit_code("train", tiny_scene, "--out", out, *flags) == 0
     points = len(load_scene(tiny_scene, SceneConfig()).points.xyz)
     assert f"Trained 10 iterations: {2 * points} Gaussians" in capsys.readouterr().out
-    assert run("train", "--resume", out, "--iterations", 12) == 0
-
-
-def run(*arguments: object) -> object:
-    with pytest.raises(SystemExit) as done:
-        cli.main([str(argument) for argument in arguments])
-    return done.value.code
+    assert exit_code("train", "--resume", out, "--iterations", 12) == 0
 
 
 def test_every_kind_in_the_registry_is_a_controller() -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import exit_code
 from splats import assert_same_bits, make_splat
 
-from gs_train import cli
 from gs_train.errors import UserError
 from gs_train.formats import registry
 from gs_train.formats.registry import (
@@ -57,23 +57,17 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(registry.FORMATS, ".toy.npz", "toy_format")
 
 
-def run(*arguments: object) -> object:
-    with pytest.raises(SystemExit) as done:
-        cli.main([str(argument) for argument in arguments])
-    return done.value.code
-
-
 @pytest.mark.usefixtures("toy")
 def test_a_new_format_reaches_every_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     splat = make_splat(17, 2)
     write_splat(tmp_path / "a.ply", splat)
-    assert run("export", tmp_path / "a.ply", tmp_path / "b.toy.npz") == 0
+    assert exit_code("export", tmp_path / "a.ply", tmp_path / "b.toy.npz") == 0
     assert (tmp_path / "b.toy.npz").read_bytes().startswith(b"TOY1")
-    assert run("info", tmp_path / "b.toy.npz") == 0
+    assert exit_code("info", tmp_path / "b.toy.npz") == 0
     assert "17" in capsys.readouterr().out
-    assert run("export", tmp_path / "b.toy.npz", tmp_path / "c.ply") == 0
+    assert exit_code("export", tmp_path / "b.toy.npz", tmp_path / "c.ply") == 0
     assert (tmp_path / "c.ply").read_bytes() == (tmp_path / "a.ply").read_bytes()
-    assert run("export", tmp_path / "a.ply", tmp_path / "d.xyz") == 2
+    assert exit_code("export", tmp_path / "a.ply", tmp_path / "d.xyz") == 2
     assert f"ends in {' or '.join(writable_endings())}." in capsys.readouterr().err
     assert writable_endings()[-1] == ".toy.npz"
 
