@@ -1,7 +1,7 @@
 """The text of ``gs-train COMMAND --help``: flags grouped by task, the most used group first.
 
 The texts are the docstrings of the fields of the command classes and settings classes. The group of a flag is declared
-beside its field (``options.setting``); groups appear in the order of their first flag.
+beside its field (``options.setting``); groups appear in the order of ``options.GROUPS``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
-from gs_train.options import flag_name, rules_of
+from gs_train.options import GROUPS, flag_name, rules_of
 
 _WIDEST = 100
 _OTHER_OPTIONS = "Options"
@@ -49,10 +49,10 @@ def help_text(name: str, kind: type[Any], defaults: Any = None) -> str:
     usage = " ".join(["usage: gs-train", name, "[OPTIONS]", *(option.names for option in positional)])
     lines = [usage, "", *textwrap.wrap(inspect.getdoc(kind) or "", width), ""]
     help_flag = Option(names="-h, --help", text="Show this help.", group=_OTHER_OPTIONS)
-    groups: dict[str, list[Option]] = {"Arguments": positional} if positional else {}
+    groups: dict[str, list[Option]] = {"Arguments": positional} | {title: [] for title in GROUPS}
     for option in (*(option for option in options if option.group), help_flag):
         groups.setdefault(option.group, []).append(option)
-    for title, members in groups.items():
+    for title, members in ((title, members) for title, members in groups.items() if members):
         lines.append(f"{title}:")
         for option in members:
             lines.append(f"  {option.names}")

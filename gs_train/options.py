@@ -16,7 +16,15 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from gs_train.errors import UserError
 
 MOST_USED = "Most used"
-"""Title of the help group of the options that most users need."""
+INPUT = "Input"
+SCHEDULE = "Schedule"
+MODEL = "Model and loss"
+CORRECTIONS = "Camera and colour corrections"
+DENSITY = "Density control"
+LEARNING_RATES = "Learning rates"
+OUTPUT = "Output and machine"
+GROUPS = (MOST_USED, INPUT, SCHEDULE, MODEL, CORRECTIONS, DENSITY, LEARNING_RATES, OUTPUT)
+"""Titles of the help groups, in the order of ``--help``. ``MOST_USED`` is for the options that most users need."""
 _KEY = "gs_train"
 _Config = TypeVar("_Config")
 

@@ -13,18 +13,13 @@ import tyro
 
 from gs_train.density.config import DensityConfig
 from gs_train.model.schedule import OptimizerConfig
-from gs_train.options import MOST_USED, check, resolve, setting
+from gs_train.options import CORRECTIONS, MODEL, MOST_USED, OUTPUT, SCHEDULE, check, resolve, setting
 from gs_train.scene.load import SceneConfig
 
 BackgroundKind = Literal["black", "white", "random", "learned"]
 ExposureKind = Literal["none", "affine"]
 
 HIGHEST_TRAINED_SH_DEGREE = 3
-
-_SCHEDULE = "Schedule"
-_MODEL = "Model and loss"
-_CORRECTIONS = "Camera and colour corrections"
-_OUTPUT = "Output and machine"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,46 +42,46 @@ class TrainConfig:
     background: BackgroundKind = setting("black", group=MOST_USED, shapes_state=True)
     """Colour behind the Gaussians. random: new colour each step, black at evaluation. learned: optimised. Use white or
     black for pictures of single objects with alpha."""
-    sh_degree: int = setting(3, group=_MODEL, at_least=0, at_most=HIGHEST_TRAINED_SH_DEGREE, shapes_state=True)
+    sh_degree: int = setting(3, group=MODEL, at_least=0, at_most=HIGHEST_TRAINED_SH_DEGREE, shapes_state=True)
     """Spherical-harmonics degree of the colours, 0 to 3. Lower it for smaller files without reflections."""
-    sh_degree_interval: int | float = setting(0.0333, group=_SCHEDULE, above=0)
+    sh_degree_interval: int | float = setting(0.0333, group=SCHEDULE, above=0)
     """Iterations between two raises of the active spherical-harmonics degree; 1000, or 0.03 for a fraction of
     --iterations."""
-    lambda_dssim: float = setting(0.2, group=_MODEL, at_least=0, at_most=1)
-    """Weight w of the structural term in the loss (1 - w) * L1 + w * (1 - SSIM)."""
-    start_downscale: Literal[1, 2, 4, 8] = setting(1, group=_SCHEDULE)
+    lambda_dssim: float = setting(0.2, group=MODEL, at_least=0, at_most=1)
+    """Weight w of the structural term in the loss (1 - w) * L1 + w * (1 - SSIM). 0 is a little faster and blurrier."""
+    start_downscale: Literal[1, 2, 4, 8] = setting(1, group=SCHEDULE)
     """Train at 1/N of the photos' size at first and double the size until --full-size-from; 2 is faster, 1 always
     trains at full size."""
-    full_size_from: int | float = setting(0.3, group=_SCHEDULE)
+    full_size_from: int | float = setting(0.3, group=SCHEDULE)
     """Iteration from which photos have their full size; 1000, or 0.15 for a fraction of --iterations."""
-    batch_size: int = setting(1, group=_SCHEDULE, at_least=1)
+    batch_size: int = setting(1, group=SCHEDULE, at_least=1)
     """Views per step after --batch-from (1 before). More reduces noise late in training; cost grows linearly."""
-    batch_from: int | float = setting(0.9, group=_SCHEDULE)
+    batch_from: int | float = setting(0.9, group=SCHEDULE)
     """Iteration from which a step has --batch-size views; 27000, or 0.9 for a fraction of --iterations."""
-    antialiased: bool = setting(False, group=_MODEL)
+    antialiased: bool = setting(False, group=MODEL)
     """Dim Gaussians smaller than a pixel. Use it for a splat that is shown at other sizes than it was trained at."""
     init_from: str = setting("", group=MOST_USED)
     """Splat file, run or checkpoint to start from instead of the scene's points. Use it to refine a splat."""
-    exposure: ExposureKind = setting("none", group=_CORRECTIONS, shapes_state=True)
+    exposure: ExposureKind = setting("none", group=CORRECTIONS, shapes_state=True)
     """affine learns a colour transform per training photo. Use it for photos that differ in exposure or white
     balance."""
-    refine_poses: bool = setting(False, group=_CORRECTIONS, shapes_state=True)
+    refine_poses: bool = setting(False, group=CORRECTIONS, shapes_state=True)
     """Learn corrections of the training cameras' poses and write them to cameras_refined.json. Use it with --preset
     classic for poses that are slightly wrong; it costs quality where poses are right."""
-    depth_weight: float = setting(0.0, group=_CORRECTIONS, at_least=0)
+    depth_weight: float = setting(0.0, group=CORRECTIONS, at_least=0)
     """Weight of the difference between rendered depth and the depth of a COLMAP scene's points; 0.1 helps flat or
     distant parts that few photos see."""
-    seed: int = setting(0, group=_OUTPUT, at_least=0, below=2**62)
-    """Seed of every random draw."""
-    image_cache_gb: float = setting(0.0, group=_OUTPUT, at_least=0, below=1e299, on_resume=True)
+    seed: int = setting(0, group=OUTPUT, at_least=0, below=2**62)
+    """Seed of every random draw. Change it to see how much a result depends on chance."""
+    image_cache_gb: float = setting(0.0, group=OUTPUT, at_least=0, below=1e299, on_resume=True)
     """Memory for decoded photos, GB; 0 uses half of the free memory. Photos beyond it are cached decoded on the run's
     disk."""
-    save_every: int = setting(1000, group=_OUTPUT, at_least=1, on_resume=True)
-    """Iterations between two checkpoints. A killed run loses at most this many."""
-    keep: int = setting(2, group=_OUTPUT, at_least=1, on_resume=True)
-    """Number of newest checkpoints to keep."""
-    log_every: int = setting(10, group=_OUTPUT, at_least=1, on_resume=True)
-    """Iterations between two lines of metrics.jsonl."""
+    save_every: int = setting(1000, group=OUTPUT, at_least=1, on_resume=True)
+    """Iterations between two checkpoints. A killed run loses at most this many; lower it if runs may be killed."""
+    keep: int = setting(2, group=OUTPUT, at_least=1, on_resume=True)
+    """Number of newest checkpoints to keep. Raise it to go back further."""
+    log_every: int = setting(10, group=OUTPUT, at_least=1, on_resume=True)
+    """Iterations between two lines of metrics.jsonl. 1 plots every step; 100 is enough for long runs."""
     scene: Annotated[SceneConfig, tyro.conf.arg(name="")] = field(default_factory=SceneConfig)
     """How the scene is read."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -9,9 +9,7 @@ import tyro
 
 from gs_train.density.registry import CONTROLLERS
 from gs_train.errors import UserError, nearest
-from gs_train.options import MOST_USED, check, schedule_points, setting
-
-_GROUP = "Density control"
+from gs_train.options import DENSITY, MOST_USED, check, schedule_points, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,47 +28,53 @@ class DensityConfig:
     """How Gaussians are added and removed. classic: clone and split by the screen-space gradient. absgrad: the same
     with absolute gradients. mcmc: relocate transparent Gaussians to where errors remain, always up to --max-gaussians.
     multiview: densify where several training views have errors; the smallest splats."""
-    from_iteration: int | float = setting(0.01667, group=_GROUP)
-    """First iteration after which Gaussians change; 500, or 0.02 for a fraction of --iterations."""
-    until_iteration: int | float = setting(0.5, group=_GROUP)
+    from_iteration: int | float = setting(0.01667, group=DENSITY)
+    """First iteration after which Gaussians change; 500, or 0.02 for a fraction of --iterations. Raise it if early
+    growth follows a blurred picture."""
+    until_iteration: int | float = setting(0.5, group=DENSITY)
     """(classic, absgrad, multiview) Iteration at which densification ends; 15000, or 0.5 for a fraction of
     --iterations. Lower it for fewer Gaussians."""
-    refine_until_iteration: int | float = setting(0.8333, group=_GROUP)
-    """(mcmc) Iteration at which relocation ends; 25000, or 0.8 for a fraction of --iterations."""
-    interval: int | float = setting(100, group=_GROUP)
-    """Iterations between two rounds of densification, or a fraction of --iterations; 0 turns densification off."""
-    opacity_reset_interval: int | float = setting(3000, group=_GROUP)
-    """(classic, absgrad) Iterations between two opacity resets, or a fraction of --iterations; 0 turns resets off."""
-    grad_threshold: float = setting(0.0002, group=_GROUP, at_least=0)
+    refine_until_iteration: int | float = setting(0.8333, group=DENSITY)
+    """(mcmc) Iteration at which relocation ends; 25000, or 0.8 for a fraction of --iterations. Lower it for more time
+    to settle."""
+    interval: int | float = setting(100, group=DENSITY)
+    """Iterations between two rounds of densification, or a fraction of --iterations; 0 turns densification off, for
+    example to refine a splat with --init-from."""
+    opacity_reset_interval: int | float = setting(3000, group=DENSITY)
+    """(classic, absgrad) Iterations between two opacity resets, or a fraction of --iterations; 0 turns resets off.
+    Lower it against floating Gaussians near the cameras."""
+    grad_threshold: float = setting(0.0002, group=DENSITY, at_least=0)
     """(classic) Mean screen-space gradient above which a Gaussian is cloned or split. Lower it for more Gaussians."""
-    absgrad_threshold: float = setting(0.0008, group=_GROUP, at_least=0)
-    """(absgrad) Mean absolute screen-space gradient above which a Gaussian is cloned or split."""
-    percent_dense: float = setting(0.01, group=_GROUP, at_least=0)
+    absgrad_threshold: float = setting(0.0008, group=DENSITY, at_least=0)
+    """(absgrad) Mean absolute screen-space gradient above which a Gaussian is cloned or split. Lower it for more
+    Gaussians."""
+    percent_dense: float = setting(0.01, group=DENSITY, at_least=0)
     """(classic, absgrad, multiview) Gaussians larger than this fraction of the scene's extent are split, smaller
-    Gaussians cloned."""
-    min_opacity: float = setting(0.005, group=_GROUP, above=0, below=1)
-    """Gaussians with a lower opacity are pruned, or with mcmc relocated."""
-    reset_opacity_to: float = setting(0.01, group=_GROUP, above=0, below=1)
-    """(classic, absgrad) An opacity reset lowers every opacity to at most this value."""
-    max_world_scale: float = setting(0.1, group=_GROUP, at_least=0)
+    Gaussians cloned. Lower it to split more."""
+    min_opacity: float = setting(0.005, group=DENSITY, above=0, below=1)
+    """Gaussians with a lower opacity are pruned, or with mcmc relocated. Raise it (0.02) for a smaller splat."""
+    reset_opacity_to: float = setting(0.01, group=DENSITY, above=0, below=1)
+    """(classic, absgrad) An opacity reset lowers every opacity to at most this value. Keep it above
+    --density.min-opacity."""
+    max_world_scale: float = setting(0.1, group=DENSITY, at_least=0)
     """(classic, absgrad) After the first opacity reset, Gaussians larger than this fraction of the scene's extent are
-    pruned."""
-    growth: float = setting(0.05, group=_GROUP, at_least=0)
-    """(mcmc) Fraction of new Gaussians per round, up to --max-gaussians."""
-    noise_lr: float = setting(1e5, group=_GROUP, at_least=0)
+    pruned. Raise it for scenes with a large plain background."""
+    growth: float = setting(0.05, group=DENSITY, at_least=0)
+    """(mcmc) Fraction of new Gaussians per round, up to --max-gaussians. Raise it for short runs."""
+    noise_lr: float = setting(1e5, group=DENSITY, at_least=0)
     """(mcmc) Strength of the noise on positions, times their learning rate. Use the paper's 5e5 with
     --optimizer.xyz-lr-init 1.6e-4."""
-    opacity_reg: float = setting(0.01, group=_GROUP, at_least=0)
-    """(mcmc) Weight of the mean opacity in the loss."""
-    scale_reg: float = setting(0.01, group=_GROUP, at_least=0)
-    """(mcmc) Weight of the mean scale in the loss."""
-    score_views: int = setting(10, group=_GROUP, at_least=1)
+    opacity_reg: float = setting(0.01, group=DENSITY, at_least=0)
+    """(mcmc) Weight of the mean opacity in the loss. Raise it if too few Gaussians become free to relocate."""
+    scale_reg: float = setting(0.01, group=DENSITY, at_least=0)
+    """(mcmc) Weight of the mean scale in the loss. Raise it against large blurred Gaussians."""
+    score_views: int = setting(10, group=DENSITY, at_least=1)
     """(mcmc, multiview) Training views that one round renders to measure errors; the last round of multiview renders
     ten times as many. Fewer is faster, more is steadier."""
-    high_error: float = setting(0.05, group=_GROUP, at_least=0)
+    high_error: float = setting(0.05, group=DENSITY, at_least=0)
     """(mcmc, multiview) Pixels with a mean absolute error (0 to 1) above this trigger densification. Lower it (0.02)
     for finer detail when there are many photos."""
-    min_contribution: float = setting(1.0, group=_GROUP, at_least=0)
+    min_contribution: float = setting(1.0, group=DENSITY, at_least=0)
     """(multiview) After densification, Gaussians whose summed blending weight stays below this value (px) in every view
     are pruned. Raise it for a smaller splat."""
 

@@ -10,36 +10,38 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gs_train.options import check, setting
-
-_GROUP = "Learning rates"
+from gs_train.options import LEARNING_RATES, check, setting
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """Learning rates of the six parameter groups (defaults: the original trainer's)."""
 
-    xyz_lr_init: float = setting(1.6e-4, group=_GROUP, at_least=0)
+    xyz_lr_init: float = setting(1.6e-4, group=LEARNING_RATES, at_least=0)
     """Learning rate of the positions at the start, times the scene's extent. Raise it (4e-4) for short runs."""
-    xyz_lr_final: float = setting(1.6e-6, group=_GROUP, at_least=0)
-    """Learning rate of the positions at the end of their decay, times the scene's extent."""
-    xyz_lr_delay_steps: int = setting(0, group=_GROUP, at_least=0)
-    """Iterations over which the learning rate of the positions warms up; 0 for no warm-up."""
-    xyz_lr_delay_mult: float = setting(0.01, group=_GROUP, at_least=0)
-    """Factor on the learning rate of the positions at the start of the warm-up."""
-    xyz_lr_max_steps: int | float = setting(1.0, group=_GROUP, above=0)
+    xyz_lr_final: float = setting(1.6e-6, group=LEARNING_RATES, at_least=0)
+    """Learning rate of the positions at the end of their decay, times the scene's extent. Lower it if the picture
+    still flickers at the end."""
+    xyz_lr_delay_steps: int = setting(0, group=LEARNING_RATES, at_least=0)
+    """Iterations over which the learning rate of the positions warms up; 0 for no warm-up. Try 500 if training from a
+    splat destroys it."""
+    xyz_lr_delay_mult: float = setting(0.01, group=LEARNING_RATES, at_least=0)
+    """Factor on the learning rate of the positions at the start of the warm-up; only with
+    --optimizer.xyz-lr-delay-steps."""
+    xyz_lr_max_steps: int | float = setting(1.0, group=LEARNING_RATES, above=0)
     """Iteration at which the learning rate of the positions reaches its final value; 30000, or 1.0 for a fraction of
     --iterations."""
-    f_dc_lr: float = setting(0.0025, group=_GROUP, at_least=0)
-    """Learning rate of the base colour."""
-    f_rest_lr: float = setting(0.000125, group=_GROUP, at_least=0)
-    """Learning rate of the view-dependent colour."""
-    opacity_lr: float = setting(0.025, group=_GROUP, at_least=0)
+    f_dc_lr: float = setting(0.0025, group=LEARNING_RATES, at_least=0)
+    """Learning rate of the base colour. The original's value suits most scenes."""
+    f_rest_lr: float = setting(0.000125, group=LEARNING_RATES, at_least=0)
+    """Learning rate of the view-dependent colour, a twentieth of the base colour's. Lower it if colours change too much
+    between views."""
+    opacity_lr: float = setting(0.025, group=LEARNING_RATES, at_least=0)
     """Learning rate of the opacity (logit). Raise it (0.05) for short runs."""
-    scaling_lr: float = setting(0.005, group=_GROUP, at_least=0)
+    scaling_lr: float = setting(0.005, group=LEARNING_RATES, at_least=0)
     """Learning rate of the scales (log). Raise it (0.01) for short runs."""
-    rotation_lr: float = setting(0.001, group=_GROUP, at_least=0)
-    """Learning rate of the rotations (quaternion)."""
+    rotation_lr: float = setting(0.001, group=LEARNING_RATES, at_least=0)
+    """Learning rate of the rotations (quaternion). The original's value suits most scenes."""
 
     def __post_init__(self) -> None:
         """Raise UserError, naming the flag, for a value outside its range."""

@@ -18,7 +18,7 @@ import numpy as np
 from gs_train.cameras.camera import Camera
 from gs_train.cameras.undistort import WIDEST_DEG, FoldedLensError, Undistort, is_narrowed, pinhole_for
 from gs_train.errors import UserError, first_few
-from gs_train.options import MOST_USED, check, setting
+from gs_train.options import INPUT, MOST_USED, check, setting
 from gs_train.scene.extent import scene_extent
 from gs_train.scene.photos.decode import image_size
 from gs_train.scene.photos.masks import with_masks
@@ -29,7 +29,6 @@ from gs_train.scene.types import AlphaUse, PointCloud, Scene, View
 P = ParamSpec("P")
 Result = TypeVar("Result")
 
-_INPUT = "Input"
 _AUTO_WIDTH_PX = 1600
 _ROUNDING_PX = 1.0
 _FEWEST_TRAINING_VIEWS = 2
@@ -45,12 +44,12 @@ _CENTRE_OUTSIDE = 10
 class SceneConfig:
     """How to read a scene. The docstrings of the fields are the help texts of the flags."""
 
-    images: str = setting("images", group=_INPUT)
+    images: str = setting("images", group=INPUT)
     """Folder of the photos inside the scene folder. Change it if the photos lie elsewhere, for example images_4."""
-    masks: str = setting("masks", group=_INPUT)
+    masks: str = setting("masks", group=INPUT)
     """Folder of masks inside the scene folder, used if it exists. A mask has its photo's name, and black pixels do not
     count in training and evaluation."""
-    alpha: AlphaUse = setting("composite", group=_INPUT)
+    alpha: AlphaUse = setting("composite", group=INPUT)
     """How to use the alpha channel of photos: composite blends them over --background, mask weights each pixel by
     alpha, ignore drops alpha. Use mask to leave out the background of cut-out photos."""
     resolution: Literal[-1, 1, 2, 4, 8] = setting(-1, group=MOST_USED)
@@ -59,12 +58,12 @@ class SceneConfig:
     test_every: int = setting(8, group=MOST_USED, at_least=0)
     """Hold out every Nth photo by sorted name as a test view, unless the scene has its own split. 0 trains on all
     photos, for the best splat without an evaluation."""
-    skip_missing: bool = setting(False, group=_INPUT)
+    skip_missing: bool = setting(False, group=INPUT)
     """Train without the photos that the scene lists but the disk lacks. Set it after photos were deleted on purpose."""
-    allow_outside: bool = setting(False, group=_INPUT)
+    allow_outside: bool = setting(False, group=INPUT)
     """Allow photos and points outside the scene folder. Set it if a transforms.json that you trust names files
     elsewhere."""
-    undistort: Undistort = setting("crop", group=_INPUT)
+    undistort: Undistort = setting("crop", group=INPUT)
     """How to remove lens distortion: crop keeps the largest rectangle without empty pixels, full keeps the whole photo
     with empty pixels that do not count. Use full for wide lenses, whose edges crop would lose."""
 
