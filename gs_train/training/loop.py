@@ -77,7 +77,7 @@ def train(
     if not resume:
         folder.check_free(overwrite=overwrite)
     folder.check_config(config, scene)
-    controller = density or controller_class(config.density.kind)
+    controller: type[DensityController] = density or controller_class(config.density.kind)
     state, views = start_training(scene, config, folder, controller, resume=resume, notify=notify)
     check_images(scene.test_views)
 
