@@ -19,6 +19,7 @@ import torch
 from gs_train.atomic_write import atomic_write, atomic_write_text
 from gs_train.config.settings import TrainConfig
 from gs_train.density.classic import ClassicDensity
+from gs_train.density.types import DensityPlan
 from gs_train.errors import UserError
 from gs_train.run import checkpoint as module
 from gs_train.run.checkpoint import (
@@ -141,6 +142,18 @@ def test_other_files_are_no_checkpoints(tmp_path: Path) -> None:
     assert list_checkpoints(tmp_path) == []
 
 
+def test_a_plan_beyond_the_limit_is_refused(state: TrainState) -> None:
+    count, before = len(state.model), state.model.xyz.detach().clone()
+    plan = DensityPlan(clone=torch.arange(10))
+    with pytest.raises(
+        ValueError, match=rf"ClassicDensity plans {count + 10} Gaussians but max_gaussians is {count + 9}"
+    ):
+        state.apply_plan(plan, replace(CONFIG, max_gaussians=count + 9))
+    assert torch.equal(state.model.xyz, before)
+    state.apply_plan(plan, replace(CONFIG, max_gaussians=count + 10))
+    assert len(state.model) == count + 10
+
+
 # ---- damage
 
 
@@ -176,7 +189,7 @@ def test_without_an_intact_checkpoint_the_error_says_how_to_start_again(tmp_path
     message: list[str] = []
     afresh = re.escape(f"gs-train train SCENE --out {tmp_path} --overwrite")
     folder = tmp_path / "checkpoints"
-    with pytest.raises(UserError, match=f"has no checkpoint to resume from.*{afresh}"):
+    with pytest.raises(UserError, match=f"has no checkpoint: .*{afresh}"):
         newest_intact(folder, message.append)
     save(folder, state).write_bytes(b"")
     with pytest.raises(

@@ -231,6 +231,6 @@ def test_the_config_of_a_run_of_another_version_says_so(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         read_config(path)
     assert str(caught.value) == (
-        f"{path}: unknown key optimizer.f_rest_interval (did you mean f_rest_lr?); if another version of gs-train "
-        "trained the run, use that version or train again, else remove it or correct its name."
+        f"{path}: unknown key optimizer.f_rest_interval (did you mean f_rest_lr?); use the version of "
+        "gs-train that trained the run, or remove the key from the file."
     )

@@ -62,6 +62,8 @@ def describe(path: Path, notify: Callable[[str], None]) -> Facts:
     """
     if not path.exists():
         raise UserError(f"{path} does not exist: {_KINDS}.")
+    if path.is_dir() and not RunFolder(path).is_run() and any(RunFolder(folder).is_run() for folder in path.iterdir()):
+        raise UserError(f"{path} holds runs and is not a run itself: name one of the folders in it.")
     if path.is_dir():
         return _run_facts(RunFolder(path), notify) if RunFolder(path).is_run() else _scene_facts(path, notify)
     if path.suffix == ".json":

@@ -79,7 +79,7 @@ class TrainConfig:
     save_every: int = setting(1000, group=OUTPUT, at_least=1, on_resume=True)
     """Iterations between two checkpoints. A killed run loses at most this many; lower it if runs may be killed."""
     keep: int = setting(2, group=OUTPUT, at_least=1, on_resume=True)
-    """Number of newest checkpoints to keep. Raise it to go back further."""
+    """Number of newest checkpoints to keep. Raise it to go back further; 1000 keeps practically all."""
     log_every: int = setting(10, group=OUTPUT, at_least=1, on_resume=True)
     """Iterations between two lines of metrics.jsonl. 1 plots every step; 100 is enough for long runs."""
     scene: Annotated[SceneConfig, tyro.conf.arg(name="")] = field(default_factory=SceneConfig)

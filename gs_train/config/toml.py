@@ -39,6 +39,8 @@ def load_preset(name: str) -> TrainConfig:
             raise UserError(f"--preset {name}: there is no such file; presets by name are {', '.join(known)}.")
         return read_config(path)[0]
     if name not in known:
+        if Path(name).is_file():
+            raise UserError(f"--preset {name}: a file of settings must have the ending .toml: rename it.")
         raise UserError(
             f"--preset {name}: there is no such preset{nearest(name, known)}; presets are {', '.join(known)}."
         )
@@ -72,9 +74,9 @@ def read_config(path: Path) -> tuple[TrainConfig, Path | None]:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist; name a file that does.") from None
+        raise UserError(f"{path} does not exist; name a file that exists.") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"{path} cannot be read as TOML ({error}); mend it or name another file.") from None
+        raise UserError(f"{path} cannot be read as TOML ({error}); correct the file or name another one.") from None
     scene_path = table.pop("scene_path", None)
     if scene_path is not None and not isinstance(scene_path, str):
         raise UserError(f"{path}: key scene_path is {scene_path!r}; it must be text.")
@@ -83,7 +85,7 @@ def read_config(path: Path) -> tuple[TrainConfig, Path | None]:
     except _UnknownKey as error:
         remedy = "remove it or correct its name"
         if scene_path is not None:  # the config.toml of a run
-            remedy = f"if another version of gs-train trained the run, use that version or train again, else {remedy}"
+            remedy = "use the version of gs-train that trained the run, or remove the key from the file"
         raise UserError(f"{error}; {remedy}.") from None
     except UserError as error:
         # The range checks name the flag; the message also needs the file.

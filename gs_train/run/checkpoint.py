@@ -184,7 +184,7 @@ def newest_intact(folder: Path, notify: Callable[[str], None]) -> Checkpoint:
     if paths:
         message = f"all {len(paths)} are damaged" if len(paths) > 1 else f"{paths[0].name}, the only one, is damaged"
         raise UserError(f"{folder} has no intact checkpoint ({message}): start again with {_start_again(folder)}.")
-    raise UserError(f"{folder} has no checkpoint to resume from: start again with {_start_again(folder)}.")
+    raise UserError(f"{folder} has no checkpoint: start again with {_start_again(folder)}.")
 
 
 def check_scene(checkpoint: Checkpoint, scene: Scene) -> None:

@@ -144,6 +144,8 @@ def open_splat(path: Path | str, notify: Callable[[str], None] = _silent) -> Ope
     path = Path(path)
     if path.is_dir():
         return open_run(path, notify)
+    if not path.exists():
+        raise UserError(f"{path} does not exist: name a run folder, a checkpoint (.pt) or a splat file.")
     if path.suffix != ".pt":
         return OpenedSplat(path=path, content=read_splat(path))
     checkpoint, run = _read_checkpoint(path), RunFolder(path.absolute().parent.parent)

@@ -337,7 +337,8 @@ def _split(
     if len(train) < _FEWEST_TRAINING_VIEWS:
         message = f"{path} leaves {len(train)} of its {len(views) + hidden} views to train on with {split}"
         masks = f" and {hidden} masks that hide all of their photos (black pixels do not count)" if hidden else ""
-        remedy = f"{'correct the masks, ' if hidden else ''}add photos, or train with --test-every 0"
+        remedy = f"{'correct the masks, ' if hidden else ''}add photos, or train with a larger --test-every, or "
+        remedy += "--test-every 0"
         raise UserError(f"{message}{masks}, but training needs at least {_FEWEST_TRAINING_VIEWS}: {remedy}.")
     return train, test
 

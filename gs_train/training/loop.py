@@ -16,11 +16,9 @@ from typing import Any
 
 from gs_train import losses
 from gs_train.config.settings import TrainConfig
-from gs_train.density.apply import apply_plan
 from gs_train.density.registry import controller_class
 from gs_train.density.types import DensityController
 from gs_train.model.gaussians import describe_non_finite
-from gs_train.model.morton import morton_order
 from gs_train.run.checkpoint import save_checkpoint, scene_fingerprint
 from gs_train.run.folder import RunFolder
 from gs_train.scene.photos.decode import check_images
@@ -139,9 +137,7 @@ def _take_steps(
             # ---- Density control
             plan = density.plan(model, iteration, background.detach())
             if plan is not None:
-                apply_plan(plan, model, state.density_generator, reset_opacity_to=config.density.reset_opacity_to)
-                if plan.changes_rows():
-                    model.reorder_optimizer(morton_order(model.xyz))
+                state.apply_plan(plan, config)
             state.finish_step(iteration, time.perf_counter() - began_s)
 
             # ---- Log, save, after-step callables

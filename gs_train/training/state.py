@@ -12,9 +12,12 @@ from typing import Any
 
 import torch
 
-from gs_train.density.types import DensityController
+from gs_train.config.settings import TrainConfig
+from gs_train.density.apply import apply_plan
+from gs_train.density.types import DensityController, DensityPlan
 from gs_train.errors import UserError
 from gs_train.model.gaussians import GaussianModel
+from gs_train.model.morton import morton_order
 from gs_train.scene.photos.cache import READ_AHEAD
 from gs_train.training.background import Background
 from gs_train.training.corrections import Corrections
@@ -66,6 +69,20 @@ class TrainState:
         self.background.step()
         self.corrections.step(iteration)
 
+    def apply_plan(self, plan: DensityPlan, config: TrainConfig) -> None:
+        """Change the Gaussians as planned, and sort the rows along a Morton curve if their number changes.
+
+        Raises:
+            ValueError: the plan grows the model beyond ``config.max_gaussians``, or does not fit the model.
+        """
+        count = plan.row_count(len(self.model))
+        if count > max(config.max_gaussians, len(self.model)):
+            name = type(self.density).__qualname__
+            raise ValueError(f"{name} plans {count:,} Gaussians but max_gaussians is {config.max_gaussians:,}")
+        apply_plan(plan, self.model, self.density_generator, reset_opacity_to=config.density.reset_opacity_to)
+        if plan.changes_rows():
+            self.model.reorder_optimizer(morton_order(self.model.xyz))
+
     def finish_step(self, iteration: int, elapsed_s: float) -> None:
         """Record that the step at ``iteration`` is done, ``elapsed_s`` seconds into the loop."""
         self.iteration, self.elapsed_s = iteration, elapsed_s
@@ -102,7 +119,8 @@ class TrainState:
         saved, own = state["density_controller"], type(self.density).__qualname__
         if saved != own:
             raise UserError(
-                f"the run was trained with the density controller {saved}, not {own}: resume it with {saved}."
+                f"the run was trained with the density controller {saved}, not {own}: resume it from Python with "
+                f"train(..., resume=True, density={saved})."
             )
         self.model.load_state_dict(state["model"])
         self.density.load_state_dict(state["density"])
