@@ -33,7 +33,7 @@ class TrainCommand:
     """Folder to write the run to; runs/NAME_OF_SCENE if not given."""
     preset: str = setting(DEFAULT_PRESET, group=MOST_USED)
     """Settings to start from; flags override them. A name (default, fast, quality, classic, paper, tiny) or a .toml
-    file; settings that the file leaves out are those of classic. fast gives a good splat in minutes."""
+    file; settings that the file leaves out come from classic. fast gives a good splat in minutes."""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = setting(None, group=MOST_USED)
     """Continue this run from its newest intact checkpoint. A larger --iterations trains past the old end."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = setting(False, group=MOST_USED)

@@ -106,7 +106,7 @@ def save_checkpoint(
 
     Raises:
         OSError: the disk is full or not writable. Earlier checkpoints are intact then.
-        FloatingPointError: a parameter is not finite. Such a checkpoint would in time replace the intact ones.
+        FloatingPointError: a parameter is not finite. In time, its checkpoints would replace all intact checkpoints.
     """
     iteration = state["iteration"]
     content = {
@@ -125,7 +125,7 @@ def save_checkpoint(
         leftover.unlink()
     path = folder / f"iteration_{iteration:06d}.pt"
     atomic_write(path, lambda file: _save(content, file))
-    # Newer checkpoints are damaged ones that the resume skipped. The next resume must not try them first again.
+    # Newer checkpoints are damaged: the resume skipped them. The next resume must not try them first again.
     for other in list_checkpoints(folder):
         if int(_number(other)) > iteration:
             other.unlink()

@@ -56,7 +56,7 @@ class PointDepths:
         seen = self._views[index]
         if len(seen.inverse_depth) == 0:
             return depth.new_zeros(())
-        # Errors of triangulated points are even in inverse depth, and far points do not drown near ones.
+        # Errors of triangulated points are even in inverse depth, and far points do not outweigh near points.
         size = torch.tensor([depth.shape[1], depth.shape[0]], device=depth.device)
         grid = (2.0 * seen.places / (downscale * size) - 1.0)[None, None]
         at_points = torch.nn.functional.grid_sample(
