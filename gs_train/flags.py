@@ -13,15 +13,14 @@ import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
-from dataclasses import fields, is_dataclass
 from functools import reduce
-from typing import Annotated, Any, Union, get_type_hints
+from typing import Annotated, Any, Union
 
 import tyro
 
 from gs_train.commands.registry import Command, GivenFlags, load_commands
 from gs_train.errors import UserError, nearest
-from gs_train.help import help_text
+from gs_train.help import arguments_of, help_text
 
 _DESCRIPTION = "Train a Gaussian splat from photos with known cameras, on any machine. --version prints the version."
 
@@ -57,21 +56,10 @@ def parse(arguments: Sequence[str]) -> Command:
     return _parse_with_tyro(arguments, commands, defaults)
 
 
-def flags_of(kind: type[Any], prefix: str = "") -> Iterator[str]:
+def flags_of(kind: type[Any]) -> Iterator[str]:
     """All long flags of a command class, in order; a switch in both forms (``--x`` and ``--no-x``)."""
-    hints = get_type_hints(kind, include_extras=True)
-    for entry in fields(kind):
-        hint = hints[entry.name]
-        plain, markers = getattr(hint, "__origin__", hint), getattr(hint, "__metadata__", ())
-        if is_dataclass(plain):
-            # A group named "" puts no name before its flags.
-            flat = any(getattr(marker, "name", None) == "" for marker in markers)
-            yield from flags_of(plain, prefix if flat else f"{prefix}{entry.name}.")  # type: ignore[arg-type]
-        elif tyro.conf.Positional not in markers:
-            word = entry.name.replace("_", "-")
-            yield f"--{prefix}{word}"
-            if plain is bool and tyro.conf.FlagCreatePairsOff not in markers:
-                yield f"--{prefix}no-{word}"
+    for argument in arguments_of(kind):
+        yield from argument.flags
 
 
 def _given_flags(arguments: Sequence[str]) -> GivenFlags:

@@ -1,4 +1,4 @@
-"""The text of ``gs-train COMMAND --help``: flags grouped by task, the most used group first.
+"""The arguments of a command, and the text of ``gs-train COMMAND --help``: flags grouped by task.
 
 The texts are the docstrings of the fields of the command classes and settings classes. The group of a flag is declared
 beside its field (``options.setting``); groups appear in the order of ``options.GROUPS``.
@@ -7,6 +7,7 @@ beside its field (``options.setting``); groups appear in the order of ``options.
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import shutil
 import textwrap
@@ -20,19 +21,57 @@ import tyro
 from gs_train.options import GROUPS, flag_name, rules_of
 
 _WIDEST = 100
+_POSITIONAL = "Arguments"
 _OTHER_OPTIONS = "Options"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Option:
-    """One argument of a command, as the help shows it."""
+class Argument:
+    """One argument of a command."""
 
-    names: str
-    """Flag or flags with the placeholder of the value, such as ``--out RUN``; the placeholder alone if positional."""
-    text: str
-    """Help text, with the default."""
+    owner: type[Any]
+    """The command class or settings class that declares it."""
+    name: str
+    """Name of the field."""
+    flags: tuple[str, ...]
+    """Its long flags; a switch has two (``--x`` and ``--no-x``), a positional argument none."""
+    metavar: str
+    """Placeholder of the value, such as ``RUN``; empty for a switch."""
+    default: Any
+    """Default value; MISSING without one."""
     group: str
-    """Title of the group; empty for a positional argument."""
+    """Title of the help group; empty for the title of all other options."""
+
+
+def arguments_of(kind: type[Any], defaults: Any = None, prefix: str = "") -> Iterator[Argument]:
+    """All arguments of a command class or settings class, nested settings included, in order.
+
+    Args:
+        kind: the class.
+        defaults: an instance that gives the defaults; the defaults of the class if not given.
+        prefix: words before the flags, such as ``density.``.
+    """
+    hints = get_type_hints(kind, include_extras=True)
+    for entry in fields(kind):
+        hint = hints[entry.name]
+        plain, markers = (hint.__origin__, hint.__metadata__) if hasattr(hint, "__metadata__") else (hint, ())
+        default = getattr(defaults, entry.name) if defaults is not None else _default_of(entry)
+        if is_dataclass(plain):
+            # A group named "" puts no name before its flags.
+            flat = any(getattr(marker, "name", None) == "" for marker in markers)
+            nested = prefix if flat else f"{prefix}{entry.name}."
+            yield from arguments_of(plain, default, nested)  # type: ignore[arg-type]
+            continue
+        metavar = next((found for marker in markers if (found := getattr(marker, "metavar", None))), _metavar(plain))
+        flags: tuple[str, ...] = (flag_name(entry.name, prefix),)
+        if tyro.conf.Positional in markers:
+            flags = ()
+        elif plain is bool:
+            metavar = ""
+            if tyro.conf.FlagCreatePairsOff not in markers:
+                flags = (*flags, flag_name(f"no_{entry.name}", prefix))
+        group = rules_of(entry).group
+        yield Argument(owner=kind, name=entry.name, flags=flags, metavar=metavar, default=default, group=group)
 
 
 def help_text(name: str, kind: type[Any], defaults: Any = None) -> str:
@@ -44,48 +83,37 @@ def help_text(name: str, kind: type[Any], defaults: Any = None) -> str:
         defaults: an instance whose values are shown as defaults; the defaults of the class if not given.
     """
     width = min(_WIDEST, shutil.get_terminal_size().columns)
-    options = list(_options(kind, defaults))
-    positional = [option for option in options if not option.group]
-    usage = " ".join(["usage: gs-train", name, "[OPTIONS]", *(option.names for option in positional)])
+    arguments = list(arguments_of(kind, defaults))
+    positional = [argument for argument in arguments if not argument.flags]
+    usage = " ".join(["usage: gs-train", name, "[OPTIONS]", *(argument.metavar for argument in positional)])
+    entries: dict[str, list[tuple[str, str]]] = {title: [] for title in (_POSITIONAL, *GROUPS, _OTHER_OPTIONS)}
+    for argument in arguments:
+        title = (argument.group or _OTHER_OPTIONS) if argument.flags else _POSITIONAL
+        entries.setdefault(title, []).append((_invocation(argument), _explanation(argument)))
+    entries[_OTHER_OPTIONS].append(("-h, --help", "Show this help."))
     lines = [usage, "", *textwrap.wrap(inspect.getdoc(kind) or "", width), ""]
-    help_flag = Option(names="-h, --help", text="Show this help.", group=_OTHER_OPTIONS)
-    groups: dict[str, list[Option]] = {"Arguments": positional} | {title: [] for title in GROUPS}
-    for option in (*(option for option in options if option.group), help_flag):
-        groups.setdefault(option.group, []).append(option)
-    for title, members in ((title, members) for title, members in groups.items() if members):
-        lines.append(f"{title}:")
-        for option in members:
-            lines.append(f"  {option.names}")
+    for title, members in entries.items():
+        lines += [f"{title}:"] if members else []
+        for invocation, text in members:
+            lines.append(f"  {invocation}")
             lines += textwrap.wrap(
-                option.text, width, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False
+                text, width, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False
             )
-        lines.append("")
+        lines += [""] if members else []
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _options(kind: type[Any], defaults: Any, prefix: str = "") -> Iterator[Option]:
-    """All arguments of a command class or settings class, nested settings included, in order."""
-    hints, texts = get_type_hints(kind, include_extras=True), _field_docstrings(kind)
-    for entry in fields(kind):
-        hint = hints[entry.name]
-        plain, markers = (hint.__origin__, hint.__metadata__) if hasattr(hint, "__metadata__") else (hint, ())
-        default = getattr(defaults, entry.name) if defaults is not None else _default_of(entry)
-        if is_dataclass(plain):
-            flat = any(getattr(marker, "name", None) == "" for marker in markers)
-            yield from _options(plain, default, prefix if flat else f"{prefix}{entry.name}.")  # type: ignore[arg-type]
-            continue
-        metavar = next((found for marker in markers if (found := getattr(marker, "metavar", None))), _metavar(plain))
-        if tyro.conf.Positional in markers:
-            yield Option(names=metavar, text=texts[entry.name], group="")
-            continue
-        flag = flag_name(entry.name, prefix)
-        if plain is bool:
-            paired = tyro.conf.FlagCreatePairsOff not in markers
-            names = f"{flag}, {flag_name('no_' + entry.name, prefix)}" if paired else flag
-        else:
-            names = f"{flag} {metavar}"
-        shown = "" if default is None or default == "" or default is MISSING else f" (default: {_shown(default)})"
-        yield Option(names=names, text=texts[entry.name] + shown, group=rules_of(entry).group or _OTHER_OPTIONS)
+def _invocation(argument: Argument) -> str:
+    """The flags and the placeholder of the value, as a user types them."""
+    return " ".join(part for part in (", ".join(argument.flags), argument.metavar) if part)
+
+
+def _explanation(argument: Argument) -> str:
+    """The docstring of the field, and the default of an option."""
+    text, default = _field_docstrings(argument.owner)[argument.name], argument.default  # type: ignore[arg-type]
+    if not argument.flags or default is None or default == "" or default is MISSING:
+        return text
+    return f"{text} (default: {_shown(default)})"
 
 
 def _default_of(entry: Any) -> Any:
@@ -107,6 +135,7 @@ def _metavar(hint: Any) -> str:
     return "|".join(names.get(kind, getattr(kind, "__name__", str(kind)).upper()) for kind in kinds)
 
 
+@functools.cache
 def _field_docstrings(kind: type[Any]) -> dict[str, str]:
     """The text below each field of a dataclass, on one line."""
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
