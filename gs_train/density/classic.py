@@ -14,24 +14,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from gs_train.density.config import check_resolved
 from gs_train.density.types import SPLIT_SHRINK, DensityPlan, DensitySetup, rows_of, spare_one
 from gs_train.model.gaussians import GaussianModel
 from gs_train.render.types import RenderOutput
 
 
 class ClassicDensity:
-    """The controller of the original paper (section 5) and trainer, with a hard cap on the number of Gaussians.
-
-    Raises:
-        ValueError: a schedule point is still a fraction, or ``max_gaussians`` is below 1.
-    """
+    """The controller of the original paper (section 5) and trainer, with a hard cap on the number of Gaussians."""
 
     needs_absgrad: ClassVar[bool] = False
 
     def __init__(self, setup: DensitySetup) -> None:
         """Start with empty statistics."""
-        check_resolved(setup.config, setup.max_gaussians)
         self.config = setup.config
         self._extent = setup.extent
         self._max_gaussians = setup.max_gaussians

@@ -94,7 +94,7 @@ class DensityConfig:
 
 
 def check_resolved(config: DensityConfig, max_gaussians: int) -> None:
-    """Check the arguments of a controller.
+    """Check the settings that a controller receives.
 
     Raises:
         ValueError: a schedule point is still a fraction, or ``max_gaussians`` is below 1.

@@ -19,7 +19,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from gs_train.density.config import check_resolved
 from gs_train.density.scores import draw_views, score_views
 from gs_train.density.types import DensityPlan, DensitySetup, rows_of
 from gs_train.model.gaussians import GaussianModel
@@ -34,17 +33,12 @@ _STILL = 0.25
 
 
 class McmcDensity:
-    """Relocation, growth to a cap, noise and regularisation, as in 3DGS-MCMC.
-
-    Raises:
-        ValueError: a schedule point is still a fraction, or ``max_gaussians`` is below 1.
-    """
+    """Relocation, growth to a cap, noise and regularisation, as in 3DGS-MCMC."""
 
     needs_absgrad: ClassVar[bool] = False
 
     def __init__(self, setup: DensitySetup) -> None:
         """Keep the settings."""
-        check_resolved(setup.config, setup.max_gaussians)
         self.config = setup.config
         self._max_gaussians = setup.max_gaussians
         self._views, self._generator = setup.views, setup.generator

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from gs_train.density.config import DensityConfig, check_resolved
+from gs_train.density.config import DensityConfig
 from gs_train.density.scores import draw_views, score_views
 from gs_train.density.types import DensityPlan, DensitySetup, rows_of, spare_one
 from gs_train.model.gaussians import GaussianModel
@@ -30,17 +30,12 @@ parameters. Fewer pixels per Gaussian overfit the photos."""
 
 
 class MultiviewDensity:
-    """Densify where several views have errors; prune Gaussians that contribute to none of them.
-
-    Raises:
-        ValueError: a schedule point is still a fraction, or ``max_gaussians`` is below 1.
-    """
+    """Densify where several views have errors; prune Gaussians that contribute to none of them."""
 
     needs_absgrad: ClassVar[bool] = False
 
     def __init__(self, setup: DensitySetup) -> None:
         """Keep the settings."""
-        check_resolved(setup.config, setup.max_gaussians)
         self.config = setup.config
         self._extent, self._start = setup.extent, setup.gaussians
         self._most = min(setup.max_gaussians, setup.photo_pixels // PIXELS_PER_GAUSSIAN)

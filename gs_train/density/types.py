@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from gs_train.density.config import DensityConfig
+from gs_train.density.config import DensityConfig, check_resolved
 from gs_train.model.gaussians import GaussianModel
 from gs_train.render.types import RenderOutput
 
@@ -80,7 +80,11 @@ class Views(Protocol):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DensitySetup:
-    """Everything a controller may use throughout a run."""
+    """Everything a controller may use throughout a run.
+
+    Raises:
+        ValueError: a schedule point is still a fraction, or ``max_gaussians`` is below 1.
+    """
 
     config: DensityConfig
     """Settings, with whole iterations in every schedule point."""
@@ -100,6 +104,10 @@ class DensitySetup:
     """Source of every random draw. It lives on the CPU and is saved in checkpoints."""
     device: torch.device
     """Device of the model."""
+
+    def __post_init__(self) -> None:
+        """Check once for every controller."""
+        check_resolved(self.config, self.max_gaussians)
 
 
 class DensityController(Protocol):
