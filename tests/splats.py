@@ -19,6 +19,14 @@ def make_splat(rows: int, degree: int) -> SplatData:
     )
 
 
+def finite_splat(rows: int, degree: int = 0) -> SplatData:
+    """Ordinary values: normal draws."""
+    rest = (degree + 1) ** 2 - 1
+    shapes = {"xyz": (3,), "f_dc": (1, 3), "f_rest": (rest, 3), "opacity": (1,), "scaling": (3,), "rotation": (4,)}
+    rng = np.random.default_rng(7)
+    return SplatData(**{n: rng.normal(size=(rows, *s)).astype(np.float32) for n, s in shapes.items()})
+
+
 def assert_same_bits(actual: SplatData, expected: SplatData) -> None:
     """Assert that all arrays are equal, NaN payloads included."""
     for name in ARRAYS:

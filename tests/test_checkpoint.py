@@ -32,6 +32,7 @@ from gs_train.run.checkpoint import (
     save_checkpoint,
     scene_fingerprint,
 )
+from gs_train.scene.frame import Frame
 from gs_train.scene.load import SceneConfig, load_scene
 from gs_train.scene.types import Scene
 from gs_train.training.corrections import Corrections
@@ -50,7 +51,7 @@ def scene(tiny_scene: Path) -> Scene:
 def fresh_state(scene: Scene, config: TrainConfig = CONFIG) -> TrainState:
     """The state before the first step. Classic density control renders no views, so it gets none."""
     device, no_views = torch.device("cpu"), cast(Any, ())
-    return start_state(scene, config, device, no_views, Corrections(scene, config, device), ClassicDensity)
+    return start_state(scene, Frame(), config, device, no_views, Corrections(scene, config, device), ClassicDensity)
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def state(scene: Scene) -> TrainState:
 
 
 def save(folder: Path, state: TrainState, keep: int = 2) -> Path:
-    return save_checkpoint(folder, state.state_dict(), config=CONFIG, fingerprint="print", keep=keep)
+    return save_checkpoint(folder, state.state_dict(), config=CONFIG, fingerprint="print", frame=Frame(), keep=keep)
 
 
 def equal(left: Any, right: Any) -> bool:
@@ -340,8 +341,8 @@ def test_fingerprint_depends_on_names_sizes_poses_and_the_split(tiny_scene: Path
 def test_a_checkpoint_of_another_scene_is_refused(tmp_path: Path, state: TrainState, scene: Scene) -> None:
     checkpoint = read_checkpoint(save(tmp_path, state))
     with pytest.raises(UserError, match="another scene"):
-        check_scene(checkpoint, scene)
-    check_scene(replace(checkpoint, scene_fingerprint=scene_fingerprint(scene)), scene)
+        check_scene(checkpoint, scene, Frame())
+    check_scene(replace(checkpoint, scene_fingerprint=scene_fingerprint(scene)), scene, Frame())
 
 
 # ---- atomic writes

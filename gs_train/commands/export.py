@@ -24,9 +24,14 @@ class ExportCommand:
         """Write the file."""
         from gs_train.formats.registry import splat_writer
         from gs_train.run.open import open_splat
+        from gs_train.run.splat_frame import write_offset
 
         write = splat_writer(self.target)
-        data = open_splat(self.source, notify).splat()
+        opened = open_splat(self.source, notify)
+        data = opened.splat()
+        offset = write_offset(self.target, opened.frame.of_files)
         write(self.target, data)
+        if offset is not None:
+            notify(offset)
         print(f"Wrote {len(data):,} Gaussians to {self.target} ({self.target.stat().st_size / 2**20:.1f} MiB).")
         return 0

@@ -23,9 +23,10 @@ from gs_train.atomic_write import atomic_write
 from gs_train.config.settings import TrainConfig
 from gs_train.errors import UserError
 from gs_train.model.gaussians import PARAMETER_NAMES, describe_non_finite
+from gs_train.scene.frame import Frame
 from gs_train.scene.types import Scene
 
-FORMAT = 2
+FORMAT = 3
 """Number of the file format. Raise it when older or newer programs could not read the other's checkpoints."""
 
 _NAME = re.compile(r"iteration_(\d+)\.pt")
@@ -63,6 +64,8 @@ class Checkpoint:
     """``scene_fingerprint`` of the training scene."""
     versions: dict[str, str]
     """Versions of gs_train and torch that wrote the file."""
+    frame: Frame
+    """Coordinates of the model."""
 
     @property
     def iteration(self) -> int:
@@ -90,7 +93,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def save_checkpoint(
-    folder: Path, state: Mapping[str, Any], *, config: TrainConfig, fingerprint: str, keep: int
+    folder: Path, state: Mapping[str, Any], *, config: TrainConfig, fingerprint: str, frame: Frame, keep: int
 ) -> Path:
     """Write ``iteration_N.pt`` atomically, then remove all but the newest ``keep`` checkpoints.
 
@@ -99,6 +102,7 @@ def save_checkpoint(
         state: ``TrainState.state_dict()``.
         config: resolved.
         fingerprint: ``scene_fingerprint`` of the training scene.
+        frame: coordinates of the model.
         keep: at least 1.
 
     Returns:
@@ -113,6 +117,7 @@ def save_checkpoint(
         "format": FORMAT,
         "versions": {"gs_train": __version__, "torch": str(torch.__version__)},
         "scene_fingerprint": fingerprint,
+        "frame": {"offset": list(frame.offset), "scale": frame.scale},
         "config": asdict(config),
         "state": dict(state),
     }
@@ -152,7 +157,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             raise DamagedCheckpoint(f"{path} does not contain a dict")
         _check_format(path, int(content["format"]))
         names = ("state", "config", "scene_fingerprint", "versions")
-        checkpoint = Checkpoint(path=path, **{name: content[name] for name in names})
+        checkpoint = Checkpoint(path=path, frame=_frame(content), **{name: content[name] for name in names})
         _check_keys(checkpoint)
     except (PermissionError, UserError, DamagedCheckpoint):
         # An unreadable file is not damaged: resuming from an older checkpoint would in time remove it.
@@ -187,18 +192,28 @@ def newest_intact(folder: Path, notify: Callable[[str], None]) -> Checkpoint:
     raise UserError(f"{folder} has no checkpoint: start again with {_start_again(folder)}.")
 
 
-def check_scene(checkpoint: Checkpoint, scene: Scene) -> None:
+def check_scene(checkpoint: Checkpoint, scene: Scene, frame: Frame) -> None:
     """Check that a checkpoint was trained on this scene.
+
+    Args:
+        checkpoint: of any scene.
+        scene: in the coordinates of ``frame``.
+        frame: coordinates of training.
 
     Raises:
         UserError: the names, sizes or poses of the views differ.
     """
-    if checkpoint.scene_fingerprint != scene_fingerprint(scene):
+    if checkpoint.frame != frame or checkpoint.scene_fingerprint != scene_fingerprint(scene):
         raise UserError(
             f"{checkpoint.path} belongs to another scene than {scene.path} (names, sizes or poses of the views "
             "differ): "
             "name the scene it was trained on, or start again in another --out."
         )
+
+
+def _frame(content: Mapping[str, Any]) -> Frame:
+    x, y, z = map(float, content["frame"]["offset"])
+    return Frame(offset=(x, y, z), scale=float(content["frame"]["scale"]))
 
 
 def _check_format(path: Path, written_as: int) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from gs_train.config.toml import write_toml
 from gs_train.errors import UserError
 from gs_train.formats.ply import write_ply
 from gs_train.formats.splat_data import SplatData
+from gs_train.run.splat_frame import moved, write_offset
+from gs_train.scene.frame import Frame
 from gs_train.scene.types import Scene, View
 
 # config.toml marks the folder as a run, so ``clear`` removes it last: a run that is cleared halfway can be cleared
@@ -131,24 +133,41 @@ class RunFolder:
         atomic_write_text(self.config, write_toml(config, scene.path.resolve()))
 
     def write_results(
-        self, splat: SplatData, scene: Scene, iteration: int, *, refined_views: Sequence[View] | None = None
+        self,
+        splat: SplatData,
+        scene: Scene,
+        frame: Frame,
+        iteration: int,
+        *,
+        refined_views: Sequence[View] | None = None,
+        notify: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Write the splat and the cameras at the end of training.
+        """Write the splat and the cameras at the end of training, in the coordinates of ``frame.of_files``.
 
         Args:
-            splat: the trained Gaussians.
-            scene: the training scene.
+            splat: the trained Gaussians, in the coordinates of ``frame``.
+            scene: the training scene, in the coordinates of ``frame``.
+            frame: the coordinates of training.
             iteration: number of steps taken.
             refined_views: the training views with refined poses, if poses were refined; written to ``cameras_refined``.
+            notify: takes a sentence about positions relative to an offset.
         """
-        write_ply(self.point_cloud(iteration), splat)
-        _write_cameras(self.cameras, (*scene.test_views, *scene.train_views))
+        path = self.point_cloud(iteration)
+        offset = write_offset(path, frame.of_files)
+        write_ply(path, moved(splat, frame, frame.of_files))
+        _write_cameras(self.cameras, (*scene.test_views, *scene.train_views), frame)
         if refined_views is not None:
-            _write_cameras(self.cameras_refined, (*scene.test_views, *refined_views))
+            _write_cameras(self.cameras_refined, (*scene.test_views, *refined_views), frame)
+        if offset is not None:
+            notify(offset)
 
 
-def _write_cameras(path: Path, views: Sequence[View]) -> None:
-    cameras = [_camera_entry(number, view) for number, view in enumerate(views)]
+def _write_cameras(path: Path, views: Sequence[View], frame: Frame) -> None:
+    """Write the cameras of ``views``, given in the coordinates of ``frame``, in those of ``frame.of_files``."""
+    cameras = []
+    for number, view in enumerate(views):
+        pose = frame.of_files.pose_to_training(frame.pose_to_scene(view.world_to_camera))
+        cameras.append(_camera_entry(number, replace(view, world_to_camera=pose)))
     atomic_write_text(path, json.dumps(cameras, indent=1) + "\n")
 
 

@@ -17,6 +17,8 @@ from gs_train.errors import UserError
 from gs_train.formats.registry import read_splat
 from gs_train.formats.splat_data import SplatData
 from gs_train.run.folder import RunFolder
+from gs_train.run.splat_frame import moved, read_offset
+from gs_train.scene.frame import Frame
 from gs_train.scene.load import SceneConfig, load_scene
 from gs_train.scene.types import Scene
 
@@ -40,6 +42,8 @@ class OpenedSplat:
     """The path that was opened."""
     content: SplatData | Checkpoint
     """The splat file or the checkpoint, as read."""
+    frame: Frame
+    """Coordinates of ``content``, of ``model`` and of the scene that ``load_scene`` returns."""
     config: TrainConfig | None = None
     """The config of the run; None for a splat file, and for a checkpoint outside a run folder."""
     scene_path: Path | None = None
@@ -60,8 +64,15 @@ class OpenedSplat:
         """Whether the splat was trained with antialiasing, and is to be rendered with it."""
         return self.content.antialiased if isinstance(self.content, SplatData) else self.content.config["antialiased"]
 
-    def splat(self) -> SplatData:
-        """The Gaussians as raw NumPy arrays."""
+    def splat(self, frame: Frame | None = None) -> SplatData:
+        """The Gaussians as raw NumPy arrays.
+
+        Args:
+            frame: coordinates of the arrays; those of splat files, ``self.frame.of_files``, if None.
+        """
+        return moved(self._content_splat(), self.frame, self.frame.of_files if frame is None else frame)
+
+    def _content_splat(self) -> SplatData:
         if isinstance(self.content, SplatData):
             return self.content
         from gs_train.model.gaussians import GaussianModel
@@ -70,7 +81,7 @@ class OpenedSplat:
         return model.to_splat_data(antialiased=self.antialiased)
 
     def model(self, device: torch.device | str = "cpu") -> GaussianModel:
-        """The Gaussians as a model on ``device``, ready to render."""
+        """The Gaussians as a model on ``device``, ready to render; coordinates of ``frame``."""
         from gs_train.model.gaussians import GaussianModel
 
         if isinstance(self.content, SplatData):
@@ -106,7 +117,7 @@ class OpenedSplat:
         return selection
 
     def load_scene(self, path: Path | None = None, notify: Callable[[str], None] = _silent) -> Scene:
-        """Load the scene of the training, with the settings of the training.
+        """Load the scene of the training, with the settings of the training, in the coordinates of ``frame``.
 
         Args:
             path: the scene, if it has moved or the config does not name it.
@@ -120,13 +131,13 @@ class OpenedSplat:
             raise UserError(f"the scene that {self.path} was trained on is unknown: name it with --scene DIR.")
         if not path.exists():
             raise UserError(f"{path} does not exist: name the scene of {self.path} with --scene DIR.")
-        scene = load_scene(path, SceneConfig() if self.config is None else self.config.scene)
+        scene = self.frame.apply(load_scene(path, SceneConfig() if self.config is None else self.config.scene))
         for notice in scene.notices:
             notify(notice)
         if self.checkpoint is not None:
             from gs_train.run.checkpoint import check_scene
 
-            check_scene(self.checkpoint, scene)
+            check_scene(self.checkpoint, scene, self.frame)
         return scene
 
 
@@ -147,12 +158,12 @@ def open_splat(path: Path | str, notify: Callable[[str], None] = _silent) -> Ope
     if not path.exists():
         raise UserError(f"{path} does not exist: name a run folder, a checkpoint (.pt) or a splat file.")
     if path.suffix != ".pt":
-        return OpenedSplat(path=path, content=read_splat(path))
+        return OpenedSplat(path=path, content=read_splat(path), frame=read_offset(path))
     checkpoint, run = _read_checkpoint(path), RunFolder(path.absolute().parent.parent)
     if not run.is_run():
-        return OpenedSplat(path=path, content=checkpoint)
+        return OpenedSplat(path=path, content=checkpoint, frame=checkpoint.frame)
     config, scene_path = read_config(run.config)
-    return OpenedSplat(path=path, content=checkpoint, config=config, scene_path=scene_path)
+    return OpenedSplat(path=path, content=checkpoint, frame=checkpoint.frame, config=config, scene_path=scene_path)
 
 
 def open_run(path: Path, notify: Callable[[str], None] = _silent) -> OpenedSplat:
@@ -167,7 +178,7 @@ def open_run(path: Path, notify: Callable[[str], None] = _silent) -> OpenedSplat
     folder.check_run()
     config, scene_path = read_config(folder.config)
     checkpoint = newest_intact(folder.checkpoints, notify)
-    return OpenedSplat(path=path, content=checkpoint, config=config, scene_path=scene_path)
+    return OpenedSplat(path=path, content=checkpoint, frame=checkpoint.frame, config=config, scene_path=scene_path)
 
 
 def _read_checkpoint(path: Path) -> Checkpoint:

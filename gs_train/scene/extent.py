@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gs_train.cameras.poses import camera_centre
+from gs_train.errors import first_few
 from gs_train.scene.types import PointCloud, View
 
 _SEEN_FRACTION = 0.9
@@ -15,6 +16,7 @@ _SEEN_FRACTION = 0.9
 
 For the NeRF-synthetic scenes it gives a half side of 1.3 world units, the usual cube of these scenes.
 """
+_FAR_CAMERA = 20.0
 _MEETING_FRACTION = 0.15
 """A camera looks at a point if its axis passes within this fraction of its distance from the point."""
 
@@ -24,13 +26,45 @@ def camera_centres(views: Sequence[View]) -> NDArray[np.float64]:
     return np.array([camera_centre(view.world_to_camera) for view in views]).reshape(-1, 3)
 
 
+def near_cameras(centres: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """[V] whether each camera stands among the others.
+
+    A camera is far if its distance from the median centre exceeds ``_FAR_CAMERA`` times the 75th percentile of these
+    distances. The usual cause is one wrong position, such as a photo without a GPS fix.
+
+    Args:
+        centres: [V, 3] positions, world units, V >= 1.
+    """
+    distance = np.linalg.norm(centres - np.median(centres, axis=0), axis=1)
+    usual = float(np.percentile(distance, 75))
+    # Cameras that share one centre differ by rounding alone.
+    return distance <= _FAR_CAMERA * usual if usual > 1e-9 * np.abs(centres).max() else np.ones(len(centres), bool)
+
+
+def far_photos(views: Sequence[View]) -> list[str]:
+    """A notice about photos that are far from all others; empty without one."""
+    if not views:
+        return []
+    centres = camera_centres(views)
+    near = near_cameras(centres)
+    far = [view.name for view, is_near in zip(views, near, strict=True) if not is_near]
+    if not far:
+        return []
+    middle = np.median(centres, axis=0)
+    distance, spread = (np.linalg.norm(centres[rows] - middle, axis=1) for rows in (~near, near))
+    named = f"{len(far)} of {len(views)} photos ({first_few(far)}) are {distance.max():.3g} world units away from the"
+    others = f"others, which stand within {spread.max():.3g}"
+    return [f"{named} {others}: their positions are probably wrong, so the extent of the scene leaves them out."]
+
+
 def scene_extent(views: Sequence[View], points: PointCloud) -> float:
     """1.1 x the largest distance of the views' centres from their mean (original: cameras_extent), world units, > 0.
 
-    If all cameras share one centre, the extent is 1.1 x the median distance of the points from it, and 1.0 without
-    points.
+    Cameras far from all others do not count. If all cameras share one centre, the extent is 1.1 x the median distance
+    of the points from it, and 1.0 without points.
     """
     centres = camera_centres(views)
+    centres = centres[near_cameras(centres)]
     middle = centres.mean(axis=0)
     radius = float(np.linalg.norm(centres - middle, axis=1).max())
     if radius <= 1e-9 * max(1.0, float(np.abs(middle).max())):

@@ -19,7 +19,7 @@ from gs_train.cameras.camera import Camera
 from gs_train.cameras.undistort import WIDEST_DEG, FoldedLensError, Undistort, is_narrowed, pinhole_for
 from gs_train.errors import UserError, first_few
 from gs_train.options import INPUT, MOST_USED, check, setting
-from gs_train.scene.extent import scene_extent
+from gs_train.scene.extent import far_photos, scene_extent
 from gs_train.scene.photos.decode import image_size
 from gs_train.scene.photos.masks import with_masks
 from gs_train.scene.readers.reconstruction import Reconstruction, RegisteredImage
@@ -112,7 +112,14 @@ def load_scene(path: Path, config: SceneConfig, on_fault: Callable[[UserError], 
         test_views=test,
         points=points,
         extent=scene_extent(train, points),
-        notices=(*model.notices, *photos.notices, *_narrowed(views, config.undistort), *mask_notices, *point_notices),
+        notices=(
+            *model.notices,
+            *photos.notices,
+            *far_photos(views),
+            *_narrowed(views, config.undistort),
+            *mask_notices,
+            *point_notices,
+        ),
     )
 
 

@@ -21,6 +21,7 @@ from gs_train.density.types import DensityController
 from gs_train.model.gaussians import describe_non_finite
 from gs_train.run.checkpoint import save_checkpoint, scene_fingerprint
 from gs_train.run.folder import RunFolder
+from gs_train.scene.frame import training_frame
 from gs_train.scene.photos.decode import check_images
 from gs_train.scene.types import Scene
 from gs_train.training.log import TrainLog
@@ -61,7 +62,7 @@ def train(
         notify: receives sentences for the user.
 
     Returns:
-        The state after the last step. ``state.iteration < config.iterations`` if training was stopped.
+        The state after the last step, in coordinates of ``training_frame(scene)``; before the last if stopped.
 
     Raises:
         UserError: ``out`` is taken, there is no intact checkpoint to resume, the device is missing, a photo cannot be
@@ -76,19 +77,22 @@ def train(
         folder.check_free(overwrite=overwrite)
     folder.check_config(config, scene)
     controller: type[DensityController] = density or controller_class(config.density.kind)
-    state, views = start_training(scene, config, folder, controller, resume=resume, notify=notify)
+    frame = training_frame(scene)
+    scene = frame.apply(scene)
+    state, views = start_training(scene, frame, config, folder, controller, resume=resume, notify=notify)
     check_images(scene.test_views)
 
     # ---- Files are written from here on
     if not resume:
         folder.clear(overwrite=overwrite)
     folder.write_config(config, scene)
-    fingerprint = scene_fingerprint(scene)
-    save = partial(save_checkpoint, folder.checkpoints, config=config, fingerprint=fingerprint, keep=config.keep)
+    save = partial(save_checkpoint, folder.checkpoints, config=config, frame=frame, keep=config.keep)
+    save = partial(save, fingerprint=scene_fingerprint(scene))
     _take_steps(state, views, config, folder.metrics, save, after_step, should_stop)
     if state.iteration == config.iterations:
+        refined = state.corrections.refined(scene.train_views)
         splat = state.model.to_splat_data(antialiased=config.antialiased)
-        folder.write_results(splat, scene, state.iteration, refined_views=state.corrections.refined(scene.train_views))
+        folder.write_results(splat, scene, frame, state.iteration, refined_views=refined, notify=notify)
     return state
 
 

@@ -25,6 +25,7 @@ from gs_train.run.checkpoint import Checkpoint, check_scene, newest_intact
 from gs_train.run.folder import RunFolder
 from gs_train.run.open import open_splat
 from gs_train.scene.extent import initial_bounds
+from gs_train.scene.frame import Frame
 from gs_train.scene.photos.cache import ImageCache
 from gs_train.scene.types import Scene
 from gs_train.training.background import Background
@@ -37,6 +38,7 @@ from gs_train.training.views import TrainingViews
 
 def start_training(
     scene: Scene,
+    frame: Frame,
     config: TrainConfig,
     folder: RunFolder,
     controller: type[DensityController],
@@ -47,7 +49,7 @@ def start_training(
     """Build the training views and the state before the next step. Writes no file.
 
     Args:
-        scene: from ``load_scene``.
+        scene, frame: the scene in the coordinates of training, and these coordinates.
         config: resolved.
         folder: the run.
         controller: class of density control.
@@ -58,7 +60,7 @@ def start_training(
         UserError: there is nothing to resume, the device is missing, a photo cannot be decoded, the disk has no room
             for photos, or the splat to start from does not fit.
     """
-    checkpoint = checkpoint_to_resume(scene, config, folder, notify) if resume else None
+    checkpoint = checkpoint_to_resume(scene, frame, config, folder, notify) if resume else None
     selection = select_rasterizer(
         config.device,
         notify,
@@ -79,7 +81,7 @@ def start_training(
         depth_weight=config.depth_weight,
         absgrad=controller.needs_absgrad,
     )
-    state = start_state(scene, config, selection.device, views, corrections, controller, resumed=resume)
+    state = start_state(scene, frame, config, selection.device, views, corrections, controller, resumed=resume)
     if checkpoint is not None:
         state.load_state_dict(checkpoint.state)
         notify(f"Resuming from {checkpoint.path}.")
@@ -88,6 +90,7 @@ def start_training(
 
 def start_state(
     scene: Scene,
+    frame: Frame,
     config: TrainConfig,
     device: torch.device,
     views: Views,
@@ -99,7 +102,7 @@ def start_state(
     """The state before the first step.
 
     Args:
-        scene: gives the points and the extent.
+        scene, frame: points and extent in the coordinates of training, and these coordinates.
         config: resolved.
         device: device of the Gaussians. The generators live on the CPU, so that a seed gives the same draws everywhere.
         views: the training views, for density control.
@@ -114,7 +117,7 @@ def start_state(
     view_generator = torch.Generator().manual_seed(2 * config.seed)
     density_generator = torch.Generator().manual_seed(2 * config.seed + 1)
     if config.init_from and not resumed:
-        model = _model_of(Path(config.init_from), config, scene.extent, device)
+        model = _model_of(Path(config.init_from), frame, config, scene.extent, device)
     else:
         model = initialise_model(
             scene.points,
@@ -147,9 +150,9 @@ def start_state(
     )
 
 
-def _model_of(path: Path, config: TrainConfig, extent: float, device: torch.device) -> GaussianModel:
+def _model_of(path: Path, frame: Frame, config: TrainConfig, extent: float, device: torch.device) -> GaussianModel:
     """The model to start from, read from a splat file, with coefficients up to the SH degree of ``config``."""
-    data = open_splat(path).splat()
+    data = open_splat(path).splat(frame)
     if len(data) == 0:
         raise UserError(f"--init-from {path} has no Gaussians: choose another splat.")
     if len(data) > config.max_gaussians:
@@ -196,7 +199,7 @@ def cache_images(scene: Scene, config: TrainConfig, folder: RunFolder, notify: C
 
 
 def checkpoint_to_resume(
-    scene: Scene, config: TrainConfig, folder: RunFolder, notify: Callable[[str], None]
+    scene: Scene, frame: Frame, config: TrainConfig, folder: RunFolder, notify: Callable[[str], None]
 ) -> Checkpoint:
     """The newest intact checkpoint of a run, checked against the scene and the config.
 
@@ -205,7 +208,7 @@ def checkpoint_to_resume(
             setting that decides the parts of the state has changed.
     """
     checkpoint = newest_intact(folder.checkpoints, notify)
-    check_scene(checkpoint, scene)
+    check_scene(checkpoint, scene, frame)
     now = asdict(config)
     for name in names_where(TrainConfig, "shapes_state"):
         saved, wanted = _lookup(checkpoint.config, name), _lookup(now, name)
