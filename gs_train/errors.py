@@ -5,7 +5,7 @@ The command line prints a ``UserError`` and exits with code 2. Every other excep
 
 import difflib
 import errno
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 _MOST_NAMES = 5
@@ -14,6 +14,31 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 class UserError(Exception):
     """A fault of the input. Its one sentence names the file or the flag, then the remedy."""
+
+
+class FileFault(UserError):
+    """A fault of one file of a scene, which other files may share."""
+
+    def __init__(self, message: str, *, file: Path, kind: str) -> None:
+        """Set the sentence, the file that it names, and a word for the fault: ``combine_faults`` joins equal kinds."""
+        super().__init__(message)
+        self.file, self.kind = file, kind
+
+
+def combine_faults(faults: Iterable[UserError]) -> list[UserError]:
+    """Each fault once, in order. File faults of one kind become one fault, which counts the files and names some."""
+    groups: dict[str, list[UserError]] = {}
+    for fault in faults:
+        groups.setdefault(f"kind {fault.kind}" if isinstance(fault, FileFault) else str(fault), []).append(fault)
+    combined: list[UserError] = []
+    for group in groups.values():
+        first = group[0]
+        files = list(dict.fromkeys(fault.file.name for fault in group if isinstance(fault, FileFault)))
+        if len(files) < 2:
+            combined.append(first)
+        else:
+            combined.append(UserError(f"{len(files)} files ({first_few(files)}) share this fault: {first}"))
+    return combined
 
 
 def first_few(names: Sequence[str]) -> str:

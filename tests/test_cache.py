@@ -27,6 +27,7 @@ from gs_train.run.checkpoint import list_checkpoints, read_checkpoint
 from gs_train.scene.load import SceneConfig, load_scene
 from gs_train.scene.photos import cache as module
 from gs_train.scene.photos import decode as decode_module
+from gs_train.scene.photos import threads
 from gs_train.scene.photos.cache import READ_AHEAD, ImageCache
 from gs_train.scene.photos.decode import decode_image, decode_images
 from gs_train.scene.types import View
@@ -259,7 +260,7 @@ def test_only_so_many_photos_are_decoded_at_once(views: list[View], monkeypatch:
         return pixels
 
     monkeypatch.setattr(decode_module, "decode_image", decode)
-    monkeypatch.setattr(decode_module.os, "cpu_count", lambda: 6)
+    monkeypatch.setattr(threads.os, "cpu_count", lambda: 6)
     one = decode_module._BYTES_PER_PIXEL * max(view.camera.width * view.camera.height for view in views)
     for memory, expected in ((0, 1), (3 * one, 3), (10**9, 6)):
         most, together = 0, threading.Barrier(expected)

@@ -17,7 +17,8 @@ from gs_train.cameras.camera import Camera
 from gs_train.errors import UserError
 from gs_train.scene.photos.cache import ImageCache
 from gs_train.scene.photos.composite import composite
-from gs_train.scene.photos.decode import check_images, decode_image, image_size
+from gs_train.scene.photos.decode import check_images, decode_image
+from gs_train.scene.photos.files import image_size
 from gs_train.scene.types import View
 
 

@@ -89,7 +89,7 @@ def test_a_folder_of_reduced_photos_is_used_when_it_fits(tmp_path: Path) -> None
     for rounded in ((50, 45), (51, 46)):
         for *_, name in model.images:
             (tmp_path / "images_2" / name).parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", rounded).save(tmp_path / "images_2" / name)
+            Image.new("RGB", rounded, (90, 120, 150)).save(tmp_path / "images_2" / name)
         # images/ need not exist at all.
         for config in (SceneConfig(resolution=2, test_every=0), SceneConfig(images="images_2", test_every=0)):
             scene = load_scene(tmp_path, config)

@@ -25,8 +25,9 @@ from gs_train.evaluate.metrics import view_metrics
 from gs_train.scene.load import SceneConfig, load_scene
 from gs_train.scene.photos.cache import ImageCache
 from gs_train.scene.photos.composite import composite, pixel_weights
-from gs_train.scene.photos.decode import decode_image, decode_mask
-from gs_train.scene.types import AlphaUse, View
+from gs_train.scene.photos.decode import decode_image
+from gs_train.scene.photos.masks import decode_mask
+from gs_train.scene.types import AlphaUse, Mask, View
 
 ALL = SceneConfig(test_every=0)
 
@@ -34,7 +35,12 @@ ALL = SceneConfig(test_every=0)
 def _view(photo: Path, size: tuple[int, int], mask: Path | None = None, alpha: AlphaUse = "composite") -> View:
     camera = Camera(width=size[0], height=size[1], fx=1, fy=1, cx=0, cy=0)
     return View(
-        name=photo.name, image_path=photo, camera=camera, world_to_camera=np.eye(4), mask_path=mask, alpha=alpha
+        name=photo.name,
+        image_path=photo,
+        camera=camera,
+        world_to_camera=np.eye(4),
+        mask=None if mask is None else Mask(path=mask),
+        alpha=alpha,
     )
 
 
@@ -74,7 +80,7 @@ def test_masks_of_all_kinds(tmp_path: Path, kind: str) -> None:
         "16": Image.fromarray(_half_mask().astype(np.uint16) * 257),
     }.get(kind, Image.fromarray(_half_mask()))
     image.save(file)
-    np.testing.assert_array_equal(decode_mask(file), _half_mask())
+    np.testing.assert_array_equal(decode_mask(Mask(path=file)), _half_mask())
 
 
 def test_resampled_pixels_count_only_if_nothing_masked_is_in_them(tmp_path: Path) -> None:
@@ -158,10 +164,10 @@ def _scene(folder: Path) -> Path:
 def test_masks_are_found_by_name(tmp_path: Path, photo: str, mask: str) -> None:
     _save(_scene(tmp_path) / "masks" / mask, _half_mask())
     scene = load_scene(tmp_path, ALL)
-    assert {view.name: view.mask_path for view in scene.train_views if view.mask_path} == {
-        photo: tmp_path / "masks" / mask
-    }
-    assert scene.notices == (f"1 of 4 photos have a mask in {tmp_path / 'masks'}.",)
+    assert {view.name: view.mask.path for view in scene.train_views if view.mask} == {photo: tmp_path / "masks" / mask}
+    assert scene.notices == (
+        f"1 of 4 photos have a mask (in {tmp_path / 'masks'}): masks hide 50.0 % of these photos.",
+    )
 
 
 def test_masks_beside_a_transforms_file(tmp_path: Path) -> None:
@@ -172,20 +178,20 @@ def test_masks_beside_a_transforms_file(tmp_path: Path) -> None:
     _save(tmp_path / "b/masks/images/1.png", _half_mask())
     for name in "ab":
         scene = load_scene(tmp_path / name, ALL)
-        assert [view.name for view in scene.train_views if view.mask_path] == ["images/1.png"]
+        assert [view.name for view in scene.train_views if view.mask] == ["images/1.png"]
     # Names in several folders need the folder: train/2.png and test/2.png are two photos.
     write_blender(tmp_path / "c", {"train": 3, "test": 1})
     _save(tmp_path / "c/masks/train/1.png", _half_mask())
     _save(tmp_path / "c/masks/2.png", _half_mask())
     scene = load_scene(tmp_path / "c", SceneConfig())
-    assert [view.name for view in (*scene.train_views, *scene.test_views) if view.mask_path] == ["train/1.png"]
+    assert [view.name for view in (*scene.train_views, *scene.test_views) if view.mask] == ["train/1.png"]
 
 
 def test_another_folder_of_masks(tmp_path: Path) -> None:
     _save(_scene(tmp_path) / "people/b.png", _half_mask())
-    assert all(view.mask_path is None for view in load_scene(tmp_path, ALL).train_views)
+    assert all(view.mask is None for view in load_scene(tmp_path, ALL).train_views)
     scene = load_scene(tmp_path, SceneConfig(test_every=0, masks="people"))
-    assert [view.name for view in scene.train_views if view.mask_path] == ["b.png"]
+    assert [view.name for view in scene.train_views if view.mask] == ["b.png"]
     with pytest.raises(UserError, match=r"nowhere does not exist: .*--masks"):
         load_scene(tmp_path, SceneConfig(masks="nowhere"))
     with pytest.raises(UserError, match="--masks is empty"):
@@ -204,12 +210,13 @@ def test_masks_of_another_size(tmp_path: Path) -> None:
         load_scene(tmp_path, ALL)
     (tmp_path / "masks/b.png").write_text("no image")
     with pytest.raises(
-        UserError, match=r"masks/b\.png cannot be decoded .*: make the mask again, or remove it from its folder"
+        UserError,
+        match=r"masks/b\.png cannot be decoded .*: convert it to one of them, make the mask again, or remove it from its folder",
     ):
         load_scene(tmp_path, ALL)
     _save(tmp_path / "masks/e.png", _half_mask((80, 62)))
     faults: list[UserError] = []
-    assert all(view.mask_path is None for view in load_scene(tmp_path, ALL, faults.append).train_views)
+    assert all(view.mask is None for view in load_scene(tmp_path, ALL, faults.append).train_views)
     assert ["masks/b.png" in str(faults[0]), "masks/e.png" in str(faults[1]), len(faults)] == [True, True, 2]
 
 
@@ -218,7 +225,7 @@ def test_other_files_beside_a_mask_are_ignored(tmp_path: Path) -> None:
     for name in ("b.json", "b.txt", "e.txt"):
         (tmp_path / "masks" / name).write_text("a note")
     scene = load_scene(tmp_path, ALL)
-    assert [view.mask_path for view in scene.train_views if view.mask_path] == [tmp_path / "masks/b.png"]
+    assert [view.mask.path for view in scene.train_views if view.mask] == [tmp_path / "masks/b.png"]
 
 
 def test_a_mask_that_hides_everything_takes_its_view_out(tmp_path: Path) -> None:
@@ -226,12 +233,12 @@ def test_a_mask_that_hides_everything_takes_its_view_out(tmp_path: Path) -> None
     _save(tmp_path / "masks/e.png", _half_mask())
     scene = load_scene(tmp_path, ALL)
     assert [view.name for view in scene.train_views] == ["a.png", "e.png", "sub/c d.png"]
-    assert scene.notices[1] == "1 photos are left out, because masks hide them completely (b.png)."
+    assert "1 photos are left out, because masks hide them completely (b.png)." in scene.notices
     for name in ("a", "e", "sub/c d"):
         _save(tmp_path / f"masks/{name}.png", np.zeros((30, 20 if name == "a" else 40), np.uint8))
     with pytest.raises(
         UserError,
-        match=r"leaves 0 of its 4 views to train on .* and 4 masks that hide all .*: correct the masks, add photos",
+        match=r"leaves 0 of its 4 views .* and 4 masks that hide all .*: correct the masks, .*--invert-masks, add",
     ):
         load_scene(tmp_path, ALL)
 

@@ -25,7 +25,7 @@ FOREIGN = {
     "gs_train/kernels/jit.py": {"numba.config"},
     "gs_train/kernels/simd.py": {"loaded", "builder.store"},  # llvmlite instructions
     "gs_train/prepare/worker.py": {"pycolmap.logging", "options", "pairing", "verification"},
-    "gs_train/scene/photos/decode.py": {"Image"},
+    "gs_train/scene/photos/files.py": {"Image"},
     # torch passes values to the backward pass as attributes of the context, and gsplat sets the attribute absgrad of
     # means2d.
     "gs_train/render/cpu/autograd.py": {"ctx", "means2d"},

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 
 from gs_train.config.toml import read_config
 from gs_train.console import notify, print_facts
-from gs_train.errors import UserError
+from gs_train.errors import UserError, combine_faults
 from gs_train.formats.registry import is_splat_file
 from gs_train.formats.splat_data import SplatData
 from gs_train.run.folder import RunFolder
 from gs_train.run.open import open_run, open_splat
-from gs_train.scene.load import SceneConfig, load_scene
+from gs_train.scene.load import SceneConfig, TooFewViewsError, load_scene
 from gs_train.scene.photos.decode import image_faults
+from gs_train.scene.types import View
 
 if TYPE_CHECKING:
     # Checkpoints need torch, which takes seconds to import; scenes and splat files do not.
@@ -82,7 +83,10 @@ def _scene_facts(path: Path, notify: Callable[[str], None]) -> Facts:
     except UserError as fault:
         if not faults:
             raise
-        return [("scene", str(path)), *_fault_facts([*faults, fault])]
+        return [
+            ("scene", str(path)),
+            *_fault_facts(faults if isinstance(fault, TooFewViewsError) else [*faults, fault]),
+        ]
     for notice in scene.notices:
         notify(notice)
     views = (*scene.train_views, *scene.test_views)
@@ -97,15 +101,21 @@ def _scene_facts(path: Path, notify: Callable[[str], None]) -> Facts:
         ("views", f"{len(scene.train_views)} to train on, {len(scene.test_views)} to test on"),
         ("training size", ", ".join(f"{size} px ({count})" for size, count in sizes.most_common())),
         ("lens", ", ".join(f"{lens} ({count})" for lens, count in lenses.most_common())),
+        *_mask_facts(views),
         ("points", f"{len(scene.points.xyz):,}"),
         ("extent", f"{scene.extent:.4g} world units"),
         *_fault_facts(faults),
     ]
 
 
+def _mask_facts(views: Sequence[View]) -> Facts:
+    hidden = [view.mask.hidden for view in views if view.mask is not None]
+    return [("masks", f"{len(hidden)}, which hide {100 * np.mean(hidden):.1f} % of their photos")] if hidden else []
+
+
 def _fault_facts(faults: list[UserError]) -> Facts:
-    """Each message once: a faulty camera reports the same fault for each of its photos."""
-    return [(FAULT, message) for message in dict.fromkeys(map(str, faults))]
+    """Each fault once: a faulty camera reports the same fault for each of its photos, and photos may share a fault."""
+    return [(FAULT, str(fault)) for fault in combine_faults(faults)]
 
 
 def _run_facts(folder: RunFolder, notify: Callable[[str], None]) -> Facts:

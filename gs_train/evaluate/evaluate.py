@@ -6,6 +6,7 @@ views, and to per_view.json.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -25,6 +26,8 @@ from gs_train.run.open import OpenedSplat
 from gs_train.scene.photos.composite import composite, pixel_weights
 from gs_train.scene.photos.decode import decode_images
 from gs_train.scene.types import View
+
+_LONGEST_STEM_BYTES = 196
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,12 +152,24 @@ def write_figures(evaluation: Evaluation, folder: Path, *, iteration: int | None
 
 
 def png_names(names: Sequence[str]) -> list[str]:
-    """A .png name without folders for each view name, all different. View names come from a file, so no slash or dot
-    may leave the folder."""
+    """A .png name without folders for each view name, all different and at most 200 bytes long. View names come from a
+    file, so no slash or dot may leave the folder."""
     flat = [name.replace("/", "__").replace("\\", "__") for name in names]
     stems = [PurePosixPath(name).stem for name in flat]
     # A scene may hold cat.jpg and cat.png: then the endings stay in the names.
-    return [f"{stem}.png" for stem in (stems if len(set(stems)) == len(stems) else flat)]
+    return [f"{_shortened(stem)}.png" for stem in (stems if len(set(stems)) == len(stems) else flat)]
+
+
+def _shortened(stem: str) -> str:
+    """``stem`` if it is short enough; else its beginning and a hash of all of it.
+
+    Disks limit a name to 255 bytes, of which atomic writes need some.
+    """
+    data = stem.encode(errors="surrogatepass")
+    if len(data) <= _LONGEST_STEM_BYTES:
+        return stem
+    digest = hashlib.sha256(data).hexdigest()[:16]
+    return data[: _LONGEST_STEM_BYTES - 17].decode(errors="ignore") + f"-{digest}"
 
 
 def _save_beside(path: Path, photo: torch.Tensor, image: torch.Tensor) -> None:

@@ -29,6 +29,8 @@ class ViewMetrics:
     balance."""
     ssim: float
     """Structural similarity, at most 1."""
+    counted: float
+    """Share of the photo that counts, 0 to 1: the mean weight of its pixels."""
 
 
 def view_metrics(image: Tensor, target: Tensor, weight: Tensor | None = None) -> ViewMetrics:
@@ -46,6 +48,7 @@ def view_metrics(image: Tensor, target: Tensor, weight: Tensor | None = None) ->
         psnr=min(psnr(shown, target, weight).item(), HIGHEST_PSNR),
         psnr_colour_matched=min(psnr(matched, target, weight).item(), HIGHEST_PSNR),
         ssim=ssim(apply_mask(shown, target, weight), target, padding=SSIM_REGION).item(),
+        counted=1.0 if weight is None else weight.mean().item(),
     )
 
 

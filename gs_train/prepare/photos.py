@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from gs_train.errors import UserError
-from gs_train.scene.photos.decode import for_each, opened
+from gs_train.scene.photos.files import opened
+from gs_train.scene.photos.threads import for_each
 
 PHOTO_SUFFIXES = frozenset(".jpg .jpeg .jpe .jfif .mpo .png .tif .tiff .bmp .ppm .webp .avif .jp2".split())
 """Lower-case file endings of photos."""

@@ -7,7 +7,6 @@ returns can be trained as it is: every fault that shows without decoding a photo
 from __future__ import annotations
 
 import errno
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,8 @@ from gs_train.cameras.undistort import WIDEST_DEG, FoldedLensError, Undistort, i
 from gs_train.errors import UserError, first_few
 from gs_train.options import INPUT, MOST_USED, check, setting
 from gs_train.scene.extent import far_photos, scene_extent
-from gs_train.scene.photos.decode import image_size
+from gs_train.scene.photos.files import read_header
+from gs_train.scene.photos.fit import Photo, fit_photos, fits_either_way
 from gs_train.scene.photos.masks import with_masks
 from gs_train.scene.readers.reconstruction import Reconstruction, RegisteredImage
 from gs_train.scene.readers.registry import read_scene
@@ -30,7 +30,6 @@ P = ParamSpec("P")
 Result = TypeVar("Result")
 
 _AUTO_WIDTH_PX = 1600
-_ROUNDING_PX = 1.0
 _FEWEST_TRAINING_VIEWS = 2
 # The side of SSIM's window: a smaller view can be trained, but not evaluated.
 _SMALLEST_SIDE_PX = 11
@@ -49,6 +48,8 @@ class SceneConfig:
     masks: str = setting("masks", group=INPUT)
     """Folder of masks inside the scene folder, used if it exists. A mask has its photo's name, and black pixels do not
     count in training and evaluation."""
+    invert_masks: bool = setting(False, group=INPUT)
+    """Swap black and white in all masks. Set it if white pixels of your masks mark the parts to leave out."""
     alpha: AlphaUse = setting("composite", group=INPUT)
     """How to use the alpha channel of photos: composite blends them over --background, mask weights each pixel by
     alpha, ignore drops alpha. Use mask to leave out the background of cut-out photos."""
@@ -63,6 +64,9 @@ class SceneConfig:
     allow_outside: bool = setting(False, group=INPUT)
     """Allow photos and points outside the scene folder. Set it if a transforms.json that you trust names files
     elsewhere."""
+    ignore_pose_check: bool = setting(False, group=INPUT)
+    """Train even if the photos do not see the points where the poses put them. Set it if the points are known to lie
+    outside the photos or to have false colours."""
     undistort: Undistort = setting("crop", group=INPUT)
     """How to remove lens distortion: crop keeps the largest rectangle without empty pixels, full keeps the whole photo
     with empty pixels that do not count. Use full for wide lenses, whose edges crop would lose."""
@@ -74,6 +78,10 @@ class SceneConfig:
         if not self.masks:
             raise UserError("--masks is empty: name the folder of the masks, such as masks.")
         check(self)
+
+
+class TooFewViewsError(UserError):
+    """Too few photos are left to train on. After other faults it is only their consequence."""
 
 
 def _raise(fault: UserError) -> None:
@@ -98,10 +106,12 @@ def load_scene(path: Path, config: SceneConfig, on_fault: Callable[[UserError], 
         _attempt(on_fault, _refuse_absurd, model.cameras_path, camera_id, model.cameras[camera_id])
     folder = path.parent if path.is_file() else path
     photos = _find_photos(folder, config, model, on_fault)
-    found = [_attempt(on_fault, _view, photos, image, model, config) for image in photos.images]
+    files = [(image, photos.folder / image.name) for image in photos.images]
+    fitting, photo_notices = fit_photos(files, photos.folder, model, config.images, on_fault)
+    found = [_attempt(on_fault, _view, photo, photos.reduced, model, config) for photo in fitting]
     views = tuple(view for view in found if view is not None)
     count = len(views)
-    views, mask_notices = _attempt(on_fault, _masked, views, folder, config, on_fault) or (views, [])
+    views, mask_notices = _attempt(on_fault, _masked, views, folder, model, config, on_fault) or (views, [])
     for view in views:
         _attempt(on_fault, _refuse_tiny, view, config.resolution)
     train, test = _split(views, config.test_every, model.test_names, path, hidden=count - len(views))
@@ -115,6 +125,7 @@ def load_scene(path: Path, config: SceneConfig, on_fault: Callable[[UserError], 
         notices=(
             *model.notices,
             *photos.notices,
+            *photo_notices,
             *far_photos(views),
             *_narrowed(views, config.undistort),
             *mask_notices,
@@ -232,48 +243,38 @@ def _first_misfit(folder: Path, factor: int, model: Reconstruction, images: Sequ
         file = folder / image.name
         if not _on_disk(file):
             return f"it has no {image.name}"
-        size = image_size(file)
-        if not _fits(size, model.cameras[image.camera_id], factor):
-            return f"{image.name} is {size[0]}x{size[1]} px there"
+        header = read_header(file)
+        if not fits_either_way(header, model.cameras[image.camera_id], factor):
+            return f"{image.name} is {header.size[0]}x{header.size[1]} px there"
     return None
 
 
-def _fits(size: tuple[int, int], camera: Camera, factor: int) -> bool:
-    """Whether ``size`` is the camera's size over ``factor``, rounded in any way."""
-    return (
-        abs(size[0] - camera.width / factor) <= _ROUNDING_PX and abs(size[1] - camera.height / factor) <= _ROUNDING_PX
-    )
-
-
 def _masked(
-    views: tuple[View, ...], path: Path, config: SceneConfig, on_fault: Callable[[UserError], None]
+    views: tuple[View, ...],
+    path: Path,
+    model: Reconstruction,
+    config: SceneConfig,
+    on_fault: Callable[[UserError], None],
 ) -> tuple[tuple[View, ...], list[str]]:
     folder = path / config.masks
-    if folder.is_dir():
-        return with_masks(views, folder, on_fault)
-    if config.masks != SceneConfig.masks:
+    named: dict[str, Path] = {}
+    if config.masks == SceneConfig.masks:
+        named = {image.name: path / image.mask for image in model.images if image.mask is not None}
+    elif not folder.is_dir():
         raise UserError(
             f"{folder} does not exist: put the masks there, or name their folder with `gs-train train --masks`."
         )
-    return views, []
+    return with_masks(views, folder if folder.is_dir() else None, named, invert=config.invert_masks, on_fault=on_fault)
 
 
 # ---- views
 
 
-def _view(photos: _Photos, image: RegisteredImage, model: Reconstruction, config: SceneConfig) -> View:
-    file = photos.folder / image.name
+def _view(photo: Photo, reduced: bool, model: Reconstruction, config: SceneConfig) -> View:
+    """The view of a photo. ``reduced`` says that the file has the training size."""
+    image = photo.image
     camera = model.cameras[image.camera_id]
-    size = image_size(file)
-    # The name images_4 says that the photos have a quarter of the size that the model was made at.
-    suffix = re.search(r"_([248])$", photos.folder.name)
-    if not _fits(size, camera, 1) and not (suffix and _fits(size, camera, int(suffix[1]))):
-        sizes = (
-            f"is {size[0]}x{size[1]} px, but its camera in {model.cameras_path} is {camera.width}x{camera.height} px"
-        )
-        remedy = "use the photos that the model was made from (`gs-train train --images` names another folder)"
-        raise UserError(f"{file} {sizes}: {remedy}.")
-    resized = camera.resized(*(size if photos.reduced else _training_size(size, config.resolution)))
+    resized = camera.resized(*(photo.size if reduced else _training_size(photo.size, config.resolution)))
     try:
         pinhole = pinhole_for(resized, config.undistort)
     except FoldedLensError:
@@ -282,10 +283,12 @@ def _view(photos: _Photos, image: RegisteredImage, model: Reconstruction, config
         raise UserError(f"{message}: run the reconstruction again, possibly with another camera model.") from None
     return View(
         name=image.name,
-        image_path=file,
+        image_path=photo.file,
         camera=pinhole,
         world_to_camera=image.world_to_camera,
         distorted_camera=None if resized.is_pinhole() else resized,
+        orientation=photo.orientation,
+        white=photo.white,
         alpha=config.alpha,
         point_ids=image.point_ids,
     )
@@ -343,10 +346,10 @@ def _split(
     train = tuple(view for view in views if view.name not in test_names)
     if len(train) < _FEWEST_TRAINING_VIEWS:
         message = f"{path} leaves {len(train)} of its {len(views) + hidden} views to train on with {split}"
-        masks = f" and {hidden} masks that hide all of their photos (black pixels do not count)" if hidden else ""
-        remedy = f"{'correct the masks, ' if hidden else ''}add photos, or train with a larger --test-every, or "
-        remedy += "--test-every 0"
-        raise UserError(f"{message}{masks}, but training needs at least {_FEWEST_TRAINING_VIEWS}: {remedy}.")
+        masks = f" and {hidden} masks that hide all of their photos" if hidden else ""
+        remedy = "correct the masks, swap black and white with --invert-masks, " if hidden else ""
+        remedy += "add photos, or train with a larger --test-every, or --test-every 0"
+        raise TooFewViewsError(f"{message}{masks}, but training needs at least {_FEWEST_TRAINING_VIEWS}: {remedy}.")
     return train, test
 
 

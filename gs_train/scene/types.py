@@ -19,6 +19,22 @@ AlphaUse = Literal["composite", "mask", "ignore"]
 """How training uses the alpha channel of photos, see ``SceneConfig.alpha``."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Mask:
+    """The mask of one photo: an image whose black pixels hide the photo's."""
+
+    path: Path
+    """The file. It has the photo's aspect ratio, but its size may differ."""
+    in_alpha: bool = False
+    """Whether the alpha channel holds the mask, and transparent pixels are black."""
+    inverted: bool = False
+    """Whether white pixels hide the photo's instead of black pixels."""
+    orientation: int = 1
+    """EXIF orientation that turns the mask like the photo."""
+    hidden: float = 0.0
+    """Share of the photo that the mask hides, 0 to 1."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class View:
     """One photo: its file, its camera and its pose."""
@@ -33,8 +49,12 @@ class View:
     """[4, 4] rigid transform, world -> OpenCV camera."""
     point_ids: NDArray[np.int64] | None = None
     """[K] ids of the points matched in this photo, also ids of no point; None if the scene lists none."""
-    mask_path: Path | None = None
-    """The mask, whose black pixels do not count. It has the photo's aspect ratio, but its size may differ."""
+    orientation: int = 1
+    """EXIF orientation, 1 to 8, to apply to the stored pixels; 1 leaves them as they are."""
+    white: float = 65535.0
+    """The value that becomes white in a photo with one channel of more than 8 bits."""
+    mask: Mask | None = None
+    """The mask, whose hidden pixels do not count; None if the whole photo counts."""
     alpha: AlphaUse = "composite"
     """How to use the photo's alpha channel, if it has one."""
     distorted_camera: Camera | None = None

@@ -7,13 +7,7 @@ size of its view's camera.
 from __future__ import annotations
 
 import math
-import os
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,29 +15,20 @@ from PIL import Image
 
 from gs_train.cameras.undistort import resample, sampling_map
 from gs_train.errors import UserError
+from gs_train.scene.photos.files import opened, turned
+from gs_train.scene.photos.levels import is_deep
+from gs_train.scene.photos.masks import decode_mask
+from gs_train.scene.photos.threads import DECODING_BYTES, for_each, thread_count
 from gs_train.scene.types import View
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-_MOST_PIXELS = 500_000_000
 _UNMASKED = 250
 """A resampled mask pixel of at least this value has only unmasked pixels as sources."""
 # Memory during decoding: 4 bytes twice in Pillow, and 3 bytes each in the array and its source. Undistortion needs as
 # much again.
 _BYTES_PER_PIXEL, _BYTES_PER_UNDISTORTED = 14, 28
-_DECODING_BYTES = 10**9
-_IF_DAMAGED = "copy the photo again, or remove it from the scene and train again with --skip-missing"
-_IF_HUGE = "make the scene again from smaller copies of the photos"
-_IF_MASK_DAMAGED = "make the mask again, or remove it from its folder"
-
-# Pillow warns above 89 megapixels and refuses above 179, but phones take larger photos. This module limits memory by
-# _MOST_PIXELS and by the camera's size, which a photo must match. Pillow's limit is a global variable and decoding runs
-# in threads, so it is set once.
-Image.MAX_IMAGE_PIXELS = None
 
 
-def decode_images(views: Sequence[View], memory: int = _DECODING_BYTES) -> Iterator[NDArray[np.uint8]]:
+def decode_images(views: Sequence[View], memory: int = DECODING_BYTES) -> Iterator[NDArray[np.uint8]]:
     """Decode the image of every view, in order, in a thread pool (Pillow decodes outside Python's lock).
 
     Args:
@@ -80,20 +65,7 @@ def image_faults(views: Sequence[View]) -> Iterator[UserError]:
             return fault
         return None
 
-    yield from (fault for fault in for_each(fault_of, views, _workers(views, _DECODING_BYTES)) if fault is not None)
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) in px, read from the file's header alone.
-
-    Neither this function nor decoding applies the EXIF orientation, because a scene's camera describes the stored
-    pixels.
-
-    Raises:
-        UserError: the file is not an image that Pillow knows, has a damaged header, or has more than 500 megapixels.
-    """
-    with opened(path) as image:
-        return image.size
+    yield from (fault for fault in for_each(fault_of, views, _workers(views, DECODING_BYTES)) if fault is not None)
 
 
 def decode_image(view: View) -> NDArray[np.uint8]:
@@ -114,32 +86,23 @@ def decode_image(view: View) -> NDArray[np.uint8]:
     source = view.distorted_camera or view.camera
     size = (source.width, source.height)
     with opened(view.image_path) as stored:
-        planes = [stored.convert("RGB")] if view.alpha == "ignore" and stored.has_transparency_data else _planes(stored)
-        if view.mask_path is not None:
+        upright = turned(stored, view.orientation)
+        planes = _planes(upright, view)
+        if view.mask is not None:
             if len(planes) == 1:
-                planes.append(Image.new("L", stored.size, 255))
-            planes.append(Image.fromarray(decode_mask(view.mask_path)).resize(stored.size, Image.Resampling.NEAREST))
-        if stored.size != size:
+                planes.append(Image.new("L", upright.size, 255))
+            mask = Image.fromarray(decode_mask(view.mask))
+            planes.append(mask.resize(upright.size, Image.Resampling.NEAREST))
+        if upright.size != size:
             planes = [plane.resize(size, Image.Resampling.LANCZOS) for plane in planes]
         pixels = np.concatenate([np.atleast_3d(np.asarray(plane)) for plane in planes], axis=2)
+    if len(planes) > 1 and upright.size != size:
+        # Lanczos resampling overshoots. Premultiplied colours above alpha would exceed white over a background.
+        np.minimum(pixels[:, :, :3], pixels[:, :, 3:4], out=pixels[:, :, :3])
     if view.distorted_camera is not None:
         pixels = resample(pixels, view.distorted_camera, view.camera)
     pixels = _whole_pixels(pixels)
     return _without_opaque(_alpha_to_weight(pixels) if view.alpha == "mask" else pixels)
-
-
-def decode_mask(path: Path) -> NDArray[np.uint8]:
-    """[H, W] uint8 at the mask's own size: 0 for black pixels, 255 for others.
-
-    Values below half of the mask's largest value are black. Masks of 0 and 1 therefore work like masks of 0 and 255,
-    and JPEG noise in black areas has no effect.
-
-    Raises:
-        UserError: as ``decode_image`` does.
-    """
-    with opened(path, if_damaged=_IF_MASK_DAMAGED) as stored:
-        values = np.asarray(stored if stored.mode.startswith(("I", "F")) else stored.convert("L"))
-        return np.where((values > 0) & (values >= 0.5 * float(values.max())), np.uint8(255), np.uint8(0))
 
 
 def reduced(pixels: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
@@ -182,70 +145,24 @@ def _without_opaque(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return pixels if count == pixels.shape[2] else pixels[:, :, :count].copy()
 
 
-def for_each(function: Callable[[Item], Result], items: Sequence[Item], workers: int | None = None) -> Iterator[Result]:
-    """Map ``function`` over the items in a thread pool; results come in order, and an exception ends the iteration.
-
-    The pool runs only a few items ahead of the consumer. ``workers`` is the number of threads; None for one per core.
-    """
-    count = workers or os.cpu_count() or 1
-    waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(max_workers=count) as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > count:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            # The consumer may have stopped, or an image is damaged: drop the items that have not begun.
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
 def _workers(views: Sequence[View], memory: int) -> int:
     """Number of threads that together need about ``memory`` bytes to decode these views; at least one."""
-    needed = [
-        math.prod(image_size(view.image_path)) * (_BYTES_PER_UNDISTORTED if view.distorted_camera else _BYTES_PER_PIXEL)
-        for view in views
-    ]
-    return max(1, min(os.cpu_count() or 1, memory // max(needed, default=1)))
+    largest = 0
+    for view in views:
+        with opened(view.image_path) as image:
+            per_pixel = _BYTES_PER_UNDISTORTED if view.distorted_camera else _BYTES_PER_PIXEL
+            largest = max(largest, math.prod(image.size) * per_pixel)
+    return thread_count(largest, memory)
 
 
-@contextmanager
-def opened(path: Path, *, if_damaged: str = _IF_DAMAGED, if_huge: str = _IF_HUGE) -> Iterator[Image.Image]:
-    """Open an image without reading its pixels.
-
-    Args:
-        path: a file.
-        if_damaged: the remedy to name if the image cannot be decoded.
-        if_huge: the remedy to name if it has too many pixels.
-
-    Raises:
-        UserError: it has more than 500 megapixels, or an exception occurred here or in the caller's block.
-    """
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            if width * height > _MOST_PIXELS:
-                limit = f"more than the {_MOST_PIXELS // 1_000_000} megapixels that a photo may have"
-                raise UserError(f"{path} is {width}x{height} px, {limit}: {if_huge}.")
-            yield image
-    except UserError:
-        raise
-    except Exception as error:
-        # Pillow's decoders raise many types for damaged files: OSError, SyntaxError, zlib.error, RuntimeError (AVIF),
-        # NotImplementedError (DDS), MemoryError (JPEG 2000) ...
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        raise UserError(f"{path} cannot be decoded ({reason}): {if_damaged}.") from error
-
-
-def _planes(image: Image.Image) -> list[Image.Image]:
+def _planes(image: Image.Image, view: View) -> list[Image.Image]:
     """RGB; or RGB premultiplied by alpha, which is the photo over black, and alpha."""
-    if image.mode.startswith("I"):
-        # 16-bit grey. Pillow's own conversion clips at 255 instead of scaling, which makes the photo white.
-        grey = np.clip(np.asarray(image, np.int64) // 257, 0, 255).astype(np.uint8)
-        return [Image.fromarray(grey).convert("RGB")]
-    if image.has_transparency_data:
+    if is_deep(image.mode):
+        # Pillow's own conversion clips at 255 instead of scaling, which makes the photo white.
+        with np.errstate(invalid="ignore"):
+            grey = np.nan_to_num(np.asarray(image, np.float64) * (255.0 / view.white))
+        return [Image.fromarray(np.clip(np.round(grey), 0.0, 255.0).astype(np.uint8)).convert("RGB")]
+    if image.has_transparency_data and view.alpha != "ignore":
         rgba = image.convert("RGBA")
         black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
         return [Image.alpha_composite(black, rgba).convert("RGB"), rgba.getchannel("A")]

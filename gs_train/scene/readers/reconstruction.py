@@ -37,6 +37,8 @@ class RegisteredImage:
     """[4, 4] rigid, OpenCV axes."""
     point_ids: NDArray[np.int64] | None = None
     """[K] ids of the points matched in this image, also -1 and ids of no point; None if the format lists none."""
+    mask: str | None = None
+    """Path of the mask inside the scene folder; None if the scene file names none."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -175,9 +175,20 @@ def _read_frame(
     where = f"{where} ({path})"
     name = _with_ending(file.parent, path)
     world_to_camera, scale = read_pose(where, entry.get("transform_matrix"))
-    image = RegisteredImage(name=name, camera_id=-1, world_to_camera=world_to_camera)
+    mask = _read_mask(file, entry.get("mask_path"), where, allow_outside)
+    image = RegisteredImage(name=name, camera_id=-1, world_to_camera=world_to_camera, mask=mask)
     camera = read_camera(where, entry, document, file.parent / name)
     return _Frame(path=path, image=image, camera=camera), scale
+
+
+def _read_mask(file: Path, path: Any, where: str, allow_outside: bool) -> str | None:
+    """The mask of a frame, relative to the scene folder (nerfstudio's mask_path); None if the key is missing or
+    empty."""
+    if path is None or path == "":
+        return None
+    if not isinstance(path, str):
+        raise UserError(f"{where}: mask_path is {path!r}, which is not a file name: {AGAIN}.")
+    return _inside(file.parent, path, f"{where}: mask_path", allow_outside)
 
 
 def _read_points(file: Path, path: Any, allow_outside: bool) -> PointCloud:

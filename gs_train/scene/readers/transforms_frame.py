@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from gs_train.cameras.camera import Camera
 from gs_train.cameras.poses import opengl_to_opencv, pose_at
 from gs_train.errors import UserError
-from gs_train.scene.photos.decode import image_size
+from gs_train.scene.photos.files import image_size
 from gs_train.scene.readers.reconstruction import LARGEST_IN_POSE, fits_image
 
 AGAIN = "write the file again"
