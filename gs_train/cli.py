@@ -9,51 +9,64 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 
 from gs_train import __version__, flags
-from gs_train.console import escape_unprintable, flush_stdout, print_error
+from gs_train.console import SIGPIPE, flush_stdout, prepare_streams, print_error, show
 from gs_train.errors import UserError, describe_full_disk
 
 _USER_ERROR = 2
-_SIGPIPE = 13
-"""Number of SIGPIPE on every POSIX system; Windows lacks the name."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``gs-train`` and exit.
 
     Args:
-        arguments: without the program's name; ``sys.argv`` if None.
+        arguments: without the program's name. None for the arguments of this process, which then ends without Python's
+            clean-up: thread pools of native libraries take seconds to stop, or hang.
     """
-    escape_unprintable()
+    if arguments is not None:
+        sys.exit(_exit_code(arguments))
+    prepare_streams()
+    try:
+        code = _exit_code(sys.argv[1:])
+    except SystemExit as done:
+        code = done.code if isinstance(done.code, int) else int(done.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    if sys.stderr is not None:
+        sys.stderr.flush()
+    os._exit(code)
+
+
+def _exit_code(arguments: Sequence[str]) -> int:
+    """Run the subcommand, print the message of a known fault, and flush stdout."""
     try:
         try:
-            code = _run(list(sys.argv[1:] if arguments is None else arguments))
+            return _run(list(arguments))
         finally:
             flush_stdout()
     except UserError as error:
         print_error(str(error))
-        code = _USER_ERROR
     except BrokenPipeError:
-        code = 128 + _SIGPIPE
+        return 128 + SIGPIPE
     except OSError as error:
         message = _describe(error)
         if message is None:
             raise
         print_error(message)
-        code = _USER_ERROR
     except MemoryError as error:
         print_error(f"{error if str(error) else 'out of memory'}: use smaller images or fewer Gaussians.")
-        code = _USER_ERROR
     except KeyboardInterrupt:
-        code = 128 + signal.SIGINT
-    sys.exit(code)
+        return 128 + signal.SIGINT
+    return _USER_ERROR
 
 
 def _run(arguments: Sequence[str]) -> int:
     if arguments == ["--version"]:
-        print(f"gs-train {__version__}")
+        show(f"gs-train {__version__}")
         return 0
     return flags.parse(arguments).run()
 

@@ -237,7 +237,7 @@ def wait_for(ready: Any, process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (1, 129)])
 def test_a_signal_stops_after_the_step_and_saves(
     tiny_run: Path, tiny_scene: Path, tmp_path: Path, number: int, code: int
 ) -> None:
@@ -277,9 +277,10 @@ def test_resume_at_the_end_only_completes_the_run(own_run: Path) -> None:
 def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
     code = (
         "import os, signal, time\nfrom gs_train.console import stop_signals\n"
-        "with stop_signals() as caught:\n"
-        "    os.kill(os.getpid(), signal.SIGINT)\n    assert caught == [2]\n    os.kill(os.getpid(), signal.SIGINT)\n  "
-        "  time.sleep(30)\n"
+        "with stop_signals() as stop_signal:\n"
+        "    assert stop_signal() is None\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n    assert stop_signal() == 2\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(30)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=20, check=False

@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from gs_train import __version__
-from gs_train.console import print_facts
+from gs_train.console import end_at_once, print_facts, show
 
 _OLDEST_PYTHON = (3, 11)
 
@@ -38,14 +38,15 @@ class DoctorCommand:
 
     def run(self) -> int:
         """Print the findings; returns 1 if one of them is a fault."""
-        findings = list(examine())
+        with end_at_once():
+            findings = list(examine())
         print_facts([(finding.name, finding.message) for finding in findings])
         remedies = [finding.remedy for finding in findings if finding.remedy is not None]
         if not remedies:
-            print("All is well: try gs-train sample scene, then gs-train train scene.")
+            show("All is well: try gs-train sample scene, then gs-train train scene.")
             return 0
         # Only the first remedy: later faults are often its consequences.
-        print(f"To repair it: {remedies[0]}")
+        show(f"To repair it: {remedies[0]}")
         return 1
 
 

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from gs_train.console import notify
+from gs_train.console import end_at_once, notify, show
 
 if TYPE_CHECKING:
     from gs_train.run.open import OpenedSplat
+
+_FEW_PIXELS = 0.4
+"""Figures over a smaller share of the pixels come with a warning."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +37,8 @@ class EvalCommand:
 
         opened = open_run(self.run_folder, notify)
         scene = opened.load_scene(self.scene, notify)
-        selection = opened.select_rasterizer(self.device, notify)
+        with end_at_once():
+            selection = opened.select_rasterizer(self.device, notify)
         views, split = (scene.test_views, "test") if scene.test_views else (scene.train_views, "train")
         if split == "train":
             _warn_of_training_views(opened)
@@ -48,14 +52,25 @@ class EvalCommand:
             )
         results, per_view = write_figures(evaluation, self.run_folder, iteration=opened.iteration, split=split)
         mean = evaluation.mean
-        print(
+        show(
             f"Iteration {opened.iteration}, {len(views)} {split} view{'' if len(views) == 1 else 's'}: "
             f"PSNR {mean.psnr:.2f} dB ({mean.psnr_colour_matched:.2f} dB with colours matched), "
-            f"SSIM {mean.ssim:.4f} (valid region)."
+            f"SSIM {mean.ssim:.4f} (valid region){_counted(mean.counted)}."
         )
-        print(f"Results: {results}\nPer view: {per_view}\nPhoto beside render: {evaluation.images[0]}")
-        print(f"Next: gs-train export {self.run_folder} splat.ply")
+        show(f"Results: {results}")
+        show(f"Per view: {per_view}")
+        show(f"Photo beside render: {evaluation.images[0]}")
+        show(f"Next: gs-train export {self.run_folder} splat.ply")
         return 0
+
+
+def _counted(share: float) -> str:
+    """The share of the photos that the figures are of, if it is not all."""
+    if share == 1.0:
+        return ""
+    if share < _FEW_PIXELS:
+        notify(f"Masks hide {100 * (1 - share):.0f} % of the photos: the figures say nothing about the hidden parts.")
+    return f", over {100 * share:.1f} % of the pixels"
 
 
 def _warn_of_training_views(opened: OpenedSplat) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from gs_train.console import notify
+from gs_train.console import notify, show
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,5 +33,5 @@ class ExportCommand:
         write(self.target, data)
         if offset is not None:
             notify(offset)
-        print(f"Wrote {len(data):,} Gaussians to {self.target} ({self.target.stat().st_size / 2**20:.1f} MiB).")
+        show(f"Wrote {len(data):,} Gaussians to {self.target} ({self.target.stat().st_size / 2**20:.1f} MiB).")
         return 0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from gs_train.console import notify, step_bars
+from gs_train.console import notify, show, step_bars
 from gs_train.errors import UserError, first_few
 from gs_train.prepare.pipeline import FEWEST_PHOTOS
 
@@ -40,21 +40,22 @@ class PrepareCommand:
         from gs_train.prepare.pipeline import prepare_scene
 
         try:
-            with step_bars() as show:
-                prepared = prepare_scene(self.source, self.scene, frames=self.frames, progress=show, notify=notify)
+            with step_bars() as progress:
+                prepared = prepare_scene(self.source, self.scene, frames=self.frames, progress=progress, notify=notify)
         except KeyboardInterrupt:
             notify("Stopped. The same command goes on from here.")
             raise
         error_px, length = prepared.reprojection_error_px, prepared.track_length
-        print(
+        show(
             f"Registered {prepared.registered} of {prepared.photos} photos: {prepared.points:,} points, "
             f"mean reprojection error {error_px:.2f} px, mean track length {length:.1f}."
         )
         if prepared.unregistered:
-            print(f"Not registered: {first_few(prepared.unregistered)}")
+            show(f"Not registered: {first_few(prepared.unregistered)}")
         if prepared.registered < _MANY_REGISTERED * prepared.photos:
             notify(_advice(prepared))
-        print(f"Scene: {self.scene}\nNext:  gs-train train {self.scene}")
+        show(f"Scene: {self.scene}")
+        show(f"Next:  gs-train train {self.scene}")
         return 0
 
 

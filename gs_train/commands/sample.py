@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from gs_train.console import show
 from gs_train.options import check, setting
 
 
@@ -38,5 +39,6 @@ class SampleCommand:
         write_sample_scene(
             self.folder, seed=self.seed, views=self.views, width=self.width, height=self.height, points=self.points
         )
-        print(f"Wrote {self.views} photos, cameras and points to {self.folder}.\nNext: gs-train train {self.folder}")
+        show(f"Wrote {self.views} photos, cameras and points to {self.folder}.")
+        show(f"Next: gs-train train {self.folder}")
         return 0

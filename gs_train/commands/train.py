@@ -12,7 +12,7 @@ import tyro
 from gs_train.commands.registry import GivenFlags
 from gs_train.config.settings import TrainConfig
 from gs_train.config.toml import DEFAULT_PRESET, load_preset, read_config
-from gs_train.console import notify, stop_signals
+from gs_train.console import notify, show, stop_signals
 from gs_train.errors import UserError, describe_full_disk
 from gs_train.machine import peak_memory
 from gs_train.options import MOST_USED, flag_name, names_where, setting
@@ -72,7 +72,7 @@ class TrainCommand:
         from gs_train.training.loop import train
 
         steps: list[int] = []
-        with stop_signals() as caught:
+        with stop_signals() as stop_signal:
             try:
                 state = train(
                     scene,
@@ -81,7 +81,7 @@ class TrainCommand:
                     resume=self.resume is not None,
                     overwrite=self.overwrite,
                     after_step=[lambda state: steps.append(state.iteration)],
-                    should_stop=lambda: bool(caught),
+                    should_stop=lambda: stop_signal() is not None,
                     notify=notify,
                 )
             except OSError as error:
@@ -94,18 +94,19 @@ class TrainCommand:
                     f"training has diverged ({error}): lower the learning rates (--optimizer.* flags) and add "
                     "--overwrite."
                 ) from error
+            stopped_by = stop_signal()
         if state.iteration < self.config.iterations:
             done = f"Stopped after iteration {state.iteration} of {self.config.iterations}."
-            print(f"{done} Go on with: gs-train train --resume {out}")
-            return 128 + caught[0]
+            show(f"{done} Go on with: gs-train train --resume {out}")
+            return 128 + (stopped_by or 0)
         if steps:
             _print_summary(state, time.perf_counter() - began_s, resumed=self.resume is not None)
         else:
-            print(f"Already at iteration {state.iteration}: give a larger --iterations to go on.")
+            show(f"Already at iteration {state.iteration}: give a larger --iterations to go on.")
         folder = RunFolder(out)
-        print(f"Splat:   {folder.point_cloud(state.iteration)}")
-        print(f"Metrics: {folder.metrics}")
-        print(f"Next:    gs-train eval {out}")
+        show(f"Splat:   {folder.point_cloud(state.iteration)}")
+        show(f"Metrics: {folder.metrics}")
+        show(f"Next:    gs-train eval {out}")
         return 0
 
     def _prepare(self) -> tuple[Path, Scene]:
@@ -155,4 +156,4 @@ def _print_summary(state: TrainState, spent_s: float, *, resumed: bool) -> None:
     peak = peak_memory()
     memory = "" if peak is None else f", peak memory {peak / 2**30:.2f} GiB"
     loop = f"{state.elapsed_s:.1f} s in the loop{' over all resumes' if resumed else ''}"
-    print(f"Trained {state.iteration} iterations: {len(state.model):,} Gaussians, {spent_s:.1f} s ({loop}){memory}.")
+    show(f"Trained {state.iteration} iterations: {len(state.model):,} Gaussians, {spent_s:.1f} s ({loop}){memory}.")
