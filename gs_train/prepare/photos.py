@@ -11,6 +11,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,17 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from gs_train.errors import UserError
-from gs_train.scene.photos.files import opened
+from gs_train.scene.photos.files import HEIC_SUFFIXES, opened, read_header
 from gs_train.scene.photos.threads import for_each
 
 PHOTO_SUFFIXES = frozenset(".jpg .jpeg .jpe .jfif .mpo .png .tif .tiff .bmp .ppm .webp .avif .jp2".split())
-"""Lower-case file endings of photos."""
+"""Lower-case file endings of photos. ``HEIC_SUFFIXES`` count as well if pillow-heif is installed."""
 
 _COLMAP_READS = frozenset(("JPEG", "MPO", "PNG", "TIFF", "BMP", "PPM"))
 _COLMAP_CANNOT_READ = frozenset((".webp", ".avif", ".jp2"))
+_STORED_AS_JPEG = frozenset(("JPEG", "MPO", "HEIF"))
 _PNG_MODES = frozenset(("1", "L", "LA", "RGB", "RGBA", "P", "I;16"))
 _JPEG_QUALITY = 97
-_ORIENTATION = 0x0112
 _MAKE, _MODEL, _EXIF_FOLDER = 0x010F, 0x0110, 0x8769
 _FOCAL_LENGTH, _FOCAL_LENGTH_35_MM = 0x920A, 0xA405
 _HASHED_BYTES = 1 << 16
@@ -45,8 +46,9 @@ def list_photos(folder: Path) -> tuple[list[Path], list[Path]]:
         for file in folder.rglob("*")
         if file.is_file() and not any(part.startswith(".") for part in file.relative_to(folder).parts)
     )
-    photos = [file for file in files if file.suffix.lower() in PHOTO_SUFFIXES]
-    return photos, [file for file in files if file.suffix.lower() not in PHOTO_SUFFIXES]
+    endings = PHOTO_SUFFIXES | HEIC_SUFFIXES if find_spec("pillow_heif") else PHOTO_SUFFIXES
+    photos = [file for file in files if file.suffix.lower() in endings]
+    return photos, [file for file in files if file.suffix.lower() not in endings]
 
 
 def fingerprint(files: Sequence[Path], folder: Path) -> str:
@@ -74,6 +76,8 @@ def stored_names(photos: Sequence[Path], folder: Path) -> list[str]:
         name = re.sub(r"[\s#\ud800-\udfff]+", "_", photo.relative_to(folder).as_posix())
         if photo.suffix.lower() in _COLMAP_CANNOT_READ:
             name += ".png"
+        elif photo.suffix.lower() in HEIC_SUFFIXES:
+            name += ".jpg"
         stem, dot, suffix = name.rpartition(".")
         number = 2
         # In lower case, because some file systems treat IMG.jpg and img.jpg as the same file.
@@ -99,7 +103,7 @@ def camera_groups(folder: Path, names: Sequence[str]) -> list[list[str]]:
     """Group ``names`` by camera: equal image size and, from EXIF, equal make, model and focal length."""
     groups: dict[tuple[Any, ...], list[str]] = {}
     for name in names:
-        with Image.open(folder / name) as image:
+        with opened(folder / name) as image:
             exif = image.getexif()
             inner = exif.get_ifd(_EXIF_FOLDER)
             lens = (exif.get(_MAKE), exif.get(_MODEL), inner.get(_FOCAL_LENGTH), inner.get(_FOCAL_LENGTH_35_MM))
@@ -113,10 +117,11 @@ def _copy_upright(photo: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
     image = _decoded(photo)
-    if image.format in _COLMAP_READS and image.getexif().get(_ORIENTATION, 1) == 1:
+    # The header has the orientation of the stored pixels, also of a TIFF file, which Pillow turns when it decodes it.
+    if image.format in _COLMAP_READS and read_header(photo).orientation == 1:
         shutil.copyfile(photo, partial)
     else:
-        _save(ImageOps.exif_transpose(image), partial, "JPEG" if image.format in ("JPEG", "MPO") else "PNG")
+        _save(ImageOps.exif_transpose(image), partial, "JPEG" if image.format in _STORED_AS_JPEG else "PNG")
     partial.replace(target)
 
 

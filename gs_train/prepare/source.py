@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 from gs_train.errors import UserError
 from gs_train.prepare.photos import fingerprint, list_photos
+from gs_train.scene.photos.files import HEIC_SUFFIXES
 
 DEFAULT_FRAMES = 150
 """Number of frames to take from a video by default."""
@@ -75,13 +77,22 @@ def _inspect_photos(folder: Path) -> Source:
     kinds = ", ".join(f"{count} {ending}" for ending, count in endings)
     if not photos:
         other_kinds = f" of a known kind (it holds {kinds})" if others else ""
-        raise UserError(f"{folder} holds no photos{other_kinds}: give a folder of JPEG, PNG, TIFF or WebP files.")
+        message = f"{folder} holds no photos{other_kinds}: give a folder of JPEG, PNG, TIFF or WebP files"
+        raise UserError(f"{message}{_heic_remedy(others, ', or ')}.")
     if len(photos) < FEWEST_PHOTOS:
         few = f"{folder} holds {len(photos)} photo{'' if len(photos) == 1 else 's'}"
         raise UserError(f"{few}, but prepare needs at least {FEWEST_PHOTOS}: start with about twenty.")
-    notices = (f"Files that are not photos of a known kind are left out ({kinds}).",) if others else ()
+    left_out = f"Files that are not photos of a known kind are left out ({kinds})"
+    notices = (f"{left_out}{_heic_remedy(others, ': to use the HEIC photos, ')}.",) if others else ()
     identity = fingerprint(photos, folder)
     return Source(path=folder, files=tuple(photos), video=False, frames=None, identity=identity, notices=notices)
+
+
+def _heic_remedy(others: Sequence[Path], joint: str) -> str:
+    """The second half of a sentence, after ``joint``, about HEIC photos among files of unknown kinds."""
+    if not any(file.suffix.lower() in HEIC_SUFFIXES for file in others):
+        return ""
+    return f"{joint}install pillow-heif (`{sys.executable} -m pip install pillow-heif`)"
 
 
 def _require(module: str, purpose: str) -> None:

@@ -18,13 +18,13 @@ from gs_train.scene.photos.threads import for_each, thread_count
 WHITE = 65535.0
 """White of a photo with one channel of 16 bits."""
 
-_WHITES = (255.0, 1023.0, 4095.0, 16383.0, WHITE, 2.0**24 - 1, 2.0**32 - 1)
+_WHITES = (255.0, 1023.0, 4095.0, 16383.0, WHITE, 2.0**24 - 1, 2.0**31 - 1, 2.0**32 - 1)
 _OVERSHOOT = 1.1  # Resampling makes float pixels that are brighter than white.
 _USED_SHARE = 0.5
 _BYTES_PER_PIXEL = 16
 _PEEK_SIDE_PX = 300
 _PEEKED = 3
-_DARK, _DARK_PERCENTILE = 12.0, 99.0
+_DARK, _DARK_PERCENTILE = 16.0, 99.0
 
 
 def is_deep(mode: str) -> bool:
@@ -35,8 +35,8 @@ def is_deep(mode: str) -> bool:
 def find_white(headers: Mapping[Path, Header]) -> tuple[dict[Path, float], list[str]]:
     """The pixel value that becomes white in each photo of more than 8 bits, and notices for the user.
 
-    Integers become white at the largest value of 8, 10, 12, 14, 16, 24 or 32 bits, the smallest of these that no photo
-    of the scene exceeds. Float pixels become white at 1 or at one of these values, or at the largest value of the
+    Integers become white at the largest value of 8, 10, 12, 14, 16, 24, 31 or 32 bits, the smallest of these that no
+    photo of the scene exceeds. Float pixels become white at 1 or at one of these values, or at the largest value of the
     scene if it is far below them.
 
     Args:
