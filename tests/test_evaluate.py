@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import gs_train_here
+from transforms_files import document, write
 
 from gs_train.evaluate.evaluate import Evaluation, png_names, write_figures
 from gs_train.evaluate.metrics import ViewMetrics, view_metrics
@@ -57,3 +59,38 @@ def test_metrics_of_known_images() -> None:
 )
 def test_pictures_get_flat_and_different_names(names: list[str], expected: list[str]) -> None:
     assert png_names(names) == expected
+
+
+@pytest.mark.parametrize("character", ["x", "ä", "日", "\ud800"])
+def test_long_names_become_short_and_stay_different(character: str) -> None:
+    """Names that differ in their last character only, and in folders that together are longer than a name may be."""
+    size = len(character.encode("utf-8", "surrogatepass"))
+    names = [f"{character * (243 // size)}{end}.png" for end in "ab"]
+    names += [f"{character * (150 // size)}/{character * (150 // size)}/{end}.png" for end in "ab"]
+    found = png_names(names)
+    assert len(set(found)) == 4
+    assert all(len(name.encode("utf-8", "surrogatepass")) <= 200 and name.endswith(".png") for name in found)
+    assert found == png_names(names), "the names do not change from one evaluation to the next"
+    assert png_names(["a" * 196 + ".jpg"]) == ["a" * 196 + ".png"]
+
+
+def test_photos_with_the_longest_names_are_evaluated(tmp_path: Path) -> None:
+    content = document(4)
+    for number, frame in enumerate(content["frames"]):
+        frame["file_path"] = f"images/{'p' * 242}{number}.png"
+    run = tmp_path / "run"
+    trained = gs_train_here(
+        "train", write(tmp_path / "scene", content), "--out", run, *"--iterations 2 --device cpu".split()
+    )
+    assert trained.returncode == 0, trained.stderr
+    evaluated = gs_train_here("eval", run)
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert len(list((run / "renders").rglob("*.png"))) == 1
+
+
+def test_the_share_of_pixels_that_count() -> None:
+    image, target = torch.rand(2, 24, 32, 3, generator=torch.Generator().manual_seed(0))
+    assert view_metrics(image, target).counted == 1.0
+    weight = torch.ones(24, 32, 1)
+    weight[:6], weight[6:12] = 0.0, 0.5
+    assert view_metrics(image, target, weight).counted == pytest.approx(0.625)

@@ -66,6 +66,19 @@ def test_alpha_is_composited_over_the_background(tmp_path: Path) -> None:
     np.testing.assert_allclose(over_white[:, :, 0], [[200, 227, 255], [255, 200, 227]], atol=1)
 
 
+@pytest.mark.parametrize("size", [(24, 16), (41, 29), (90, 60)])
+def test_resized_cutouts_stay_within_the_background(tmp_path: Path, size: tuple[int, int]) -> None:
+    """Lanczos resampling overshoots at hard edges, where colour and alpha differ in how much."""
+    rng = np.random.default_rng(0)
+    pixels = rng.choice([0, 255], (44, 64, 4)).astype(np.uint8)
+    pixels[10:30, 10:40] = (255, 255, 255, 255)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    decoded = decode_image(_view(tmp_path / "a.png", size))
+    for background in (torch.zeros(3), torch.ones(3)):
+        photo = composite(decoded, background)
+        assert 0.0 <= photo.min() and photo.max() <= 1.0 + 1e-6
+
+
 def test_exif_orientation_is_not_applied(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -27,7 +27,7 @@ from gs_train.scene.photos.cache import ImageCache
 from gs_train.scene.photos.composite import composite, pixel_weights
 from gs_train.scene.photos.decode import decode_image
 from gs_train.scene.photos.masks import decode_mask
-from gs_train.scene.types import AlphaUse, Mask, View
+from gs_train.scene.types import AlphaUse, Mask, Scene, View
 
 ALL = SceneConfig(test_every=0)
 
@@ -211,7 +211,7 @@ def test_masks_of_another_size(tmp_path: Path) -> None:
     (tmp_path / "masks/b.png").write_text("no image")
     with pytest.raises(
         UserError,
-        match=r"masks/b\.png cannot be decoded .*: convert it to one of them, make the mask again, or remove it from its folder",
+        match=r"masks/b\.png cannot be decoded .*: convert .*, make the mask again, or remove it from its folder",
     ):
         load_scene(tmp_path, ALL)
     _save(tmp_path / "masks/e.png", _half_mask((80, 62)))
@@ -241,6 +241,189 @@ def test_a_mask_that_hides_everything_takes_its_view_out(tmp_path: Path) -> None
         match=r"leaves 0 of its 4 views .* and 4 masks that hide all .*: correct the masks, .*--invert-masks, add",
     ):
         load_scene(tmp_path, ALL)
+
+
+# ---- other forms
+
+
+def _visible(scene: Scene) -> list[float]:
+    """Share of each photo that counts."""
+    pixels = [decode_image(view) for view in scene.train_views]
+    return [1.0 if each.shape[2] < 5 else float((each[:, :, 4] > 0).mean()) for each in pixels]
+
+
+def test_masks_that_a_transforms_file_names(tmp_path: Path) -> None:
+    """nerfstudio's mask_path. It comes before a file in masks/, which serves the other frames."""
+    content = document(4)
+    _save(tmp_path / "cut outs/first.png", _half_mask())
+    _save(tmp_path / "masks/0.png", np.full((30, 40), 255, np.uint8))
+    _save(tmp_path / "masks/1.png", np.kron(_half_mask((4, 30)), np.ones((1, 10), np.uint8)))
+    content["frames"][0]["mask_path"] = "./cut outs\\first.png"
+    content["frames"][3]["mask_path"] = ""
+    file = write(tmp_path, content)
+    scene = load_scene(file, ALL)
+    assert _visible(scene) == [0.5, 0.5, 1.0, 1.0]
+    assert scene.notices[0] == (
+        f"2 of 4 photos have a mask (1 named by mask_path; 1 in {tmp_path / 'masks'}): masks hide 50.0 % of these "
+        "photos."
+    )
+    # An explicit folder comes first.
+    scene = load_scene(file, SceneConfig(test_every=0, masks="masks/../masks"))
+    assert _visible(scene) == [1.0, 0.5, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [
+        (
+            "nowhere.png",
+            r"nowhere\.png does not exist, but mask_path names it as the mask of images/1\.png: copy it there",
+        ),
+        ("m" * 300, r"m does not exist, but mask_path names it"),
+        ("../out.png", r"mask_path: '\.\./out\.png' leads out of .*--allow-outside"),
+        (7, r"frame 1 \(images/1\.png\): mask_path is 7, which is not a file name"),
+    ],
+)
+def test_a_mask_path_that_leads_nowhere(tmp_path: Path, path: Any, sentence: str) -> None:
+    content = document(4)
+    content["frames"][1]["mask_path"] = path
+    with pytest.raises(UserError, match=sentence):
+        load_scene(write(tmp_path, content), ALL)
+
+
+def test_missing_masks_are_one_fault(tmp_path: Path) -> None:
+    content = document(9)
+    for number, frame in enumerate(content["frames"]):
+        frame["mask_path"] = f"masks/{number}.png"
+    faults: list[UserError] = []
+    load_scene(write(tmp_path, content), ALL, faults.append)
+    assert [str(fault).split(":")[0] for fault in faults] == [
+        "9 files (0.png, 1.png, 2.png, 3.png, 4.png, ...) share this fault"
+    ]
+
+
+@pytest.mark.parametrize("colmap", [False, True])
+def test_masks_of_instant_ngp(tmp_path: Path, colmap: bool) -> None:
+    """They lie beside the photos, and white pixels hide."""
+    if colmap:
+        _scene(tmp_path)
+        _save(tmp_path / "images/dynamic_mask_b.png", _half_mask((40, 30), 200))
+        _save(tmp_path / "images/sub/dynamic_mask_c d.png", np.zeros((30, 40), np.uint8))
+        expected = [1.0, 0.5, 1.0, 1.0]
+    else:
+        write(tmp_path, document(4))
+        _save(tmp_path / "images/dynamic_mask_1.png", _half_mask())
+        _save(tmp_path / "images/dynamic_mask_2.png", np.zeros((30, 40), np.uint8))
+        expected = [1.0, 0.5, 1.0, 1.0]
+    scene = load_scene(tmp_path, ALL)
+    assert _visible(scene) == expected
+    notice = "2 of 4 photos have a mask (in dynamic_mask_*.png beside the photos, white pixels hide): "
+    assert scene.notices[0] == f"{notice}masks hide 25.0 % of these photos."
+    masked = next(view for view in scene.train_views if view.mask and view.mask.hidden)
+    np.testing.assert_array_equal(decode_image(masked)[:, :, 4], 255 - _half_mask())
+
+
+@pytest.mark.parametrize("name", ["b_mask.png", "b.mask.png", "b.png.mask.png", "b.png_mask.png"])
+def test_other_names_of_masks(tmp_path: Path, name: str) -> None:
+    _save(_scene(tmp_path) / "masks" / name, _half_mask())
+    assert [view.name for view in load_scene(tmp_path, ALL).train_views if view.mask] == ["b.png"]
+
+
+def _in_alpha(mask: NDArray[np.uint8], kind: str) -> NDArray[np.uint8]:
+    """A mask in the alpha channel."""
+    colours = {
+        "white": np.full((*mask.shape, 3), 255, np.uint8),
+        "black": np.zeros((*mask.shape, 3), np.uint8),
+        "red": np.full((*mask.shape, 3), (255, 0, 0), np.uint8),
+        "grey": np.full((*mask.shape, 1), 255, np.uint8),
+        "photo": np.random.default_rng(0).integers(0, 256, (*mask.shape, 3), np.uint8),
+        "white on black": np.repeat(mask[:, :, None], 3, axis=2),
+    }[kind]
+    return np.concatenate([colours, mask[:, :, None]], axis=2)
+
+
+@pytest.mark.parametrize("kind", ["white", "black", "red", "grey", "photo", "white on black"])
+def test_masks_in_the_alpha_channel(tmp_path: Path, kind: str) -> None:
+    """A mask of one colour that hides nothing is read like the others, even if its colour is black."""
+    folder = _scene(tmp_path) / "masks"
+    _save(folder / "b.png", _in_alpha(_half_mask(), kind))
+    if kind != "photo":
+        _save(folder / "e.png", _in_alpha(np.full((30, 40), 255, np.uint8), kind))
+    scene = load_scene(tmp_path, ALL)
+    assert _visible(scene) == [1.0, 0.5, 1.0, 1.0]
+    np.testing.assert_array_equal(decode_image(scene.train_views[1])[:, :, 4], _half_mask())
+    assert "in the alpha channel): masks hide" in scene.notices[0]
+
+
+@pytest.mark.parametrize("alpha", [255, 0, None])
+def test_masks_in_colours_that_have_an_alpha_channel(tmp_path: Path, alpha: int | None) -> None:
+    """The alpha channel of a painting program: opaque, or with a transparent part, beside a mask in black and white."""
+    mask = _half_mask()
+    pixels = np.concatenate(
+        [np.repeat(mask[:, :, None], 3, axis=2), np.full((30, 40, 1), alpha or 0, np.uint8)], axis=2
+    )
+    if alpha is None:
+        pixels[:, :, 3] = 255
+        pixels[:5, :, 3] = 0
+    _save(_scene(tmp_path) / "masks/b.png", pixels)
+    scene = load_scene(tmp_path, ALL)
+    np.testing.assert_array_equal(decode_image(scene.train_views[1])[:, :, 4], mask)
+    assert "alpha" not in scene.notices[0]
+
+
+@pytest.mark.parametrize("form", ["folder", "alpha", "instant-ngp", "mask_path"])
+def test_inverted_masks_are_noticed_and_can_be_swapped(tmp_path: Path, form: str) -> None:
+    """A tenth of each photo is to be hidden; its mask says the opposite."""
+    mask = np.zeros((30, 40), np.uint8)
+    mask[:3] = 255
+    content = document(4)
+    for number, frame in enumerate(content["frames"]):
+        if form == "instant-ngp":
+            _save(tmp_path / f"images/dynamic_mask_{number}.png", 255 - mask)
+        else:
+            _save(tmp_path / f"masks/{number}.png", _in_alpha(mask, "white") if form == "alpha" else mask)
+        if form == "mask_path":
+            frame["mask_path"] = f"masks/{number}.png"
+    file = write(tmp_path, content)
+    scene = load_scene(file, ALL)
+    assert "masks hide 90.0 % of these photos." in scene.notices[0]
+    assert scene.notices[1] == (
+        "Masks rarely hide as much as 90 %: if black and white are swapped, train with --invert-masks."
+    )
+    scene = load_scene(file, SceneConfig(test_every=0, invert_masks=True))
+    assert _visible(scene) == [0.9] * 4
+    assert "black and white swapped): masks hide 10.0 % of these photos." in scene.notices[0]
+    assert not any("rarely" in notice for notice in scene.notices)
+
+
+def test_a_flag_that_inverts_masks_by_mistake(tmp_path: Path) -> None:
+    mask = np.full((30, 40), 255, np.uint8)
+    mask[:3] = 0
+    for name in ("a", "b", "e"):
+        _save(_scene(tmp_path) / f"masks/{name}.png", mask if name != "a" else mask[:, :20])
+    scene = load_scene(tmp_path, SceneConfig(test_every=0, invert_masks=True))
+    assert any(notice.endswith("swapped, leave --invert-masks out.") for notice in scene.notices)
+
+
+def test_info_and_eval_say_how_much_is_hidden(tiny_scene: Path, tmp_path: Path) -> None:
+    scene, run = tmp_path / "scene", tmp_path / "run"
+    mask = np.zeros((48, 64), np.uint8)
+    mask[:12] = 255
+    for file in (tiny_scene / "images").iterdir():
+        _save(scene / "masks" / file.name, mask)
+    for name in ("images", "sparse"):
+        (scene / name).symlink_to(tiny_scene / name)
+    described = gs_train_here("info", scene)
+    assert "masks          8, which hide 75.0 % of their photos" in described.stdout and described.returncode == 0
+    flags = "--iterations 4 --device cpu --max-gaussians 1000 --save-every 4".split()
+    for swap in ((), ("--invert-masks",)):
+        trained = gs_train_here("train", scene, "--out", run, "--overwrite", *flags, *swap)
+        assert trained.returncode == 0 and ("rarely hide as much" in trained.stderr) == (not swap), trained.stderr
+        evaluated = gs_train_here("eval", run)
+        share = 0.75 if swap else 0.25
+        assert f"over {100 * share:.1f} % of the pixels" in evaluated.stdout
+        assert ("Masks hide 75 % of the photos" in evaluated.stderr) == (not swap)
+        assert json.loads((run / "results.json").read_text())["counted"] == pytest.approx(share)
 
 
 # ---- loss, metrics
