@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import exit_code
-from splats import assert_same_bits, make_splat
+from splats import assert_same_bits, finite_splat, make_splat
 
 from gs_train.errors import UserError
 from gs_train.formats import registry
@@ -59,7 +59,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("toy")
 def test_a_new_format_reaches_every_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    splat = make_splat(17, 2)
+    splat = finite_splat(17, 2)
     write_splat(tmp_path / "a.ply", splat)
     assert exit_code("export", tmp_path / "a.ply", tmp_path / "b.toy.npz") == 0
     assert (tmp_path / "b.toy.npz").read_bytes().startswith(b"TOY1")

@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "cameras": (),
     "kernels": (),
     "formats": (),
-    "scene": ("cameras",),
+    "scene": ("cameras", "formats.ply_vertices"),
     "prepare": ("scene", "cameras"),
     "sample": ("scene", "cameras"),
     "losses": ("kernels",),

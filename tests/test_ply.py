@@ -55,7 +55,7 @@ def test_the_layout(tmp_path: Path) -> None:
         "opacity scale_0 scale_1 scale_2 rot_0 rot_1 rot_2 rot_3"
     ).split()
     assert header == (
-        "ply\nformat binary_little_endian 1.0\ncomment SplatRenderMode: default\nelement vertex 2\n"
+        "ply\nformat binary_little_endian 1.0\nelement vertex 2\ncomment SplatRenderMode: default\n"
         + "".join(f"property float {name}\n" for name in names)
     )
     rows = vertex_rows(tmp_path / "s.ply").view("<u4").reshape(2, len(names))

@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from gs_train.console import notify, show
+from gs_train.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,13 @@ class ExportCommand:
         write = splat_writer(self.target)
         opened = open_splat(self.source, notify)
         data = opened.splat()
+        finite = data.is_finite()
+        if not finite.all():
+            if not finite.any():
+                raise UserError(f"all Gaussians of {self.source} have NaN or infinite values: export another splat.")
+            # Viewers end, or show nothing, on such rows.
+            notify(f"Left out {int((~finite).sum()):,} Gaussians of {self.source} with NaN or infinite values.")
+            data = data.keep(finite)
         offset = write_offset(self.target, opened.frame.of_files)
         write(self.target, data)
         if offset is not None:

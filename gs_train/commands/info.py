@@ -161,10 +161,7 @@ def _splat_facts(data: SplatData) -> Facts:
     facts = [("Gaussians", f"{len(data):,}"), ("SH degree", str(data.sh_degree))]
     if len(data) == 0:
         return facts
-    arrays = (data.xyz, data.f_dc, data.f_rest, data.opacity, data.scaling, data.rotation)
-    finite = np.ones(len(data), dtype=bool)
-    for array in arrays:
-        finite &= np.isfinite(array).reshape(len(data), -1).all(axis=1)
+    finite = data.is_finite()
     if data.antialiased:
         facts.append(("trained", "antialiased: render it that way"))
     if not finite.all():

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from plyfile import PlyData, PlyElement, PlyListProperty, PlyParseError
+from plyfile import PlyData, PlyElement
 
 from gs_train.atomic_write import atomic_write
 from gs_train.errors import UserError
+from gs_train.formats.ply_vertices import NoVertices, read_vertices
 from gs_train.formats.splat_data import MAX_SH_DEGREE, SplatData, SplatFormat
 
 _XYZ = ("x", "y", "z")
@@ -53,9 +54,10 @@ def write_ply(path: Path | str, data: SplatData) -> None:
     ]
     table = np.ascontiguousarray(np.concatenate(blocks, axis=1), dtype="<f4")
     rows = table.view(np.dtype([(name, "<f4") for name in names])).reshape(count)
-    ply = PlyData(
-        [PlyElement.describe(rows, "vertex")], byte_order="<", comments=[_ANTIALIASED if data.antialiased else _PLAIN]
-    )
+    mode = _ANTIALIASED if data.antialiased else _PLAIN
+    # Comments follow the line of the element: SIBR, the original's viewer, takes the number of Gaussians from the third
+    # line.
+    ply = PlyData([PlyElement.describe(rows, "vertex", comments=[mode])], byte_order="<")
     try:
         atomic_write(path, ply.write)
     except OSError as error:
@@ -94,29 +96,21 @@ def read_ply(path: Path | str) -> SplatData:
     )
 
 
-def _read_vertices(path: Path) -> tuple[NDArray[np.void], list[str]]:
+def _read_vertices(path: Path) -> tuple[NDArray[np.void], tuple[str, ...]]:
     """The element ``vertex`` as a structured array, memory-mapped if binary, and the comments of the header."""
     try:
-        ply = PlyData.read(str(path), mmap="r")
+        return read_vertices(path)
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; name a splat .ply file.") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error}); name a splat .ply file.") from error
-    except (PlyParseError, ValueError, MemoryError, OverflowError) as error:
-        # plyfile passes on NumPy's and the decoder's ValueErrors; an absurd element count gives the last two.
+    except NoVertices as error:
+        raise UserError(f"{path} is a PLY but not a splat: {error}; name a splat .ply file.") from error
+    except ValueError as error:
+        # NumPy and the decoder of text raise some of these.
         raise UserError(
             f"{path} is truncated or is not a PLY file ({' '.join(str(error).split())}): export or copy it again."
         ) from error
-    if "vertex" not in ply:
-        raise UserError(f"{path} is a PLY but not a splat: it has no element 'vertex'; name a splat .ply file.")
-    vertex = ply["vertex"]
-    lists = [prop.name for prop in vertex.properties if isinstance(prop, PlyListProperty)]
-    if lists:
-        raise UserError(
-            f"{path} is a PLY but not a splat: its columns {', '.join(lists)} hold lists; name a splat .ply file."
-        )
-    rows: NDArray[np.void] = vertex.data
-    return rows, list(ply.comments)
 
 
 def _rest_names(path: Path, names: tuple[str, ...]) -> list[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +68,19 @@ class SplatData:
     def sh_degree(self) -> int:
         """Highest spherical-harmonics degree, from the width of ``f_rest``."""
         return math.isqrt(self.f_rest.shape[1] + 1) - 1
+
+    def is_finite(self) -> NDArray[np.bool_]:
+        """[N] whether a Gaussian has neither NaN nor infinite values."""
+        arrays = (self.xyz, self.f_dc, self.f_rest, self.opacity, self.scaling, self.rotation)
+        finite: NDArray[np.bool_] = np.ones(len(self), dtype=bool)
+        for array in arrays:
+            finite &= np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
+        return finite
+
+    def keep(self, mask: NDArray[np.bool_]) -> SplatData:
+        """The Gaussians where the mask [N] is true."""
+        names = ("xyz", "f_dc", "f_rest", "opacity", "scaling", "rotation")
+        return replace(self, **{name: getattr(self, name)[mask] for name in names})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from plyfile import PlyData, PlyParseError
 
 from gs_train.errors import UserError
+from gs_train.formats.ply_vertices import read_vertices
 from gs_train.scene.types import PointCloud
 
 _GREY = 128
@@ -28,14 +28,14 @@ def read_ply_points(ply: Path, named_by: Path) -> PointCloud:
     named = f"{ply}, which {named_by} names as its points"
     remedy = f"put the points there, or remove ply_file_path from {named_by.name} to start from random points"
     try:
-        vertex = PlyData.read(str(ply))["vertex"].data
+        vertex = read_vertices(ply)[0]
         xyz = np.stack([np.asarray(vertex[axis], np.float64) for axis in "xyz"], axis=1)
-        colours = [vertex[name] for name in ("red", "green", "blue") if name in vertex.dtype.names]
+        colours = [vertex[name] for name in ("red", "green", "blue") if name in (vertex.dtype.names or ())]
         rgb = _to_bytes(np.stack(colours, axis=1)) if len(colours) == 3 else np.full(xyz.shape, _GREY, np.uint8)
     except OSError as error:
         raise UserError(f"{named}, cannot be read ({error.strerror or error}): {remedy}.") from error
-    except (PlyParseError, ValueError, TypeError, KeyError, MemoryError, OverflowError) as error:
-        # plyfile passes on errors from NumPy and text decoding, a missing element or column, and an absurd count.
+    except ValueError as error:
+        # NumPy and the decoder of text raise some of these, and NumPy for a missing column.
         raise UserError(f"{named}, is not a PLY file of points ({' '.join(str(error).split())}): {remedy}.") from error
     return PointCloud(xyz=xyz, rgb=rgb)
 

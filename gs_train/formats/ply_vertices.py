@@ -1,0 +1,162 @@
+"""Reads the element ``vertex`` of a PLY file, for splats and for point clouds.
+
+Memory and time are bounded by the size of the file, whatever its header promises. plyfile is not used here: it reads
+headers byte by byte, every row of lists in a Python loop (a mesh of a million faces takes ten seconds), and reserves
+memory for all promised rows.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_LONGEST_HEADER = 1 << 20
+"""Bytes. The header of a splat has some 2,000; comments may be longer."""
+_BYTE_ORDERS = {"ascii": "=", "binary_little_endian": "<", "binary_big_endian": ">"}
+_TYPES = {
+    **dict.fromkeys(("char", "int8"), "i1"),
+    **dict.fromkeys(("uchar", "uint8"), "u1"),
+    **dict.fromkeys(("short", "int16"), "i2"),
+    **dict.fromkeys(("ushort", "uint16"), "u2"),
+    **dict.fromkeys(("int", "int32"), "i4"),
+    **dict.fromkeys(("uint", "uint32"), "u4"),
+    **dict.fromkeys(("float", "float32"), "f4"),
+    **dict.fromkeys(("double", "float64"), "f8"),
+}
+
+
+class NoVertices(ValueError):
+    """The file is a PLY file, but it holds no vertices with one value per column."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Element:
+    name: str
+    count: int
+    columns: tuple[tuple[str, str], ...]
+    """Name and NumPy type of each column of single values."""
+    lists: tuple[str, ...]
+    """Names of the columns of lists."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Header:
+    text: bool
+    elements: tuple[_Element, ...]
+    comments: tuple[str, ...]
+    size: int
+    """Bytes, the last line included."""
+
+
+def read_vertices(path: Path) -> tuple[NDArray[np.void], tuple[str, ...]]:
+    """The rows of the element ``vertex`` as a structured array, memory-mapped if binary, and the file's comments.
+
+    Raises:
+        OSError: the file cannot be read.
+        NoVertices: it has no element ``vertex``, or some of its columns hold lists.
+        ValueError: it is truncated or not a PLY file.
+    """
+    with path.open("rb") as file:
+        header = _parse_header(file.read(_LONGEST_HEADER))
+        size = os.fstat(file.fileno()).st_size
+    before: list[_Element] = []
+    for element in header.elements:
+        if element.name == "vertex":
+            break
+        before.append(element)
+    else:
+        raise NoVertices("it has no element 'vertex'")
+    if element.lists:
+        raise NoVertices(f"its columns {', '.join(element.lists)} hold lists")
+    for other in before:
+        if other.lists and not header.text:
+            raise NoVertices(f"its vertices come after the element '{other.name}', which holds lists")
+    smallest = sum(_smallest_size(entry, header.text) for entry in (*before, element))
+    # The last line of a text may lack its end.
+    if header.size + smallest > size + header.text:
+        raise ValueError(f"its header promises {element.count:,} vertices, but the file has {size:,} bytes")
+    read = _text_rows if header.text else _binary_rows
+    return read(path, header, before, element), header.comments
+
+
+def _smallest_size(element: _Element, text: bool) -> int:
+    """Fewest bytes that the rows of an element take; at least one per row, so that every count is bounded."""
+    columns = len(element.columns) + len(element.lists)
+    row = 2 * columns if text else np.dtype(list(element.columns)).itemsize
+    return element.count * max(row, 1)
+
+
+def _binary_rows(path: Path, header: _Header, before: list[_Element], element: _Element) -> NDArray[np.void]:
+    kind = np.dtype(list(element.columns))
+    if element.count == 0 or kind.itemsize == 0:
+        return np.empty(element.count, dtype=kind)
+    start = header.size + sum(other.count * np.dtype(list(other.columns)).itemsize for other in before)
+    return np.memmap(path, dtype=kind, mode="r", offset=start, shape=(element.count,))
+
+
+def _text_rows(path: Path, header: _Header, before: list[_Element], element: _Element) -> NDArray[np.void]:
+    kind = np.dtype(list(element.columns))
+    if element.count == 0 or kind.itemsize == 0:
+        return np.empty(element.count, dtype=kind)
+    skipped = sum(other.count for other in before)
+    with path.open("rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about a file without data; the count below tells
+        file.seek(header.size)
+        lines = islice(io.TextIOWrapper(file, encoding="ascii"), skipped, skipped + element.count)
+        rows: NDArray[np.void] = np.loadtxt(lines, dtype=kind, comments=None, ndmin=1)
+    if len(rows) != element.count:
+        raise ValueError(f"its header promises {element.count:,} vertices, but there are {len(rows):,}")
+    return rows
+
+
+def _parse_header(data: bytes) -> _Header:
+    """Parse the start of a PLY file; raises ValueError."""
+    start = next((line for line in (b"ply\r\n", b"ply\n", b"ply\r") if data.startswith(line)), None)
+    if start is None:
+        raise ValueError("it does not begin with the line 'ply'")
+    newline = start[3:]
+    end = data.find(newline + b"end_header" + newline)
+    if end < 0:
+        raise ValueError("its header has no end")
+    text, elements, comments = "", list[dict[str, Any]](), list[str]()
+    for line in data[len(start) : end].decode("utf-8", "replace").split(newline.decode()):
+        match line.split():
+            case ["format", name, _] if name in _BYTE_ORDERS:
+                text = name
+            case ["comment", *_]:
+                comments.append(line.partition(" ")[2])
+            case ["obj_info", *_]:
+                pass
+            case ["element", name, count] if count.isdecimal() and len(count) < 19:
+                elements.append({"name": name, "count": int(count), "columns": [], "lists": []})
+            case ["property", "list", counted, kind, name] if elements and {counted, kind} <= _TYPES.keys():
+                elements[-1]["lists"].append(name)
+            case ["property", kind, name] if elements and kind in _TYPES:
+                elements[-1]["columns"].append((name, _TYPES[kind]))
+            case _:
+                raise ValueError(f"a line of its header is {line[:80]!r}")
+    if not text:
+        raise ValueError("its header has no format")
+    order = _BYTE_ORDERS[text]
+    return _Header(
+        text=text == "ascii",
+        elements=tuple(
+            _Element(
+                name=entry["name"],
+                count=entry["count"],
+                columns=tuple((name, order + kind) for name, kind in entry["columns"]),
+                lists=tuple(entry["lists"]),
+            )
+            for entry in elements
+        ),
+        comments=tuple(comments),
+        size=end + 2 * len(newline) + len(b"end_header"),
+    )
