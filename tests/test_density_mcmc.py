@@ -145,7 +145,7 @@ def test_the_model_grows_by_a_fraction_up_to_the_cap() -> None:
     assert counts == [105, 107, 107, 107]
 
 
-@pytest.mark.parametrize("iteration", [100, 500, 650, 1000, 1100])
+@pytest.mark.parametrize("iteration", [100, 500, 650, 1050, 1100])
 def test_between_rounds_there_is_only_noise(iteration: int) -> None:
     plan = make_density().plan(make_model([0.001, 0.5]), iteration, BLACK)
     assert plan is not None and not plan.changes_rows() and plan.shift is not None
@@ -195,3 +195,32 @@ def test_rotating_back_undoes_rotating() -> None:
     quaternions = torch.nn.functional.normalize(torch.randn(9, 4, generator=generator), dim=1)
     vectors = torch.randn(9, 3, generator=generator)
     torch.testing.assert_close(rotate_back(quaternions, rotate(quaternions, vectors)), vectors)
+
+
+def test_the_last_round_prunes_the_gaussians_that_no_view_sees() -> None:
+    rows = [(0.0, 0.0, 2.0, 0.5), (0.0, 0.0, -2.0, 0.5), (50.0, 0.0, 2.0, 0.5), (0.1, 0.0, 3.0, 0.9)]
+    model = grey_model(rows)
+    model.training_setup(OptimizerConfig(xyz_lr_max_steps=100))
+    plan = make_density().plan(model, 1000, BLACK)
+    assert plan is not None and plan.drop.tolist() == [1, 2]
+    assert not plan.relocate.numel() and plan.shift is not None
+    hidden = grey_model(rows[1:3])
+    hidden.training_setup(OptimizerConfig(xyz_lr_max_steps=100))
+    plan = make_density().plan(hidden, 1000, BLACK)
+    assert plan is not None and len(plan.drop) == 1  # An empty model cannot learn any more.
+
+
+def test_gaussians_far_outside_the_scene_are_relocated() -> None:
+    model = grey_model([(0.0, 0.0, 2.0, 0.5), (0.0, 1e5, 2.0, 0.5)])
+    model.training_setup(OptimizerConfig(xyz_lr_max_steps=100))
+    plan = make_density().plan(model, 600, BLACK)
+    assert plan is not None and plan.drop.tolist() == [1] and plan.relocate.tolist() == [0]
+
+
+def test_noise_moves_a_gaussian_by_at_most_the_extent() -> None:
+    """The noise grows with the square of the scale, so a huge Gaussian would leap out of the scene."""
+    model = grey_model([(0.0, 0.0, 2.0, 0.001)] * 50, scale=1000.0)
+    model.training_setup(OptimizerConfig(xyz_lr_max_steps=100))
+    plan = make_density(noise_lr=1e9).plan(model, 550, BLACK)
+    assert plan is not None and plan.shift is not None
+    assert 0.9 < plan.shift.abs().max().item() <= 1.001

@@ -20,7 +20,7 @@ FLAGS = {
         --init-from --exposure --refine-poses --no-refine-poses --depth-weight --seed
         --image-cache-gb --save-every --keep --log-every
         --images --masks --invert-masks --no-invert-masks --alpha --resolution --test-every --skip-missing --no-skip-missing --allow-outside
-        --no-allow-outside --undistort
+        --no-allow-outside --ignore-pose-check --no-ignore-pose-check --undistort
         --optimizer.xyz-lr-init --optimizer.xyz-lr-final --optimizer.xyz-lr-delay-steps --optimizer.xyz-lr-delay-mult
         --optimizer.xyz-lr-max-steps --optimizer.f-dc-lr --optimizer.f-rest-lr --optimizer.opacity-lr
         --optimizer.scaling-lr --optimizer.rotation-lr

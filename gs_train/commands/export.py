@@ -42,4 +42,7 @@ class ExportCommand:
         if offset is not None:
             notify(offset)
         show(f"Wrote {len(data):,} Gaussians to {self.target} ({self.target.stat().st_size / 2**20:.1f} MiB).")
+        background = opened.background_name()
+        if background is not None:
+            show(f"Show it over the background of its training: {background}.")
         return 0

@@ -22,10 +22,11 @@ from gs_train.errors import UserError, combine_faults
 from gs_train.formats.registry import is_splat_file
 from gs_train.formats.splat_data import SplatData
 from gs_train.run.folder import RunFolder
-from gs_train.run.open import open_run, open_splat
+from gs_train.run.open import OpenedSplat, open_run, open_splat
+from gs_train.scene.agreement import check_agreement
 from gs_train.scene.load import SceneConfig, TooFewViewsError, load_scene
 from gs_train.scene.photos.decode import image_faults
-from gs_train.scene.types import View
+from gs_train.scene.types import Scene, View
 
 if TYPE_CHECKING:
     # Checkpoints need torch, which takes seconds to import; scenes and splat files do not.
@@ -72,7 +73,7 @@ def describe(path: Path, notify: Callable[[str], None]) -> Facts:
     if path.suffix != ".pt" and not is_splat_file(path):
         raise UserError(f"{path} is none of the files that info describes: {_KINDS}.")
     opened = open_splat(path, notify)
-    return _splat_facts(opened.splat()) if opened.checkpoint is None else _checkpoint_facts(opened.checkpoint)
+    return _splat_facts(opened.splat()) if opened.checkpoint is None else _checkpoint_facts(opened, opened.checkpoint)
 
 
 def _scene_facts(path: Path, notify: Callable[[str], None]) -> Facts:
@@ -91,6 +92,8 @@ def _scene_facts(path: Path, notify: Callable[[str], None]) -> Facts:
         notify(notice)
     views = (*scene.train_views, *scene.test_views)
     faults += image_faults(views)
+    if not faults:
+        _attempt_agreement(scene, faults.append, notify)
     sizes = Counter(f"{view.camera.width}x{view.camera.height}" for view in views)
     lenses = Counter(
         f"{view.distorted_camera.model}, undistorted when read" if view.distorted_camera else "no distortion"
@@ -106,6 +109,13 @@ def _scene_facts(path: Path, notify: Callable[[str], None]) -> Facts:
         ("extent", f"{scene.extent:.4g} world units"),
         *_fault_facts(faults),
     ]
+
+
+def _attempt_agreement(scene: Scene, on_fault: Callable[[UserError], None], notify: Callable[[str], None]) -> None:
+    try:
+        check_agreement(scene, scene.points, str(scene.path), notify)
+    except UserError as fault:
+        on_fault(fault)
 
 
 def _mask_facts(views: Sequence[View]) -> Facts:
@@ -127,8 +137,11 @@ def _run_facts(folder: RunFolder, notify: Callable[[str], None]) -> Facts:
         ("scene", "not named in config.toml" if scene is None else str(scene)),
         ("iterations", f"{config.iterations:,} asked for"),
     ]
-    checkpoint = open_run(folder.path, notify).checkpoint if list_checkpoints(folder.checkpoints) else None
-    facts += [("checkpoint", "none yet")] if checkpoint is None else _checkpoint_facts(checkpoint)
+    opened = open_run(folder.path, notify) if list_checkpoints(folder.checkpoints) else None
+    if opened is None or opened.checkpoint is None:
+        facts.append(("checkpoint", "none yet"))
+    else:
+        facts += _checkpoint_facts(opened, opened.checkpoint)
     results = folder.path / "results.json"
     if results.is_file():
         facts.append(("results", _results(results)))
@@ -146,13 +159,14 @@ def _results(path: Path) -> str:
         return f"{path} is damaged: write it again with gs-train eval {path.parent}"
 
 
-def _checkpoint_facts(checkpoint: Checkpoint) -> Facts:
+def _checkpoint_facts(opened: OpenedSplat, checkpoint: Checkpoint) -> Facts:
     model = checkpoint.state["model"]
     return [
         ("checkpoint", f"{checkpoint.path}, intact"),
         ("iteration", f"{checkpoint.iteration:,}"),
         ("Gaussians", f"{len(model['parameters']['xyz']):,}"),
         ("SH degree", f"{model['active_sh_degree']} active"),
+        ("background", str(opened.background_name())),
         ("written with", f"gs-train {checkpoint.versions['gs_train']}, torch {checkpoint.versions['torch']}"),
     ]
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from gs_train.scene.types import Scene
     from gs_train.training.state import TrainState
 
+_DECLINE_DB = 5.0
+"""A larger decline of the PSNR is told."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainCommand:
@@ -101,6 +104,7 @@ class TrainCommand:
             return 128 + (stopped_by or 0)
         if steps:
             _print_summary(state, time.perf_counter() - began_s, resumed=self.resume is not None)
+            _warn_of_decline(state)
         else:
             show(f"Already at iteration {state.iteration}: give a larger --iterations to go on.")
         folder = RunFolder(out)
@@ -157,3 +161,11 @@ def _print_summary(state: TrainState, spent_s: float, *, resumed: bool) -> None:
     memory = "" if peak is None else f", peak memory {peak / 2**30:.2f} GiB"
     loop = f"{state.elapsed_s:.1f} s in the loop{' over all resumes' if resumed else ''}"
     show(f"Trained {state.iteration} iterations: {len(state.model):,} Gaussians, {spent_s:.1f} s ({loop}){memory}.")
+
+
+def _warn_of_decline(state: TrainState) -> None:
+    """Tell if the splat at the end is much worse than it was: a late reset, a round that pruned too much, or drift."""
+    end, best = (state.smoothed.get(name, 0.0) for name in ("psnr", "best_psnr"))
+    if best > end + _DECLINE_DB:
+        decline = f"The PSNR of the training photos was {best:.1f} dB at its best and is {end:.1f} dB at the end"
+        notify(f"{decline}: train again with --density.opacity-reset-interval 0, or with --preset default.")

@@ -102,5 +102,5 @@ class TrainConfig:
         return replace(
             resolve(self, self.iterations),
             optimizer=resolve(self.optimizer, self.iterations),
-            density=resolve(self.density, self.iterations),
+            density=self.density.resolved(self.iterations),
         )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import tyro
 
 from gs_train.density.registry import CONTROLLERS
 from gs_train.errors import UserError, nearest
-from gs_train.options import DENSITY, MOST_USED, check, schedule_points, setting
+from gs_train.options import DENSITY, MOST_USED, check, resolve, schedule_points, setting
+
+_STEPS_AFTER_RESET, _STEPS_AFTER_ROUND = 1000, 500
+"""Steps between the last opacity reset or the last relocation and the end of a long run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +89,21 @@ class DensityConfig:
                 f"--density.kind is {self.kind}{nearest(self.kind, known)}: give one of {', '.join(known)}."
             )
         check(self, "density.")
+
+    def resolved(self, iterations: int) -> DensityConfig:
+        """The same schedule in whole iterations of a run of ``iterations`` steps.
+
+        Density control ends some steps before the run does, because new Gaussians and reset opacities are worth nothing
+        until steps have fitted them. An opacity reset needs the most; only kinds that end at ``until_iteration`` reset.
+        """
+        config = resolve(self, iterations)
+        last_reset = iterations - min(_STEPS_AFTER_RESET, iterations // 3)
+        last_round = iterations - min(_STEPS_AFTER_ROUND, iterations // 6)
+        return replace(
+            config,
+            until_iteration=min(config.until_iteration, last_reset),
+            refine_until_iteration=min(config.refine_until_iteration, last_round),
+        )
 
     def is_round(self, iteration: int, until: float) -> bool:
         """Whether densification has a round at ``iteration``: after ``from_iteration``, before ``until``, every

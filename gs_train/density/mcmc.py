@@ -2,12 +2,14 @@
 
 Transparent Gaussians relocate to others, which they then share. The number of Gaussians grows by a few per cent per
 round up to the cap. Every step adds noise to the positions of transparent Gaussians, and the loss pulls opacities and
-scales down so that some Gaussians become free. Three points differ from the paper, for short runs:
+scales down so that some Gaussians become free. Four points differ from the paper, for short runs:
 
 - Targets of relocation are drawn by the errors of some training views, not by opacity, which does not know where detail
   is missing.
 - Relocated Gaussians land within their target's extent, not all at its centre, where identical copies hardly separate.
 - Training starts as with the other kinds, not with opacity 0.5 and a tenth of the scale.
+- Noise moves a Gaussian by at most the scene's extent per axis and step, Gaussians far outside the scene
+  count as transparent, and the last round prunes the Gaussians that no training view sees.
 
 The controller keeps no statistics: its plans follow from the model, the views, the iteration and the generator.
 """
@@ -20,7 +22,7 @@ import torch
 from torch import Tensor
 
 from gs_train.density.scores import draw_views, score_views
-from gs_train.density.types import DensityPlan, DensitySetup, rows_of
+from gs_train.density.types import DensityPlan, DensitySetup, rows_of, spare_one
 from gs_train.model.gaussians import GaussianModel
 from gs_train.model.optimizer import get_lr
 from gs_train.model.quaternions import rotate, rotate_back
@@ -28,6 +30,8 @@ from gs_train.render.types import RenderOutput
 
 _STEEPNESS = 100.0
 """How sharply the noise falls with opacity (3DGS-MCMC)."""
+_FAR = 100.0
+"""Gaussians farther from the origin than this many extents of the scene are relocated."""
 _STILL = 0.25
 """Above this opacity the noise is below 1e-10 of its strength for a transparent Gaussian, so nothing is drawn."""
 
@@ -40,7 +44,7 @@ class McmcDensity:
     def __init__(self, setup: DensitySetup) -> None:
         """Keep the settings."""
         self.config = setup.config
-        self._max_gaussians = setup.max_gaussians
+        self._max_gaussians, self._extent = setup.max_gaussians, setup.extent
         self._views, self._generator = setup.views, setup.generator
 
     def regulariser(self, model: GaussianModel) -> Tensor | None:
@@ -51,14 +55,16 @@ class McmcDensity:
         """Do nothing: a round renders views of its own."""
 
     def plan(self, model: GaussianModel, iteration: int, background: Tensor) -> DensityPlan | None:
-        """Noise after every step; in a round also relocation and growth."""
+        """Noise after every step; in a round also relocation and growth, in the last round pruning."""
         with torch.no_grad():
             opacities = model.opacities()
             shift = self._noise(model, opacities)
         config = self.config
-        if not config.is_round(iteration, config.refine_until_iteration):
+        if not config.is_round(iteration, config.refine_until_iteration + config.interval):
             return DensityPlan(shift=shift)
-        dead = opacities <= config.min_opacity
+        if iteration >= config.refine_until_iteration:
+            return DensityPlan(drop=rows_of(spare_one(self._unseen(model, background), opacities)), shift=shift)
+        dead = (opacities <= config.min_opacity) | (model.xyz.detach().norm(dim=1) > _FAR * self._extent)
         living = rows_of(~dead)
         if len(living) == 0:
             return DensityPlan(shift=shift)
@@ -86,6 +92,14 @@ class McmcDensity:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Do nothing: the controller has no state."""
 
+    def _unseen(self, model: GaussianModel, background: Tensor) -> Tensor:
+        """[N] bool: no training view sees the Gaussian."""
+        unseen = torch.ones(len(model), dtype=torch.bool, device=model.device)
+        with torch.no_grad():
+            for index in range(len(self._views)):
+                unseen &= ~self._views.render(model, index, background).visible()
+        return unseen
+
     def _weights(self, model: GaussianModel, opacities: Tensor, background: Tensor) -> Tensor:
         """[N] weights of the draw: the error that each Gaussian is blended into, plus a trace of its opacity."""
         views = draw_views(self._views, self.config.score_views, self._generator)
@@ -107,5 +121,6 @@ class McmcDensity:
         rate = get_lr(model.optimizer, "xyz") * config.noise_lr
         strength = torch.sigmoid(_STEEPNESS * (config.min_opacity - opacities[rows])) * rate
         quaternions, scales = model.quaternions()[rows], model.scales()[rows]
-        shift[rows] = rotate(quaternions, scales.square() * rotate_back(quaternions, draws * strength[:, None]))
+        noise = scales.square() * rotate_back(quaternions, draws * strength[:, None])
+        shift[rows] = rotate(quaternions, noise.clamp(-self._extent, self._extent))
         return shift

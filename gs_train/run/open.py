@@ -97,6 +97,13 @@ class OpenedSplat:
         color: torch.Tensor = self.content.state["background"]["eval_color"]
         return color.to(device)
 
+    def background_name(self) -> str | None:
+        """The background of the training in words: black, white, or an RGB triple of 0 to 255; None if unknown."""
+        if isinstance(self.content, SplatData):
+            return None
+        rgb = tuple(round(255 * value) for value in self.background().tolist())
+        return {(0, 0, 0): "black", (255, 255, 255): "white"}.get(rgb, f"RGB {rgb}")
+
     def select_rasterizer(
         self, device: Literal["auto", "cuda", "cpu"] | None = None, notify: Callable[[str], None] = _silent
     ) -> Selection:

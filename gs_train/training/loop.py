@@ -1,8 +1,9 @@
 """The training loop, on one page.
 
 Evaluation, viewers and the command line look in through ``after_step``; the loop knows none of them. The order of a
-step is fixed: learning rates; render, loss, backward and observe for each of its views; Adam step, zero_grad, density
-control, after-step callables. N steps, a checkpoint and M more steps give the same bits on a CPU as N + M steps.
+step is fixed: density control for the step before; learning rates; render, loss, backward and observe for each of its
+views; Adam step, zero_grad, after-step callables. N steps, a checkpoint and M more steps give the same bits on a CPU as
+N + M steps.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def train(
     folder.write_config(config, scene)
     save = partial(save_checkpoint, folder.checkpoints, config=config, frame=frame, keep=config.keep)
     save = partial(save, fingerprint=scene_fingerprint(scene))
-    _take_steps(state, views, config, folder.metrics, save, after_step, should_stop)
+    _take_steps(state, views, config, folder.metrics, save, after_step, should_stop, notify)
     if state.iteration == config.iterations:
         refined = state.corrections.refined(scene.train_views)
         splat = state.model.to_splat_data(antialiased=config.antialiased)
@@ -104,12 +105,16 @@ def _take_steps(
     save: Callable[[dict[str, Any]], object],
     after_step: Sequence[AfterStep],
     should_stop: Callable[[], bool],
+    notify: Callable[[str], None],
 ) -> None:
     """Take steps up to ``config.iterations`` or until stopped, then save."""
     model, density = state.model, state.density
     began_s = time.perf_counter() - state.elapsed_s
     with TrainLog(metrics, first=state.iteration, last=config.iterations) as log:
         while state.iteration < config.iterations and not should_stop():
+            # ---- Density control after the step before, so that a saved state is one that a step has fitted
+            _control_density(state, views, config, notify)
+
             # ---- Schedules
             iteration = state.iteration + 1
             views.begin_step(iteration)
@@ -138,10 +143,6 @@ def _take_steps(
             model.step()
             state.step_corrections(iteration)
 
-            # ---- Density control
-            plan = density.plan(model, iteration, background.detach())
-            if plan is not None:
-                state.apply_plan(plan, config)
             state.finish_step(iteration, time.perf_counter() - began_s)
 
             # ---- Log, save, after-step callables
@@ -156,6 +157,24 @@ def _take_steps(
         save(state.state_dict())
 
 
+def _control_density(
+    state: TrainState, views: TrainingViews, config: TrainConfig, notify: Callable[[str], None]
+) -> None:
+    """Change the Gaussians as density control plans after the step at ``state.iteration``."""
+    if state.iteration == 0:
+        return
+    views.begin_step(state.iteration)
+    state.model.update_learning_rate(state.iteration)
+    before = len(state.model)
+    plan = state.density.plan(state.model, state.iteration, state.background.eval_color())
+    if plan is None:
+        return
+    if plan.row_count(before) < before / 2:
+        left = f"{plan.row_count(before):,} of {before:,} Gaussians"
+        notify(f"Density control leaves {left} after iteration {state.iteration}: the result may be poor.")
+    state.apply_plan(plan, config)
+
+
 def _record(log: TrainLog, state: TrainState, loss: float, psnr_db: float, lr_xyz: float) -> None:
     """Log one step. A loss that is not finite ends training, because no later step would repair it."""
     if not math.isfinite(loss):
@@ -165,6 +184,7 @@ def _record(log: TrainLog, state: TrainState, loss: float, psnr_db: float, lr_xy
     psnr_db = min(psnr_db, losses.HIGHEST_PSNR)
     state.smooth("loss", loss)
     state.smooth("psnr", psnr_db)
+    state.smoothed["best_psnr"] = max(state.smoothed["psnr"], state.smoothed.get("best_psnr", -math.inf))
     line = {
         "iteration": state.iteration,
         "loss": loss,

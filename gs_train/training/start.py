@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,14 +15,15 @@ from gs_train import losses
 from gs_train.config.settings import TrainConfig
 from gs_train.density.types import DensityController, DensitySetup, Views
 from gs_train.errors import UserError
-from gs_train.model.gaussians import GaussianModel, describe_non_finite
+from gs_train.formats.splat_data import SplatData
+from gs_train.model.gaussians import GaussianModel
 from gs_train.model.initialise import initialise_model
 from gs_train.model.spherical_harmonics import rest_count
 from gs_train.options import names_where
 from gs_train.render.select import select_rasterizer
 from gs_train.run.checkpoint import Checkpoint, check_scene, newest_intact
 from gs_train.run.folder import RunFolder
-from gs_train.run.open import open_splat
+from gs_train.scene.agreement import check_agreement
 from gs_train.scene.extent import initial_bounds
 from gs_train.scene.frame import Frame
 from gs_train.scene.photos.cache import ImageCache
@@ -31,6 +31,7 @@ from gs_train.scene.types import Scene
 from gs_train.training.background import Background
 from gs_train.training.corrections import Corrections
 from gs_train.training.depth import PointDepths
+from gs_train.training.initial_splat import initial_splat, splat_points
 from gs_train.training.schedule import downscale_at
 from gs_train.training.state import TrainState
 from gs_train.training.views import TrainingViews
@@ -70,6 +71,12 @@ def start_training(
         also_compile=[losses.warm_up],
     )
     notify(f"Device {selection.reason}.")
+    splat = None
+    if not resume:
+        splat = initial_splat(config, scene.extent, frame) if config.init_from else None
+        if not config.scene.ignore_pose_check:
+            points, named = (scene.points, scene.path) if splat is None else (splat_points(splat), config.init_from)
+            check_agreement(scene, points, str(named), notify)
     corrections = Corrections(scene, config, selection.device)
     views = TrainingViews(
         cache_images(scene, config, folder, notify),
@@ -81,7 +88,7 @@ def start_training(
         depth_weight=config.depth_weight,
         absgrad=controller.needs_absgrad,
     )
-    state = start_state(scene, frame, config, selection.device, views, corrections, controller, resumed=resume)
+    state = start_state(scene, config, selection.device, views, corrections, controller, splat=splat)
     if checkpoint is not None:
         state.load_state_dict(checkpoint.state)
         notify(f"Resuming from {checkpoint.path}.")
@@ -90,34 +97,35 @@ def start_training(
 
 def start_state(
     scene: Scene,
-    frame: Frame,
     config: TrainConfig,
     device: torch.device,
     views: Views,
     corrections: Corrections,
     controller: type[DensityController],
     *,
-    resumed: bool = False,
+    splat: SplatData | None = None,
 ) -> TrainState:
     """The state before the first step.
 
     Args:
-        scene, frame: points and extent in the coordinates of training, and these coordinates.
+        scene: gives the points and the extent, in the coordinates of training.
         config: resolved.
         device: device of the Gaussians. The generators live on the CPU, so that a seed gives the same draws everywhere.
         views: the training views, for density control.
         corrections: learned exposures and poses, as ``views`` uses them.
         controller: class of density control.
-        resumed: a saved state is loaded next, so the splat of ``config.init_from`` may be missing.
-
-    Raises:
-        UserError: the splat to start from cannot be read, or does not fit ``config``.
+        splat: Gaussians to start from instead of the points, from ``initial_splat``.
     """
     # Two streams, so that changes in density control keep the order of the views. Even and odd seeds keep them apart.
     view_generator = torch.Generator().manual_seed(2 * config.seed)
     density_generator = torch.Generator().manual_seed(2 * config.seed + 1)
-    if config.init_from and not resumed:
-        model = _model_of(Path(config.init_from), frame, config, scene.extent, device)
+    if splat is not None:
+        added = rest_count(config.sh_degree) - splat.f_rest.shape[1]
+        padded = replace(splat, f_rest=np.pad(splat.f_rest, ((0, 0), (0, added), (0, 0))))
+        degree = splat.sh_degree
+        model = GaussianModel.from_splat_data(
+            padded, device=device, spatial_lr_scale=scene.extent, active_sh_degree=degree
+        )
     else:
         model = initialise_model(
             scene.points,
@@ -148,36 +156,6 @@ def start_state(
         view_generator=view_generator,
         density_generator=density_generator,
     )
-
-
-def _model_of(path: Path, frame: Frame, config: TrainConfig, extent: float, device: torch.device) -> GaussianModel:
-    """The model to start from, read from a splat file, with coefficients up to the SH degree of ``config``."""
-    data = open_splat(path).splat(frame)
-    if len(data) == 0:
-        raise UserError(f"--init-from {path} has no Gaussians: choose another splat.")
-    if len(data) > config.max_gaussians:
-        raise UserError(
-            f"--init-from {path} has {len(data):,} Gaussians but --max-gaussians is {config.max_gaussians}: raise it "
-            "or "
-            "choose another splat."
-        )
-    if data.sh_degree > config.sh_degree:
-        raise UserError(
-            f"--init-from {path} has SH degree {data.sh_degree} but --sh-degree is {config.sh_degree}: raise it to "
-            f"{data.sh_degree}."
-        )
-    if data.antialiased != config.antialiased:
-        trained, flag = ("with", "--antialiased") if data.antialiased else ("without", "--no-antialiased")
-        raise UserError(f"--init-from {path} was trained {trained} --antialiased: continue with {flag}.")
-    added = rest_count(config.sh_degree) - data.f_rest.shape[1]
-    padded = replace(data, f_rest=np.pad(data.f_rest, ((0, 0), (0, added), (0, 0))))
-    model = GaussianModel.from_splat_data(
-        padded, device=device, spatial_lr_scale=extent, active_sh_degree=data.sh_degree
-    )
-    fault = describe_non_finite(model.parameters)
-    if fault:
-        raise UserError(f"--init-from {path} is damaged ({fault}): choose another splat.")
-    return model
 
 
 def cache_images(scene: Scene, config: TrainConfig, folder: RunFolder, notify: Callable[[str], None]) -> ImageCache:

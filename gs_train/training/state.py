@@ -47,7 +47,7 @@ class TrainState:
     view_order: list[int] = field(default_factory=list)
     """Training views of the coming steps as far as they are drawn; the next view is last."""
     smoothed: dict[str, float] = field(default_factory=dict)
-    """Running means for the progress bar."""
+    """Running means for the progress bar, and under ``best_psnr`` the best running mean of the PSNR."""
     elapsed_s: float = 0.0
     """Seconds in the loop, summed over all resumes."""
 
