@@ -89,7 +89,10 @@ def _raise(fault: UserError) -> None:
 
 
 def load_scene(path: Path, config: SceneConfig, on_fault: Callable[[UserError], None] = _raise) -> Scene:
-    """Read the scene in ``path``. Opens the headers of the photos without decoding them, but decodes the masks.
+    """Read the scene in ``path``. Opens the headers of the photos, and decodes the masks.
+
+    It decodes only a few photos, to compare their colours with the points', and photos with one channel of more than 8
+    bits, to find the value that becomes white.
 
     Args:
         path: folder that holds the photos and a COLMAP model, transforms.json or transforms_train.json; or a .json file
