@@ -6,9 +6,17 @@ After an error, a full disk or a power failure, the target is either unchanged o
 from __future__ import annotations
 
 import os
+import re
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
+
+_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
+"""Name of a temporary file; the number is its process."""
+_STARTED = time.time()
+"""When this process loaded this module, seconds since 1970. It has written no temporary file before."""
 
 
 def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -24,7 +32,7 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # A rename is atomic within one file system only, so the temporary file is in the target's folder. The process
     # number in its name keeps two runs from colliding.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(_temporary_name(path.name))
     try:
         # The file is buffered, so a full disk raises in write, flush or fsync. All three are inside the try block.
         file = temporary.open("wb")
@@ -44,6 +52,36 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
 def atomic_write_text(path: Path, text: str) -> None:
     """Create or replace a UTF-8 text file, as ``atomic_write`` does."""
     atomic_write(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove the temporary files in a folder whose processes were killed. Files of living processes stay."""
+    with suppress(OSError):
+        for path in folder.iterdir():
+            match = _TEMPORARY.fullmatch(path.name)
+            if match and _is_leftover(path, int(match[1])):
+                path.unlink(missing_ok=True)
+
+
+def _temporary_name(name: str) -> str:
+    return f".{name}.{os.getpid()}.tmp"
+
+
+def _is_leftover(path: Path, process: int) -> bool:
+    """Whether a temporary file belongs to no living process."""
+    if process == os.getpid():
+        # In a container, every run may have the same process number.
+        return path.stat().st_mtime < _STARTED
+    if os.name == "nt":
+        # There, a file that a process writes cannot be removed, and os.kill would end the process.
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:
+        pass
+    return False
 
 
 def _close(file: BinaryIO) -> None:

@@ -32,6 +32,7 @@ from gs_train.run.checkpoint import (
     save_checkpoint,
     scene_fingerprint,
 )
+from gs_train.run.checkpoint_file import write_content
 from gs_train.scene.frame import Frame
 from gs_train.scene.load import SceneConfig, load_scene
 from gs_train.scene.types import Scene
@@ -51,7 +52,7 @@ def scene(tiny_scene: Path) -> Scene:
 def fresh_state(scene: Scene, config: TrainConfig = CONFIG) -> TrainState:
     """The state before the first step. Classic density control renders no views, so it gets none."""
     device, no_views = torch.device("cpu"), cast(Any, ())
-    return start_state(scene, Frame(), config, device, no_views, Corrections(scene, config, device), ClassicDensity)
+    return start_state(scene, config, device, no_views, Corrections(scene, config, device), ClassicDensity)
 
 
 @pytest.fixture
@@ -385,7 +386,7 @@ def test_a_full_disk_while_saving_leaves_the_earlier_checkpoint(
 def test_a_full_disk_while_torch_writes_is_reported_as_a_full_disk(state: TrainState) -> None:
     with open("/dev/full", "wb") as file, pytest.raises(OSError, match=re.escape(os.strerror(errno.ENOSPC))) as caught:
         try:
-            module._save({"tensor": torch.zeros(1_000_000)}, file)
+            write_content({"tensor": torch.zeros(1_000_000)}, file)
         finally:
             _discard(file)
     assert caught.value.errno == errno.ENOSPC

@@ -152,6 +152,7 @@ class GaussianModel:
         groups = [{"params": [self._parameters[name]], "lr": rates[name], "name": name} for name in PARAMETER_NAMES]
         # The fused step makes one pass over memory per tensor. On a CPU it is several times faster than the default.
         self.optimizer = torch.optim.Adam(groups, lr=0.0, eps=_EPS, fused=True)
+        door.start_moments(self.optimizer)
         self._config = config
         self._xyz_lr = schedule
 
@@ -335,6 +336,28 @@ def describe_non_finite(tensors: Mapping[str, Tensor]) -> str:
         for name, count in counts.items()
         if count > 0
     )
+
+
+def check_model_state(state: Mapping[str, Any]) -> None:
+    """Check the values that ``GaussianModel.from_state_dict`` reads from a saved state of plain values.
+
+    Raises:
+        ValueError: the state is not one of a trained model: float32 parameters, finite, at least one row.
+    """
+    tensors, active, scale = (state.get(name) for name in ("parameters", "active_sh_degree", "spatial_lr_scale"))
+    if type(tensors) is not dict or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise ValueError("the model's parameters are no dict of tensors")
+    _check_tensors(tensors)
+    if tensors["xyz"].dtype != torch.float32 or len(tensors["xyz"]) == 0:
+        raise ValueError(f"xyz: {tensors['xyz'].dtype} with {len(tensors['xyz'])} rows")
+    fault = describe_non_finite(tensors)
+    if fault:
+        raise ValueError(fault)
+    if type(active) is not int:
+        raise ValueError(f"active_sh_degree is {active!r}")
+    _check_degree(active, degree_of_rest(tensors["f_rest"].shape[1]))
+    if type(scale) is not float or not 0.0 < scale < math.inf:
+        raise ValueError(f"spatial_lr_scale is {scale!r}")
 
 
 def _check_tensors(tensors: Mapping[str, Tensor]) -> None:

@@ -132,6 +132,40 @@ def replace(parameters: Parameters, optimizer: Optimizer | None, name: str, tens
 # ---- saving and loading ----
 
 
+def start_moments(optimizer: Optimizer) -> None:
+    """Create the zero moments and step counts that Adam creates at its first step.
+
+    The state before the first step then has the structure of every later state, so a saved state can be checked
+    against it.
+    """
+    for group in optimizer.param_groups:
+        # A fused Adam needs ``step`` on the device of the parameter.
+        fused = bool(group["fused"])
+        for parameter in group["params"]:
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device if fused else "cpu"),
+                "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            }
+
+
+def dump_moments(optimizer: Optimizer) -> dict[str, Tensor]:
+    """Step counts [P] and moments [P, ...] of an Adam over P parameters of one shape, as copies.
+
+    Needs ``start_moments``. Settings of the Adam, such as its rate, are not saved: their owner sets them.
+    """
+    states = [optimizer.state[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+    return {name: torch.stack([state[name] for state in states]) for name in ("step", "exp_avg", "exp_avg_sq")}
+
+
+def load_moments(optimizer: Optimizer, moments: Mapping[str, Tensor]) -> None:
+    """Restore copies of the result of ``dump_moments`` for the same number of parameters."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for name, saved in moments.items():
+        for parameter, values in zip(parameters, saved, strict=True):
+            optimizer.state[parameter][name].copy_(values)
+
+
 def dump_state(optimizer: Optimizer) -> dict[str, dict[str, Any]]:
     """``lr`` and ``state`` of each group, by name.
 

@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import re
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
 
 from gs_train import __version__
-from gs_train.atomic_write import atomic_write
+from gs_train.atomic_write import atomic_write, clear_leftovers
 from gs_train.config.settings import TrainConfig
 from gs_train.errors import UserError
-from gs_train.model.gaussians import PARAMETER_NAMES, describe_non_finite
+from gs_train.model.gaussians import check_model_state, describe_non_finite
+from gs_train.options import names_where
+from gs_train.run.checkpoint_file import NotIntact, read_content, write_content
+from gs_train.run.structure import Anything, DictOf, check_like
 from gs_train.scene.frame import Frame
 from gs_train.scene.types import Scene
 
@@ -30,20 +32,16 @@ FORMAT = 3
 """Number of the file format. Raise it when older or newer programs could not read the other's checkpoints."""
 
 _NAME = re.compile(r"iteration_(\d+)\.pt")
-_STATE_KEYS = {
-    "iteration",
-    "elapsed_s",
-    "smoothed",
-    "view_order",
-    "view_generator",
-    "density_generator",
-    "model",
-    "density",
-    "density_controller",
-    "background",
-    "corrections",
+_HEAD = {
+    "format": FORMAT,
+    "versions": {"gs_train": "", "torch": ""},
+    "scene_fingerprint": "",
+    "frame": {"offset": [0.0, 0.0, 0.0], "scale": 1.0},
+    "config": DictOf(Anything()),
+    "state": DictOf(Anything()),
 }
-_MODEL_KEYS = {"parameters", "active_sh_degree", "spatial_lr_scale", "optimizer"}
+"""Structure of the content. The parts of the state that every command reads are checked in ``_check_parts``, all other
+parts at a resume, by ``TrainState.load_state_dict``."""
 
 
 class DamagedCheckpoint(Exception):
@@ -111,6 +109,7 @@ def save_checkpoint(
     Raises:
         OSError: the disk is full or not writable. Earlier checkpoints are intact then.
         FloatingPointError: a parameter is not finite. In time, its checkpoints would replace all intact checkpoints.
+        ValueError: the state has a value that a checkpoint cannot hold; see ``check_plain``.
     """
     iteration = state["iteration"]
     content = {
@@ -125,11 +124,9 @@ def save_checkpoint(
     if fault:
         raise FloatingPointError(f"{fault} at iteration {iteration}: not saved")
     folder.mkdir(parents=True, exist_ok=True)
-    # A run that was killed while saving leaves its temporary file. There is one writer per run, so it can be removed.
-    for leftover in folder.glob(".iteration_*.tmp"):
-        leftover.unlink()
+    clear_leftovers(folder)
     path = folder / f"iteration_{iteration:06d}.pt"
-    atomic_write(path, lambda file: _save(content, file))
+    atomic_write(path, lambda file: write_content(content, file))
     # Newer checkpoints are damaged: the resume skipped them. The next resume must not try them first again.
     for other in list_checkpoints(folder):
         if int(_number(other)) > iteration:
@@ -147,26 +144,24 @@ def read_checkpoint(path: Path) -> Checkpoint:
         UserError: the file has the format of an older or a newer gs_train.
     """
     try:
-        # torch does not verify the checksums it writes, so it would accept a flipped bit.
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-        if broken is not None:
-            raise DamagedCheckpoint(f"{path}: the checksum of {broken} does not match")
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(content, dict):
-            raise DamagedCheckpoint(f"{path} does not contain a dict")
-        _check_format(path, int(content["format"]))
-        names = ("state", "config", "scene_fingerprint", "versions")
-        checkpoint = Checkpoint(path=path, frame=_frame(content), **{name: content[name] for name in names})
-        _check_keys(checkpoint)
-    except (PermissionError, UserError, DamagedCheckpoint):
-        # An unreadable file is not damaged: resuming from an older checkpoint would in time remove it.
-        raise
-    except (
-        Exception
-    ) as error:  # zipfile, its decompressors, torch and pickle raise errors of many types on altered bytes
+        content, has_checksum = read_content(path)
+        if type(content) is dict and type(content.get("format")) is int:
+            _check_format(path, content["format"])
+        if not has_checksum:
+            raise DamagedCheckpoint(f"{path} has no checksum")
+        check_like(content, _HEAD, "content")
+        _check_parts(content["state"], content["config"])
+        x, y, z = content["frame"]["offset"]
+        return Checkpoint(
+            path=path,
+            state=content["state"],
+            config=content["config"],
+            scene_fingerprint=content["scene_fingerprint"],
+            versions=content["versions"],
+            frame=Frame(offset=(x, y, z), scale=content["frame"]["scale"]),
+        )
+    except (NotIntact, ValueError) as error:
         raise DamagedCheckpoint(f"{path}: {error}") from error
-    return checkpoint
 
 
 def newest_intact(folder: Path, notify: Callable[[str], None]) -> Checkpoint:
@@ -211,11 +206,6 @@ def check_scene(checkpoint: Checkpoint, scene: Scene, frame: Frame) -> None:
         )
 
 
-def _frame(content: Mapping[str, Any]) -> Frame:
-    x, y, z = map(float, content["frame"]["offset"])
-    return Frame(offset=(x, y, z), scale=float(content["frame"]["scale"]))
-
-
 def _check_format(path: Path, written_as: int) -> None:
     if written_as == FORMAT:
         return
@@ -226,21 +216,28 @@ def _check_format(path: Path, written_as: int) -> None:
     )
 
 
-def _check_keys(checkpoint: Checkpoint) -> None:
-    """Raise DamagedCheckpoint if a key is missing that resume, eval or info would read later."""
-    model = checkpoint.state["model"]
-    parameters = model["parameters"]
-    for held, needed in (
-        (checkpoint.state, _STATE_KEYS),
-        (model, _MODEL_KEYS),
-        (parameters, PARAMETER_NAMES),
-        (checkpoint.versions, ("gs_train", "torch")),
-    ):
-        missing = sorted(set(needed) - set(held))
-        if missing:
-            raise DamagedCheckpoint(f"{checkpoint.path} lacks {', '.join(missing)}")
-    if checkpoint.iteration < 0 or len({len(parameters[name]) for name in PARAMETER_NAMES}) != 1:
-        raise DamagedCheckpoint(f"{checkpoint.path} is inconsistent")
+def _check_parts(state: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Check the parts of a checkpoint that are read without a resume. Raises ValueError."""
+    read = {"iteration": 0, "density_controller": "", "model": DictOf(Anything()), "background": DictOf(Anything())}
+    check_like({name: state.get(name) for name in read}, read)
+    check_like(state["background"].get("eval_color"), torch.zeros(3), "state.background.eval_color")
+    if not 0 <= state["iteration"] < 2**31:
+        raise ValueError(f"state.iteration is {state['iteration']}")
+    check_model_state(state["model"])
+    settings = asdict(TrainConfig())
+    for name in ("antialiased", *names_where(TrainConfig, "shapes_state")):
+        saved = lookup(config, name)
+        if type(saved) is not type(lookup(settings, name)):
+            raise ValueError(f"config.{name} is {saved!r}")
+
+
+def lookup(table: Any, name: str) -> Any:
+    """The value of a dotted name in nested dicts. Raises ValueError if there is none."""
+    for part in name.split("."):
+        if type(table) is not dict or part not in table:
+            raise ValueError(f"there is no {name}")
+        table = table[part]
+    return table
 
 
 def _start_again(checkpoints: Path) -> str:
@@ -251,33 +248,3 @@ def _number(path: Path) -> str:
     match = _NAME.fullmatch(path.name)
     assert match is not None, path
     return match[1]
-
-
-def _save(content: dict[str, Any], file: BinaryIO) -> None:
-    """``torch.save`` that raises the OSError of a full disk; torch itself reports a RuntimeError about file
-    positions."""
-    watched = _WatchedFile(file)
-    try:
-        torch.save(content, watched)  # type: ignore[arg-type]
-    except RuntimeError:
-        if watched.fault is not None:
-            raise watched.fault from None
-        raise
-
-
-class _WatchedFile:
-    """The part of a file that ``torch.save`` needs; it remembers the error of a failed write."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.fault: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        try:
-            return self._file.write(data)
-        except OSError as error:
-            self.fault = error
-            raise
-
-    def flush(self) -> None:
-        self._file.flush()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gs_train.config.settings import BackgroundKind
+from gs_train.model import optimizer as door
 
 _LEARNING_RATE = 0.01
 """Of the logit of a learned colour. Some hundred steps cross the range, fewer than the Gaussians need to settle."""
@@ -27,6 +28,8 @@ class Background:
         self._kind, self._generator, self._device = kind, generator, torch.device(device)
         self._logit = torch.zeros(3, device=self._device, requires_grad=kind == "learned")
         self._optimizer = torch.optim.Adam([self._logit], lr=_LEARNING_RATE) if kind == "learned" else None
+        if self._optimizer is not None:
+            door.start_moments(self._optimizer)
 
     def sample(self) -> Tensor:
         """The colour of the next render in training; differentiable if it is learned."""
@@ -51,7 +54,7 @@ class Background:
         are copied."""
         state: dict[str, Any] = {"eval_color": self.eval_color().clone()}
         if self._optimizer is not None:
-            state |= {"logit": self._logit.detach().clone(), "optimizer": self._optimizer.state_dict()}
+            state |= {"logit": self._logit.detach().clone(), "moments": door.dump_moments(self._optimizer)}
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -59,4 +62,4 @@ class Background:
         if self._optimizer is not None:
             with torch.no_grad():
                 self._logit.copy_(state["logit"])
-            self._optimizer.load_state_dict(state["optimizer"])
+            door.load_moments(self._optimizer, state["moments"])

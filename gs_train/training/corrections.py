@@ -19,6 +19,7 @@ from torch.nn import Parameter
 
 from gs_train.cameras.poses import camera_centre
 from gs_train.config.settings import TrainConfig
+from gs_train.model import optimizer as door
 from gs_train.model.schedule import get_expon_lr_func
 from gs_train.scene.types import Scene, View
 
@@ -45,6 +46,7 @@ class PerViewParameter:
         # Each parameter is a view of its row, so the mean over all rows needs no copy.
         self._parameters = [Parameter(row) for row in self._values]
         self._optimizer = torch.optim.Adam(self._parameters)
+        door.start_moments(self._optimizer)
 
     def zero_mean(self, index: int, mean: Tensor) -> Tensor:
         """The tensor of view ``index``, shifted so that the mean over all views is ``mean``.
@@ -61,13 +63,13 @@ class PerViewParameter:
 
     def state_dict(self) -> dict[str, Any]:
         """Values and moments; the values are copied."""
-        return {"values": self._values.clone(), "optimizer": self._optimizer.state_dict()}
+        return {"values": self._values.clone(), "moments": door.dump_moments(self._optimizer)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the result of ``state_dict`` for the same number of views."""
         with torch.no_grad():
             self._values.copy_(state["values"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        door.load_moments(self._optimizer, state["moments"])
 
 
 class Exposure(PerViewParameter):

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from gs_train.model.initialise import initialise_model
 from gs_train.model.spherical_harmonics import rest_count
 from gs_train.options import names_where
 from gs_train.render.select import select_rasterizer
-from gs_train.run.checkpoint import Checkpoint, check_scene, newest_intact
+from gs_train.run.checkpoint import Checkpoint, check_scene, lookup, newest_intact
 from gs_train.run.folder import RunFolder
 from gs_train.scene.agreement import check_agreement
 from gs_train.scene.extent import initial_bounds
@@ -90,9 +89,26 @@ def start_training(
     )
     state = start_state(scene, config, selection.device, views, corrections, controller, splat=splat)
     if checkpoint is not None:
-        state.load_state_dict(checkpoint.state)
+        _restore(state, checkpoint, len(views))
         notify(f"Resuming from {checkpoint.path}.")
     return state, views
+
+
+def _restore(state: TrainState, checkpoint: Checkpoint, views: int) -> None:
+    """Load a checkpoint into the state of a new run of ``views`` training views.
+
+    Raises:
+        UserError: the content does not fit the run.
+    """
+    try:
+        state.load_state_dict(checkpoint.state)
+        if not all(0 <= index < views for index in state.view_order):
+            raise ValueError(f"state.view_order names a view beyond {views}")
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"{checkpoint.path} holds no state of this run ({error}): remove it to resume from the checkpoint before, "
+            "or start again in another --out."
+        ) from error
 
 
 def start_state(
@@ -189,7 +205,7 @@ def checkpoint_to_resume(
     check_scene(checkpoint, scene, frame)
     now = asdict(config)
     for name in names_where(TrainConfig, "shapes_state"):
-        saved, wanted = _lookup(checkpoint.config, name), _lookup(now, name)
+        saved, wanted = lookup(checkpoint.config, name), lookup(now, name)
         if saved != wanted:
             raise UserError(
                 f"{folder.config} says {name} = {wanted!r} but {checkpoint.path} was trained with {saved!r}: restore "
@@ -207,11 +223,3 @@ def checkpoint_to_resume(
             f"{checkpoint.path} was written with torch {written}: with {torch.__version__} the last bits may differ."
         )
     return checkpoint
-
-
-def _lookup(table: dict[str, Any], name: str) -> Any:
-    """The value of a dotted name in nested dicts."""
-    value: Any = table
-    for part in name.split("."):
-        value = value[part]
-    return value

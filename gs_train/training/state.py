@@ -14,10 +14,12 @@ import torch
 
 from gs_train.config.settings import TrainConfig
 from gs_train.density.apply import apply_plan
+from gs_train.density.registry import CONTROLLERS, controller_class
 from gs_train.density.types import DensityController, DensityPlan
 from gs_train.errors import UserError
-from gs_train.model.gaussians import GaussianModel
+from gs_train.model.gaussians import GaussianModel, check_model_state
 from gs_train.model.morton import morton_order
+from gs_train.run.structure import Anything, DictOf, ListOf, check_like
 from gs_train.scene.photos.cache import READ_AHEAD
 from gs_train.training.background import Background
 from gs_train.training.corrections import Corrections
@@ -112,16 +114,25 @@ class TrainState:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a saved state on the device of this one.
 
+        The state of this object is the template of the saved one: names, types and shapes must be the same, apart from
+        the number of Gaussians.
+
         Raises:
             UserError: another class of density controller saved it.
-            KeyError, ValueError: it is not the state of a run, or does not fit.
+            ValueError, RuntimeError: it is not the state of such a run. Parts of it may be restored.
         """
-        saved, own = state["density_controller"], type(self.density).__qualname__
+        saved, own = state.get("density_controller"), type(self.density).__qualname__
         if saved != own:
             raise UserError(
                 f"the run was trained with the density controller {saved}, not {own}: resume it from Python with "
                 f"train(..., resume=True, density={saved})."
             )
+        template = self.state_dict() | {"smoothed": DictOf(0.0), "view_order": ListOf(0)}
+        if type(self.density) not in map(controller_class, CONTROLLERS):
+            # The state of a controller of the user's own may grow.
+            template["density"] = Anything()
+        check_model_state(state["model"])
+        check_like(state, template, rows=(len(self.model), len(state["model"]["parameters"]["xyz"])))
         self.model.load_state_dict(state["model"])
         self.density.load_state_dict(state["density"])
         self.background.load_state_dict(state["background"])
