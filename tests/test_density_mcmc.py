@@ -161,13 +161,13 @@ def test_noise_moves_transparent_gaussians_along_their_longest_axis() -> None:
     model.update_learning_rate(1)
     with torch.no_grad():
         model.scaling[:] = torch.tensor([0.0, -20.0, -20.0])
-    density = make_density(noise_lr=5e5)
+    density = make_density(noise_lr=5e3)
     shifts = torch.stack(
         [plan.shift for _ in range(400) if (plan := density.plan(model, 1, BLACK)) and plan.shift is not None]
     )
     along = rotate_back(model.quaternions().detach().repeat(400, 1), shifts.reshape(-1, 3)).reshape(400, 4, 3)
     rate = model.optimizer.param_groups[0]["lr"] if model.optimizer else 0.0
-    expected = rate * 5e5 / (1.0 + math.exp(-100.0 * (0.005 - 0.0001)))
+    expected = rate * 5e3 / (1.0 + math.exp(-100.0 * (0.005 - 0.0001)))
     assert along[:, 0, 0].std().item() == pytest.approx(expected, rel=0.1)
     assert float(along[:, 0, 1:].abs().max()) < 1e-6 * expected
     assert 0.0 < along[:, 1, 0].std().item() < 1e-3 * expected
@@ -223,4 +223,4 @@ def test_noise_moves_a_gaussian_by_at_most_the_extent() -> None:
     model.training_setup(OptimizerConfig(xyz_lr_max_steps=100))
     plan = make_density(noise_lr=1e9).plan(model, 550, BLACK)
     assert plan is not None and plan.shift is not None
-    assert 0.9 < plan.shift.abs().max().item() <= 1.001
+    assert 9.0 < plan.shift.abs().max().item() <= 10.01  # the extent

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,8 @@ import torch
 from gs_train.config.settings import TrainConfig
 from gs_train.errors import UserError
 from gs_train.formats.splat_data import SplatData
-from gs_train.model.gaussians import PARAMETER_NAMES, describe_non_finite
-from gs_train.model.spherical_harmonics import SH_C0
+from gs_train.model.gaussians import PARAMETER_NAMES, GaussianModel, describe_non_finite
+from gs_train.model.spherical_harmonics import SH_C0, rest_count
 from gs_train.run.open import open_splat
 from gs_train.scene.frame import Frame
 from gs_train.scene.types import PointCloud
@@ -60,3 +61,19 @@ def splat_points(splat: SplatData) -> PointCloud:
     opaque = splat.opacity[:, 0] >= np.median(splat.opacity)
     colours = np.clip(0.5 + SH_C0 * splat.f_dc[opaque, 0].astype(np.float64), 0.0, 1.0)
     return PointCloud(xyz=splat.xyz[opaque].astype(np.float64), rgb=np.round(255.0 * colours).astype(np.uint8))
+
+
+def model_of(splat: SplatData, sh_degree: int, extent: float, device: torch.device) -> GaussianModel:
+    """The model to train, with coefficients up to ``sh_degree``; the coefficients that ``splat`` lacks are 0.
+
+    Args:
+        splat: of ``sh_degree`` or less, its active degree.
+        sh_degree: highest degree of the model.
+        extent: the scene's extent, training units.
+        device: of the model.
+    """
+    added = rest_count(sh_degree) - splat.f_rest.shape[1]
+    padded = replace(splat, f_rest=np.pad(splat.f_rest, ((0, 0), (0, added), (0, 0))))
+    return GaussianModel.from_splat_data(
+        padded, device=device, spatial_lr_scale=extent, active_sh_degree=splat.sh_degree
+    )

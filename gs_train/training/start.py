@@ -4,10 +4,9 @@ checkpoint to resume."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 
-import numpy as np
 import torch
 
 from gs_train import losses
@@ -15,9 +14,7 @@ from gs_train.config.settings import TrainConfig
 from gs_train.density.types import DensityController, DensitySetup, Views
 from gs_train.errors import UserError
 from gs_train.formats.splat_data import SplatData
-from gs_train.model.gaussians import GaussianModel
 from gs_train.model.initialise import initialise_model
-from gs_train.model.spherical_harmonics import rest_count
 from gs_train.options import names_where
 from gs_train.render.select import select_rasterizer
 from gs_train.run.checkpoint import Checkpoint, check_scene, lookup, newest_intact
@@ -30,7 +27,7 @@ from gs_train.scene.types import Scene
 from gs_train.training.background import Background
 from gs_train.training.corrections import Corrections
 from gs_train.training.depth import PointDepths
-from gs_train.training.initial_splat import initial_splat, splat_points
+from gs_train.training.initial_splat import initial_splat, model_of, splat_points
 from gs_train.training.schedule import downscale_at
 from gs_train.training.state import TrainState
 from gs_train.training.views import TrainingViews
@@ -136,12 +133,7 @@ def start_state(
     view_generator = torch.Generator().manual_seed(2 * config.seed)
     density_generator = torch.Generator().manual_seed(2 * config.seed + 1)
     if splat is not None:
-        added = rest_count(config.sh_degree) - splat.f_rest.shape[1]
-        padded = replace(splat, f_rest=np.pad(splat.f_rest, ((0, 0), (0, added), (0, 0))))
-        degree = splat.sh_degree
-        model = GaussianModel.from_splat_data(
-            padded, device=device, spatial_lr_scale=scene.extent, active_sh_degree=degree
-        )
+        model = model_of(splat, config.sh_degree, scene.extent, device)
     else:
         model = initialise_model(
             scene.points,
