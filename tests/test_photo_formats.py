@@ -102,7 +102,8 @@ def test_heic_without_the_extra_is_one_sentence(tmp_path: Path, monkeypatch: pyt
         load_scene(file, ALL)
     message = str(caught.value)
     assert (
-        message.startswith("5 files (0.") and "-m pip install pillow-heif`, or convert the photos to JPEG." in message
+        message.startswith("5 files (0.")
+        and "-m pip install pillow-heif`, or convert the photos to JPEG files of the same names." in message
     )
     # The second remedy, followed: photos of another format under the same names.
     for photo in (tmp_path / "images").iterdir():

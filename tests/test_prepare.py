@@ -27,7 +27,7 @@ from PIL import Image
 
 from gs_train import cli
 from gs_train.prepare.worker import threads_for_memory
-from gs_train.scene.photos import decode
+from gs_train.scene.photos import files
 from gs_train.scene.readers.colmap import read_model
 
 PHOTOS = 6
@@ -270,10 +270,10 @@ def test_a_folder_without_enough_photos(prepare: Prepare) -> None:
     few = prepare.photos.with_name("few")
     few.mkdir()
     assert f"{few} holds no photos: give a folder" in prepare.refused(few, prepare.scene)
-    (few / "a.heic").touch()
-    (few / "b.HEIC").touch()
+    (few / "a.nef").touch()
+    (few / "b.NEF").touch()
     (few / "._c.jpg").touch()
-    assert "no photos of a known kind (it holds 1 .heic, 1 .HEIC)" in prepare.refused(few, prepare.scene)
+    assert "no photos of a known kind (it holds 1 .nef, 1 .NEF)" in prepare.refused(few, prepare.scene)
     shutil.copy(prepare.photos / "IMG_0.png", few)
     assert f"{few} holds 1 photo, but prepare needs at least 3" in prepare.refused(few, prepare.scene)
     assert not prepare.scene.exists()
@@ -302,7 +302,7 @@ def test_without_pycolmap_the_error_names_the_package(prepare: Prepare, monkeypa
 
 
 def test_too_many_pixels(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode, "_MOST_PIXELS", 1000)
+    monkeypatch.setattr(files, "_MOST_PIXELS", 1000)
     assert "IMG_0.png is 40x30 px, more than the 0 megapixels that a photo may have" in prepare.refused()
 
 

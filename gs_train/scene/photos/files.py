@@ -156,7 +156,9 @@ def _open(path: Path) -> Image.Image:
     except ImportError:
         install = f"`{sys.executable} -m pip install pillow-heif`"
         message = f"{path} is a HEIC photo, which needs the package pillow-heif: install it with {install}"
-        raise FileFault(f"{message}, or convert the photos to JPEG.", file=path, kind="HEIC") from None
+        raise FileFault(
+            f"{message}, or convert the photos to JPEG files of the same names.", file=path, kind="HEIC"
+        ) from None
     image: Image.Image = heif.HeifImageFile(path)
     return image
 
