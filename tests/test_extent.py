@@ -11,7 +11,7 @@ import pytest
 from transforms_files import ring
 
 from gs_train.cameras.camera import Camera
-from gs_train.scene.extent import camera_centres, initial_bounds, scene_extent
+from gs_train.scene.extent import camera_centres, place_random_points, scene_extent
 from gs_train.scene.types import PointCloud, View
 
 
@@ -50,19 +50,27 @@ def test_cameras_around_a_target_give_the_cube_that_they_see() -> None:
     poses = ring(12)
     for pose in poses:
         pose[:3, 3] += (7.0, 8.0, 9.0)
-    box = initial_bounds(_opengl_views(poses), 4.4)
+    box = place_random_points(np.array([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]), _opengl_views(poses), 4.4)
     half = 0.9 * math.sqrt(17) * 200 / 555.6
     np.testing.assert_allclose(box, [(7 - half, 8 - half, 9 - half), (7 + half, 8 + half, 9 + half)], atol=1e-9)
 
 
-def test_other_cameras_give_their_bounding_box() -> None:
+def test_other_cameras_see_their_random_points() -> None:
+    """Points between forward-facing cameras would never be seen, and never learn."""
     outward = [pose @ np.diag([-1.0, 1.0, -1.0, 1.0]) for pose in ring(12)]
     forward = []
     for x, y in ((0, 0), (4, 0), (0, 2), (4, 2)):
         pose = np.eye(4)
         pose[:3, 3] = (x, y, 1)
         forward.append(pose)
-    box = initial_bounds(_opengl_views(outward), 4.4)
-    np.testing.assert_allclose(box[:, 2], (1 - 2.2, 1 + 2.2))
-    np.testing.assert_allclose(initial_bounds(_opengl_views(forward), 3.0), [(0, -0.5, -0.5), (4, 2.5, 2.5)])
-    np.testing.assert_allclose(initial_bounds(_opengl_views(forward[:1]), 0.0), [(-1, -1, 0), (1, 1, 2)])
+    unit = np.random.default_rng(0).random((1000, 3))
+    for poses in (outward, forward, forward[:1]):
+        views = _opengl_views(poses)
+        points = place_random_points(unit, views, 3.0)
+        for index, view in enumerate(views):
+            x, y, z = view.world_to_camera[:3, :3] @ points[index :: len(views)].T + view.world_to_camera[:3, 3:]
+            assert (z >= 1.5 - 1e-9).all() and (z <= 36.0 + 1e-9).all()
+            assert 0.3 < np.mean(z < np.sqrt(1.5 * 36.0)) < 0.7
+            column, row = view.camera.fx * x / z + view.camera.cx, view.camera.fy * y / z + view.camera.cy
+            for pixel in (column, row):
+                assert (pixel >= -1e-9).all() and (pixel <= 400 + 1e-9).all() and pixel.max() - pixel.min() > 300

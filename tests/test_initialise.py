@@ -22,7 +22,13 @@ def cloud(xyz: NDArray[np.float64]) -> PointCloud:
 def make(points: PointCloud, *, max_gaussians: int = 1_000_000, seed: int = 0) -> GaussianModel:
     generator = torch.Generator().manual_seed(seed)
     return initialise_model(
-        points, sh_degree=3, extent=4.4, box=BOX, max_gaussians=max_gaussians, generator=generator, device="cpu"
+        points,
+        sh_degree=3,
+        extent=4.4,
+        place=lambda unit: BOX[0] + unit * (BOX[1] - BOX[0]),
+        max_gaussians=max_gaussians,
+        generator=generator,
+        device="cpu",
     )
 
 
@@ -67,7 +73,7 @@ def test_too_many_points_become_a_random_subset() -> None:
     assert rows != (make(points, max_gaussians=40, seed=1).xyz[:, 0] / 3.0).round().long().tolist()
 
 
-def test_without_points_random_gaussians_fill_the_box() -> None:
+def test_without_points_random_gaussians_are_placed_by_the_caller() -> None:
     empty = cloud(np.zeros((0, 3)))
     model = make(empty, max_gaussians=5000)
     assert len(model) == 5000 <= RANDOM_COUNT

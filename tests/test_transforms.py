@@ -17,7 +17,7 @@ from transforms_files import SIZE, document, look_at, ply_vertices, ring, write,
 
 from gs_train.cameras.camera import Camera
 from gs_train.errors import UserError
-from gs_train.scene.extent import initial_bounds
+from gs_train.scene.extent import place_random_points
 from gs_train.scene.load import SceneConfig, load_scene
 from gs_train.scene.readers.colmap import read_model
 from gs_train.scene.readers.transforms import read_transforms
@@ -393,4 +393,5 @@ def test_lego(shared_scenes: Path) -> None:
     assert (len(scene.train_views), len(scene.test_views), len(scene.points.xyz)) == (50, 20, 0)
     assert scene.train_views[0].camera.fx == pytest.approx(200 / math.tan(0.5 * json.loads("0.6911112070083618")))
     # The usual cube of the NeRF-synthetic scenes.
-    np.testing.assert_allclose(initial_bounds(scene.train_views, scene.extent), [(-1.3,) * 3, (1.3,) * 3], atol=0.02)
+    corners = place_random_points(np.array([[0.0] * 3, [1.0] * 3]), scene.train_views, scene.extent)
+    np.testing.assert_allclose(corners, [(-1.3,) * 3, (1.3,) * 3], atol=0.02)

@@ -1,4 +1,4 @@
-"""Initial Gaussians: one per sparse point, or random Gaussians in a bounding box if the scene has no points.
+"""Initial Gaussians: one per sparse point, or random Gaussians if the scene has no points.
 
 Every random draw comes from the generator argument, so the same points and seed give the same model on every device.
 Learning rates are in ``schedule.py``.
@@ -7,6 +7,7 @@ Learning rates are in ``schedule.py``.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ def initialise_model(
     *,
     sh_degree: int,
     extent: float,
-    box: NDArray[np.float64],
+    place: Callable[[NDArray[np.float64]], NDArray[np.float64]],
     max_gaussians: int,
     generator: torch.Generator,
     device: torch.device | str,
@@ -48,7 +49,7 @@ def initialise_model(
             replaced by random points.
         sh_degree: highest spherical-harmonics degree of the model. Degree 0 is active at first.
         extent: the scene's extent, world units; becomes ``spatial_lr_scale``.
-        box: [2, 3] lower and upper corner of the random points, world units; unused if the scene has points.
+        place: turns [N, 3] uniform random numbers, 0 to 1, into positions, world units; unused if the scene has points.
         max_gaussians: upper limit of the number of Gaussians, at least 1.
         generator: source of every random draw; on the CPU.
         device: device of the model.
@@ -59,7 +60,8 @@ def initialise_model(
     if max_gaussians < 1:
         raise ValueError(f"max_gaussians: expected at least 1, got {max_gaussians}")
     if len(points.xyz) == 0:
-        xyz = _random_points(box, min(RANDOM_COUNT, max_gaussians), generator)
+        unit = torch.rand(min(RANDOM_COUNT, max_gaussians), 3, generator=generator, dtype=torch.float64)
+        xyz = place(unit.numpy())
         rgb = torch.full(xyz.shape, 0.5)
     else:
         rows = np.arange(len(points.xyz))
@@ -79,13 +81,6 @@ def initialise_model(
         "rotation": torch.tensor([1.0, 0.0, 0.0, 0.0]).repeat(count, 1),
     }
     return GaussianModel({name: tensor.to(device) for name, tensor in tensors.items()}, spatial_lr_scale=extent)
-
-
-def _random_points(box: NDArray[np.float64], count: int, generator: torch.Generator) -> NDArray[np.float64]:
-    """[count, 3] positions, uniformly distributed in the box."""
-    unit = torch.rand(count, 3, generator=generator, dtype=torch.float64).numpy()
-    points: NDArray[np.float64] = box[0] + unit * (box[1] - box[0])
-    return points
 
 
 def _mean_squared_distance(xyz: NDArray[np.float64], extent: float) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""The size of a scene, measured from its cameras: extent, and a bounding box for random points."""
+"""The size of a scene, measured from its cameras: extent, and positions of random points."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ For the NeRF-synthetic scenes it gives a half side of 1.3 world units, the usual
 _FAR_CAMERA = 20.0
 _MEETING_FRACTION = 0.15
 """A camera looks at a point if its axis passes within this fraction of its distance from the point."""
+
+
+_FRUSTUM_DEPTH = (0.5, 12.0)
+"""Nearest and farthest random point of a view in extents. Points of forward-facing scenes lie 3 to 12 extents deep,
+points of indoor scenes up to 3."""
 
 
 def camera_centres(views: Sequence[View]) -> NDArray[np.float64]:
@@ -74,16 +79,17 @@ def scene_extent(views: Sequence[View], points: PointCloud) -> float:
     return 1.1 * radius
 
 
-def initial_bounds(views: Sequence[View], extent: float) -> NDArray[np.float64]:
-    """[2, 3] lower and upper corner of the bounding box for random initial points, world units. Its volume is positive.
+def place_random_points(unit: NDArray[np.float64], views: Sequence[View], extent: float) -> NDArray[np.float64]:
+    """[N, 3] positions for the points of a scene without any, world units.
 
-    If the cameras stand around one target and look at it, the box is the cube around the target that they see.
-    Otherwise it is the bounding box of the cameras, at least as thick as the extent along each axis, because cameras
-    often lie in one plane or on a line.
+    If the cameras stand around one target and look at it, the points fill the cube around the target that they see.
+    Otherwise the points are spread over the views' frusta, evenly over the pixels and over the logarithm of the depth:
+    cameras that look the same way, along a line or outward see nothing of the space between them.
 
     Args:
+        unit: [N, 3] uniform random numbers, 0 to 1.
         views: at least one.
-        extent: the scene's extent, world units.
+        extent: the scene's extent, world units, > 0.
     """
     if not views:
         raise ValueError("views: random points need at least one camera")
@@ -91,10 +97,19 @@ def initial_bounds(views: Sequence[View], extent: float) -> NDArray[np.float64]:
     cube = _target_cube(views, centres, np.stack([view.world_to_camera[2, :3] for view in views]))
     if cube is not None:
         middle, half = cube
-        return np.stack([middle - half, middle + half])
-    low, high = centres.min(axis=0), centres.max(axis=0)
-    sides = np.maximum(0.5 * (high - low), 0.5 * extent if extent > 0.0 else 1.0)
-    return np.stack([0.5 * (low + high) - sides, 0.5 * (low + high) + sides])
+        low, high = middle - half, middle + half
+        return np.asarray(low + unit * (high - low))
+    nearest, farthest = (factor * extent for factor in _FRUSTUM_DEPTH)
+    points = np.empty_like(unit)
+    for index, view in enumerate(views):
+        own = slice(index, None, len(views))
+        camera, (x, y, along) = view.camera, unit[own].T
+        depth = nearest * (farthest / nearest) ** along
+        right, down = (x * camera.width - camera.cx) / camera.fx, (y * camera.height - camera.cy) / camera.fy
+        points[own] = (
+            centres[index] + np.stack([right * depth, down * depth, depth], axis=1) @ view.world_to_camera[:3, :3]
+        )
+    return points
 
 
 def _target_cube(

@@ -17,10 +17,10 @@ from gs_train.formats.splat_data import SplatData
 from gs_train.model.initialise import initialise_model
 from gs_train.options import names_where
 from gs_train.render.select import select_rasterizer
-from gs_train.run.checkpoint import Checkpoint, check_scene, lookup, newest_intact
+from gs_train.run.checkpoint import Checkpoint, check_scene, list_checkpoints, lookup, newest_intact
 from gs_train.run.folder import RunFolder
 from gs_train.scene.agreement import check_agreement
-from gs_train.scene.extent import initial_bounds
+from gs_train.scene.extent import place_random_points
 from gs_train.scene.frame import Frame
 from gs_train.scene.photos.cache import ImageCache
 from gs_train.scene.types import Scene
@@ -139,7 +139,7 @@ def start_state(
             scene.points,
             sh_degree=config.sh_degree,
             extent=scene.extent,
-            box=initial_bounds(scene.train_views, scene.extent),
+            place=partial(place_random_points, views=scene.train_views, extent=scene.extent),
             max_gaussians=config.max_gaussians,
             generator=density_generator,
             device=device,
@@ -195,6 +195,12 @@ def checkpoint_to_resume(
     """
     checkpoint = newest_intact(folder.checkpoints, notify)
     check_scene(checkpoint, scene, frame)
+    count = len(list_checkpoints(folder.checkpoints))
+    if count > config.keep:
+        notify(
+            f"{folder.checkpoints} holds {count} checkpoints: with --keep {config.keep} the next save removes all but "
+            f"the newest {config.keep}."
+        )
     now = asdict(config)
     for name in names_where(TrainConfig, "shapes_state"):
         saved, wanted = lookup(checkpoint.config, name), lookup(now, name)
