@@ -21,8 +21,8 @@ from gs_train.scene.load import SceneConfig
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_the_preset_classic_equals_the_defaults() -> None:
-    assert load_preset("classic") == TrainConfig()
+def test_the_preset_default_equals_the_defaults() -> None:
+    assert load_preset("default") == TrainConfig()
 
 
 def test_every_preset_has_a_description_and_loads() -> None:
@@ -78,8 +78,8 @@ def test_no_round_or_reset_on_the_last_iterations(iterations: int, until: int, r
     assert (density.until_iteration, density.refine_until_iteration) == (until, refine_until)
 
 
-def test_default_schedule_scales_with_the_iterations() -> None:
-    short = replace(TrainConfig(), iterations=2000).resolved()
+def test_classic_schedule_scales_with_the_iterations() -> None:
+    short = replace(load_preset("classic"), iterations=2000).resolved()
     assert short.density.until_iteration == 1000
     # Short runs keep these intervals, because a round needs many views and opacities recover slowly after a reset.
     assert short.density.opacity_reset_interval == 3000

@@ -27,6 +27,7 @@ is too large. A split divides scales by 1.6, and HUGE / 1.6 < 1 < GIANT / 1.6.""
 SOLID, FAINT = 0.5, 0.004
 HOT, COLD = 3e-4, 1e-4
 PAPER: dict[str, Any] = {
+    "kind": "classic",
     "from_iteration": 500,
     "until_iteration": 15_000,
     "refine_until_iteration": 25_000,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gs_train.cameras.camera import Camera
-from gs_train.config.settings import TrainConfig
+from gs_train.config.toml import load_preset
 from gs_train.errors import UserError
 from gs_train.model.gaussians import GaussianModel
 from gs_train.render.cpu.rasterizer import CpuRasterizer
@@ -113,7 +113,7 @@ def test_training_with_a_depth_weight_brings_depth_nearer_to_the_points(tiny_sce
     scene = load_scene(tiny_scene, SceneConfig())
     errors = []
     for weight in (0.0, 0.5):
-        config = TrainConfig(iterations=80, device="cpu", max_gaussians=500, depth_weight=weight)
+        config = replace(load_preset("classic"), iterations=80, device="cpu", max_gaussians=500, depth_weight=weight)
         model = train(scene, config, tmp_path / str(weight)).model
         depths = PointDepths(scene, "cpu")
         view = scene.train_views[0]

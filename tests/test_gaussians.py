@@ -17,7 +17,7 @@ from gs_train.model import optimizer as door
 from gs_train.model.gaussians import PARAMETER_NAMES, GaussianModel
 from gs_train.model.schedule import OptimizerConfig
 
-CONFIG = OptimizerConfig(xyz_lr_max_steps=100)
+CONFIG = OptimizerConfig(xyz_lr_max_steps=100, xyz_lr_init=1.6e-4, opacity_lr=0.025, scaling_lr=0.005)
 
 
 def random_tensors(rows: int, *, degree: int = 1, seed: int = 0) -> dict[str, Tensor]:

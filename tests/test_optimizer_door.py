@@ -17,7 +17,7 @@ from gs_train.model.gaussians import PARAMETER_NAMES, GaussianModel
 from gs_train.model.schedule import OptimizerConfig
 
 TAILS = {"xyz": (3,), "f_dc": (1, 3), "f_rest": (3, 3), "opacity": (1,), "scaling": (3,), "rotation": (4,)}
-CONFIG = OptimizerConfig(xyz_lr_max_steps=100)
+CONFIG = OptimizerConfig(xyz_lr_max_steps=100, xyz_lr_init=1.6e-4, opacity_lr=0.025, scaling_lr=0.005)
 Snapshot = dict[str, tuple[Tensor, dict[str, Tensor]]]
 
 

@@ -25,12 +25,19 @@ from gs_train.training.state import TrainState
 CONFIG = TrainConfig(
     iterations=300,
     device="cpu",
+    background="black",
+    start_downscale=1,
     sh_degree_interval=60,
     max_gaussians=4000,
     save_every=40,
     log_every=7,
     density=DensityConfig(
-        from_iteration=20, until_iteration=290, interval=40, opacity_reset_interval=60, grad_threshold=1e-4
+        kind="classic",
+        from_iteration=20,
+        until_iteration=290,
+        interval=40,
+        opacity_reset_interval=60,
+        grad_threshold=1e-4,
     ),
 ).resolved()
 STOP = 150
@@ -104,7 +111,7 @@ def test_the_run_densifies_and_resets_on_both_sides_of_the_stop(at_once: tuple[P
     assert counts[-1] != counts[STOP - 1], "no densification after the stop"
     for reset in (120, 180):
         # The reset belongs to the beginning of the next step, whose Adam step moves each logit by a few hundredths.
-        assert opacity[reset] <= 0.0106 < opacity[reset - 1]
+        assert opacity[reset] <= 0.012 < opacity[reset - 1]
     # Steps after the last round and the last reset fit what they left.
     assert CONFIG.density.until_iteration == 200 and counts[200] == counts[-1]
 
@@ -231,6 +238,7 @@ CAP = 450
 def test_every_variant_resumes_exactly_and_keeps_to_the_cap(scene: Scene, tmp_path: Path, variant: str) -> None:
     changes = dict(VARIANTS[variant])
     schedule = {
+        "kind": "classic",
         "from_iteration": 10,
         "until_iteration": 60,
         "refine_until_iteration": 70,
@@ -238,8 +246,9 @@ def test_every_variant_resumes_exactly_and_keeps_to_the_cap(scene: Scene, tmp_pa
         "grad_threshold": 1e-5,
     }
     density = DensityConfig(**schedule | {"opacity_reset_interval": 0} | changes.pop("density", {}))
+    common = {"background": "black", "start_downscale": 1} | changes
     config = TrainConfig(
-        iterations=80, device="cpu", max_gaussians=CAP, save_every=30, log_every=20, density=density, **changes
+        iterations=80, device="cpu", max_gaussians=CAP, save_every=30, log_every=20, density=density, **common
     ).resolved()
     whole, parts = Trace(), Trace()
     train(scene, config, tmp_path / "whole", after_step=[whole])

@@ -24,7 +24,7 @@ HIGHEST_TRAINED_SH_DEGREE = 3
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Settings of a training run.
+    """Settings of a training run. The defaults are the preset ``default``.
 
     A field typed ``int | float`` is a point in the schedule: a whole number is an iteration, a number with a decimal
     point is a fraction of ``iterations``.
@@ -33,13 +33,13 @@ class TrainConfig:
         UserError: a value is outside its range; the message names the flag.
     """
 
-    iterations: int = setting(30_000, group=MOST_USED, at_least=1, on_resume=True)
+    iterations: int = setting(6000, group=MOST_USED, at_least=1, on_resume=True)
     """Optimizer steps. More gives a better picture; 2000 shows a first one."""
-    max_gaussians: int = setting(1_000_000, group=MOST_USED, at_least=1)
+    max_gaussians: int = setting(200_000, group=MOST_USED, at_least=1)
     """Upper limit of the number of Gaussians. Lower it for a smaller file, raise it for scenes larger than a room."""
     device: Literal["auto", "cuda", "cpu"] = setting("auto", group=MOST_USED, on_resume=True)
     """Device to train on. auto uses an NVIDIA GPU if CUDA works, otherwise the CPU."""
-    background: BackgroundKind = setting("black", group=MOST_USED, shapes_state=True)
+    background: BackgroundKind = setting("random", group=MOST_USED, shapes_state=True)
     """Colour behind the Gaussians. random: new colour each step, black at evaluation. learned: optimised. Use white or
     black for pictures of single objects with alpha."""
     sh_degree: int = setting(3, group=MODEL, at_least=0, at_most=HIGHEST_TRAINED_SH_DEGREE, shapes_state=True)
@@ -49,10 +49,10 @@ class TrainConfig:
     --iterations."""
     lambda_dssim: float = setting(0.2, group=MODEL, at_least=0, at_most=1)
     """Weight w of the structural term in the loss (1 - w) * L1 + w * (1 - SSIM). 0 is a little faster and blurrier."""
-    start_downscale: Literal[1, 2, 4, 8] = setting(1, group=SCHEDULE)
+    start_downscale: Literal[1, 2, 4, 8] = setting(2, group=SCHEDULE)
     """Train at 1/N of the photos' size at first and double the size until --full-size-from; 2 is faster, 1 always
     trains at full size."""
-    full_size_from: int | float = setting(0.3, group=SCHEDULE)
+    full_size_from: int | float = setting(0.15, group=SCHEDULE)
     """Iteration from which photos have their full size; 1000, or 0.15 for a fraction of --iterations."""
     batch_size: int = setting(1, group=SCHEDULE, at_least=1)
     """Views per step after --batch-from (1 before). More reduces noise late in training; cost grows linearly."""

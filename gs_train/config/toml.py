@@ -25,7 +25,7 @@ _Config = TypeVar("_Config")
 
 def load_preset(name: str) -> TrainConfig:
     """A preset by name (``paper``) or by the path of a .toml file, laid over the defaults of ``TrainConfig`` (the
-    preset classic).
+    preset default).
 
     The config.toml of a run is a preset, too; its ``scene_path`` is ignored.
 

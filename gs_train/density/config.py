@@ -26,7 +26,7 @@ class DensityConfig:
     """
 
     kind: Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(CONTROLLERS)}}}")] = setting(
-        "classic", group=MOST_USED, shapes_state=True
+        "multiview", group=MOST_USED, shapes_state=True
     )
     """How Gaussians are added and removed. classic: clone and split by the screen-space gradient. absgrad: the same
     with absolute gradients. mcmc: relocate transparent Gaussians to where errors remain, always up to --max-gaussians.
@@ -34,7 +34,7 @@ class DensityConfig:
     from_iteration: int | float = setting(0.01667, group=DENSITY)
     """First iteration after which Gaussians change; 500, or 0.02 for a fraction of --iterations. Raise it if early
     growth follows a blurred picture."""
-    until_iteration: int | float = setting(0.5, group=DENSITY)
+    until_iteration: int | float = setting(0.3, group=DENSITY)
     """(classic, absgrad, multiview) Iteration at which densification ends; 15000, or 0.5 for a fraction of
     --iterations. Lower it for fewer Gaussians."""
     refine_until_iteration: int | float = setting(0.8333, group=DENSITY)
