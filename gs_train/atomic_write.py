@@ -63,6 +63,11 @@ def clear_leftovers(folder: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
+def is_temporary(path: Path) -> bool:
+    """Whether a file has the name of a temporary file of ``atomic_write``."""
+    return _TEMPORARY.fullmatch(path.name) is not None
+
+
 def _temporary_name(name: str) -> str:
     return f".{name}.{os.getpid()}.tmp"
 

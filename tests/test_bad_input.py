@@ -225,14 +225,14 @@ def test_out_that_cannot_be_written(scene: Path, tmp_path: Path, monkeypatch: py
     before = sorted(tmp_path.rglob("*"))
     if place.startswith("readonly"):
         # Simulated, because root may write anywhere.
-        real = os.mkdir
+        real = os.open
 
-        def mkdir(path: Any, *rest: Any, **named: Any) -> None:
+        def open_(path: Any, *rest: Any, **named: Any) -> int:
             if "/readonly" in str(path):
                 raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
-            real(path, *rest, **named)
+            return real(path, *rest, **named)
 
-        monkeypatch.setattr(os, "mkdir", mkdir)
+        monkeypatch.setattr(os, "open", open_)
     # The scene does not exist: the folder is checked first.
     sentence = refused_here("train", scene / "nowhere", "--out", tmp_path / place)
     assert sentence.startswith(f"--out {tmp_path / place} cannot be written (")

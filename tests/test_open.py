@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoint_files import rewrite
 from command_line import environment
 from splats import assert_same_bits
 
@@ -69,9 +70,7 @@ def test_another_scene_is_refused(tiny_run: Path, tmp_path: Path) -> None:
 
 def test_the_background_is_that_of_the_training(own_run: Path) -> None:
     newest = own_run / "checkpoints" / "iteration_000024.pt"
-    content = torch.load(newest, weights_only=True)
-    content["state"]["background"]["eval_color"] = torch.tensor([0.25, 0.5, 1.0])
-    torch.save(content, newest)
+    rewrite(newest, lambda content: content["state"]["background"].update(eval_color=torch.tensor([0.25, 0.5, 1.0])))
     assert open_splat(own_run).background().tolist() == [0.25, 0.5, 1.0]
     assert open_splat(splat_file(own_run)).background().tolist() == [0.0, 0.0, 0.0]
 

@@ -33,6 +33,7 @@ class EvalCommand:
         from tqdm import tqdm
 
         from gs_train.evaluate.evaluate import evaluate_splat, write_figures
+        from gs_train.run.folder import RunFolder
         from gs_train.run.open import open_run
 
         opened = open_run(self.run_folder, notify)
@@ -50,6 +51,7 @@ class EvalCommand:
                 renders=self.run_folder / "renders" / f"iteration_{opened.iteration}",
                 after_view=bar.update,
             )
+        RunFolder(self.run_folder).clear_leftovers()
         results, per_view = write_figures(evaluation, self.run_folder, iteration=opened.iteration, split=split)
         mean = evaluation.mean
         show(

@@ -139,7 +139,8 @@ def _run_facts(folder: RunFolder, notify: Callable[[str], None]) -> Facts:
     ]
     opened = open_run(folder.path, notify) if list_checkpoints(folder.checkpoints) else None
     if opened is None or opened.checkpoint is None:
-        facts.append(("checkpoint", "none yet"))
+        newest = folder.newest_splat()
+        facts.append(("checkpoint", "none yet" if newest is None else f"none; the run's splat is {newest[1]}"))
     else:
         facts += _checkpoint_facts(opened, opened.checkpoint)
     results = folder.path / "results.json"

@@ -17,6 +17,7 @@ from gs_train.errors import UserError, describe_full_disk
 from gs_train.machine import peak_memory
 from gs_train.options import MOST_USED, flag_name, names_where, setting
 from gs_train.run.folder import RunFolder
+from gs_train.run.lock import check_unlocked
 
 if TYPE_CHECKING:
     from gs_train.scene.types import Scene
@@ -36,7 +37,7 @@ class TrainCommand:
     """Folder to write the run to; runs/NAME_OF_SCENE if not given."""
     preset: str = setting(DEFAULT_PRESET, group=MOST_USED)
     """Settings to start from; flags override them. A name (default, fast, quality, classic, paper, tiny) or a .toml
-    file; settings that the file leaves out come from classic. fast gives a good splat in minutes."""
+    file; settings that the file leaves out come from default. fast gives a good splat in minutes."""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = setting(None, group=MOST_USED)
     """Continue this run from its newest intact checkpoint. A larger --iterations trains past the old end."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = setting(False, group=MOST_USED)
@@ -126,6 +127,7 @@ class TrainCommand:
                 f"gs-train train SCENE --resume {self.resume}."
             )
         out = self.resume or self.out or Path("runs") / _scene_name(self.scene.resolve())
+        check_unlocked(out)
         if self.resume is None:
             RunFolder(out).check_free(overwrite=self.overwrite)
         elif not self.scene.exists():

@@ -7,28 +7,33 @@ run's files are replaced only on request, and files that do not belong to a run 
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import tempfile
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gs_train.atomic_write import atomic_write_text
+from gs_train.atomic_write import atomic_write_text, clear_leftovers, is_temporary
 from gs_train.cameras.poses import camera_to_world
 from gs_train.config.settings import TrainConfig
 from gs_train.config.toml import write_toml
 from gs_train.errors import UserError
 from gs_train.formats.ply import write_ply
 from gs_train.formats.splat_data import SplatData
+from gs_train.run.lock import LOCK_NAME
 from gs_train.run.splat_frame import moved, write_offset
 from gs_train.scene.frame import Frame
 from gs_train.scene.types import Scene, View
 
-# config.toml marks the folder as a run, so ``clear`` removes it last: a run that is cleared halfway can be cleared
-# again.
-_FILES = ("metrics.jsonl", "cameras.json", "cameras_refined.json", "results.json", "per_view.json", "config.toml")
+# config.toml marks the folder as a run. ``clear`` keeps it until ``write_config`` replaces it, so a run that is killed
+# in between can be replaced again.
+_FILES = ("metrics.jsonl", "cameras.json", "cameras_refined.json", "results.json", "per_view.json", "cfg_args")
 _FOLDERS = ("checkpoints", "point_cloud", "renders")
+_SPLAT_FOLDER = re.compile(r"iteration_(\d+)")
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,15 @@ class RunFolder:
         """The folder, or its nearest parent that exists: a place on the disk that the run is written to."""
         return next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
 
+    def newest_splat(self) -> tuple[int, Path] | None:
+        """The number of steps and the path of the newest splat; None if the run has not ended."""
+        found = [
+            (int(match[1]), self.point_cloud(int(match[1])))
+            for folder in self.path.glob("point_cloud/*")
+            if (match := _SPLAT_FOLDER.fullmatch(folder.name))
+        ]
+        return max((entry for entry in found if entry[1].is_file()), default=None)
+
     def is_run(self) -> bool:
         """Whether the folder is a run."""
         return self.config.is_file()
@@ -89,8 +103,8 @@ class RunFolder:
         """
         try:
             self._refuse_taken(overwrite=overwrite)
-            # A write is tried, because permissions do not show read-only disks. The trial folder is removed.
-            with tempfile.TemporaryDirectory(dir=self.nearest_existing()):
+            # A write is tried, because permissions do not show read-only disks. The file has no name.
+            with tempfile.TemporaryFile(dir=self.nearest_existing()):
                 pass
         except OSError as error:
             raise UserError(
@@ -100,7 +114,7 @@ class RunFolder:
     def _refuse_taken(self, *, overwrite: bool) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--out {self.path} is a file: name a folder.")
-        if not self.path.is_dir() or not any(self.path.iterdir()):
+        if not self.path.is_dir() or all(_is_leftover(entry) for entry in self.path.iterdir()):
             return
         if not self.is_run():
             raise UserError(f"--out {self.path} is not empty and not a run: name another folder.")
@@ -111,12 +125,28 @@ class RunFolder:
             )
 
     def clear(self, *, overwrite: bool) -> None:
-        """Remove the files of an old run and keep all others. Raises as ``check_free`` does."""
-        self.check_free(overwrite=overwrite)
+        """Remove the files of an old run but config.toml, and keep all others. Needs the lock.
+
+        Raises:
+            UserError: as ``check_free``.
+        """
+        try:
+            self._refuse_taken(overwrite=overwrite)
+        except OSError as error:
+            raise UserError(
+                f"--out {self.path} cannot be read ({error.strerror or error}): choose another folder."
+            ) from error
         for name in _FOLDERS:
             shutil.rmtree(self.path / name, ignore_errors=True)
         for name in _FILES:
             (self.path / name).unlink(missing_ok=True)
+
+    def clear_leftovers(self) -> None:
+        """Remove the temporary files of killed processes."""
+        clear_leftovers(self.path)
+        for name in _FOLDERS:
+            for folder, _, _ in os.walk(self.path / name):
+                clear_leftovers(Path(folder))
 
     def check_config(self, config: TrainConfig, scene: Scene) -> None:
         """Raise UserError if ``write_config`` would fail: some file systems allow names that are not text."""
@@ -129,8 +159,23 @@ class RunFolder:
             ) from None
 
     def write_config(self, config: TrainConfig, scene: Scene) -> None:
-        """Write the resolved config, so that a resume needs only this folder."""
+        """Write the resolved config, so that a resume needs only this folder, and cfg_args for the original viewers.
+
+        Removes the temporary files of killed processes.
+        """
+        self.clear_leftovers()
         atomic_write_text(self.config, write_toml(config, scene.path.resolve()))
+        arguments = Namespace(
+            sh_degree=config.sh_degree,
+            source_path=str(scene.path.resolve()),
+            model_path=str(self.path.resolve()),
+            images=config.scene.images,
+            resolution=config.scene.resolution,
+            white_background=config.background == "white",
+            data_device="cuda",
+            eval=config.scene.test_every > 0,
+        )
+        atomic_write_text(self.path / "cfg_args", repr(arguments))
 
     def write_results(
         self,
@@ -160,6 +205,13 @@ class RunFolder:
             _write_cameras(self.cameras_refined, (*scene.test_views, *refined_views), frame)
         if offset is not None:
             notify(offset)
+
+
+def _is_leftover(entry: Path) -> bool:
+    """Whether a file or folder is all that a training left that was killed before its config.toml was written."""
+    if entry.is_dir():
+        return entry.name in _FOLDERS and not any(entry.iterdir())
+    return entry.name == LOCK_NAME or is_temporary(entry)
 
 
 def _write_cameras(path: Path, views: Sequence[View], frame: Frame) -> None:

@@ -48,16 +48,13 @@ class OpenedSplat:
     """The config of the run; None for a splat file, and for a checkpoint outside a run folder."""
     scene_path: Path | None = None
     """The scene of the training, if the run's config names it."""
+    iteration: int | None = None
+    """Training steps taken; None for a splat file."""
 
     @property
     def checkpoint(self) -> Checkpoint | None:
         """The checkpoint; None for a splat file."""
         return None if isinstance(self.content, SplatData) else self.content
-
-    @property
-    def iteration(self) -> int | None:
-        """Training steps taken; None for a splat file."""
-        return None if self.checkpoint is None else self.checkpoint.iteration
 
     @property
     def antialiased(self) -> bool:
@@ -89,11 +86,21 @@ class OpenedSplat:
         return GaussianModel.from_state_dict(self.content.state["model"], device)
 
     def background(self, device: torch.device | str = "cpu") -> torch.Tensor:
-        """[3] RGB in 0..1 to render over: the background of the training at evaluation; black for a splat file."""
+        """[3] RGB in 0..1 to render over: the background of the training at evaluation; black for a splat file.
+
+        Raises:
+            UserError: the colour was learned, and the run has no checkpoint that holds it.
+        """
         import torch
 
         if isinstance(self.content, SplatData):
-            return torch.zeros(3, device=device)
+            kind = "black" if self.config is None else self.config.background
+            if kind == "learned":
+                raise UserError(
+                    f"{self.path} has a learned background, which only its checkpoints hold, and they are gone: "
+                    "export the splat without an evaluation, or train again."
+                )
+            return torch.full((3,), 1.0 if kind == "white" else 0.0, device=device)
         color: torch.Tensor = self.content.state["background"]["eval_color"]
         return color.to(device)
 
@@ -168,24 +175,46 @@ def open_splat(path: Path | str, notify: Callable[[str], None] = _silent) -> Ope
         return OpenedSplat(path=path, content=read_splat(path), frame=read_offset(path))
     checkpoint, run = _read_checkpoint(path), RunFolder(path.absolute().parent.parent)
     if not run.is_run():
-        return OpenedSplat(path=path, content=checkpoint, frame=checkpoint.frame)
-    config, scene_path = read_config(run.config)
-    return OpenedSplat(path=path, content=checkpoint, frame=checkpoint.frame, config=config, scene_path=scene_path)
+        return OpenedSplat(path=path, content=checkpoint, frame=checkpoint.frame, iteration=checkpoint.iteration)
+    return _of_run(path, checkpoint, run)
 
 
 def open_run(path: Path, notify: Callable[[str], None] = _silent) -> OpenedSplat:
-    """Open a run folder at its newest intact checkpoint.
+    """Open a run folder at its newest intact checkpoint, or at its splat if it has no checkpoints any more.
 
     Raises:
-        UserError: the folder is not a run or has no intact checkpoint.
+        UserError: the folder is not a run, has no intact checkpoint, or has neither checkpoint nor splat.
     """
-    from gs_train.run.checkpoint import newest_intact
+    from gs_train.run.checkpoint import list_checkpoints, newest_intact
 
-    folder = RunFolder(path)
-    folder.check_run()
-    config, scene_path = read_config(folder.config)
-    checkpoint = newest_intact(folder.checkpoints, notify)
-    return OpenedSplat(path=path, content=checkpoint, frame=checkpoint.frame, config=config, scene_path=scene_path)
+    run = RunFolder(path)
+    run.check_run()
+    newest = run.newest_splat()
+    if newest is None or list_checkpoints(run.checkpoints):
+        return _of_run(path, newest_intact(run.checkpoints, notify), run)
+    iteration, splat = newest
+    notify(f"{path} has no checkpoint: using {splat}.")
+    config, scene_path = read_config(run.config)
+    return OpenedSplat(
+        path=path,
+        content=read_splat(splat),
+        frame=read_offset(splat),
+        config=config,
+        scene_path=scene_path,
+        iteration=iteration,
+    )
+
+
+def _of_run(path: Path, checkpoint: Checkpoint, run: RunFolder) -> OpenedSplat:
+    config, scene_path = read_config(run.config)
+    return OpenedSplat(
+        path=path,
+        content=checkpoint,
+        frame=checkpoint.frame,
+        config=config,
+        scene_path=scene_path,
+        iteration=checkpoint.iteration,
+    )
 
 
 def _read_checkpoint(path: Path) -> Checkpoint:

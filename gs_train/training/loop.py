@@ -19,9 +19,11 @@ from gs_train import losses
 from gs_train.config.settings import TrainConfig
 from gs_train.density.registry import controller_class
 from gs_train.density.types import DensityController
+from gs_train.errors import UserError
 from gs_train.model.gaussians import describe_non_finite
-from gs_train.run.checkpoint import save_checkpoint, scene_fingerprint
+from gs_train.run.checkpoint import list_checkpoints, save_checkpoint, scene_fingerprint
 from gs_train.run.folder import RunFolder
+from gs_train.run.lock import check_unlocked, hold_lock
 from gs_train.scene.frame import training_frame
 from gs_train.scene.photos.decode import check_images
 from gs_train.scene.types import Scene
@@ -47,8 +49,7 @@ def train(
     should_stop: Callable[[], bool] = lambda: False,
     notify: Callable[[str], None] = lambda _: None,
 ) -> TrainState:
-    """Train a scene into the run folder ``out``: config.toml, metrics.jsonl, checkpoints, and at the end the splat and
-    cameras.json.
+    """Train a scene into the run folder ``out``: config, metrics, checkpoints, and at the end the splat and cameras.
 
     Args:
         scene: from ``load_scene``.
@@ -66,35 +67,48 @@ def train(
         The state after the last step, in coordinates of ``training_frame(scene)``; before the last if stopped.
 
     Raises:
-        UserError: ``out`` is taken, there is no intact checkpoint to resume, the device is missing, a photo cannot be
-            decoded, or the disk has no room for photos that exceed memory.
+        UserError: ``out`` is taken, another process trains in it, there is no intact checkpoint to resume, the device
+            is missing, a photo cannot be decoded, or the disk has no room for photos that exceed memory.
         FloatingPointError: the loss or a parameter is NaN or infinite.
         MemoryError: an image or the Gaussians need more memory than the machine has.
         OSError: the disk is full; earlier files are intact.
     """
     # ---- Every fault that can be known is found before the first file is written
     config, folder = config.resolved(), RunFolder(Path(out))
+    check_unlocked(folder.path)
     if not resume:
         folder.check_free(overwrite=overwrite)
     folder.check_config(config, scene)
+    checkpoints = list_checkpoints(folder.checkpoints)
     controller: type[DensityController] = density or controller_class(config.density.kind)
-    frame = training_frame(scene)
-    scene = frame.apply(scene)
+    scene = (frame := training_frame(scene)).apply(scene)
     state, views = start_training(scene, frame, config, folder, controller, resume=resume, notify=notify)
     check_images(scene.test_views)
 
-    # ---- Files are written from here on
+    # ---- Files are written from here on, by one process
+    with hold_lock(folder.path):
+        _replace_old_run(folder, checkpoints, resume=resume, overwrite=overwrite)
+        folder.write_config(config, scene)
+        save = partial(save_checkpoint, folder.checkpoints, config=config, frame=frame, keep=config.keep)
+        save = partial(save, fingerprint=scene_fingerprint(scene))
+        _take_steps(state, views, config, folder.metrics, save, after_step, should_stop, notify)
+        if state.iteration == config.iterations:
+            refined = state.corrections.refined(scene.train_views)
+            splat = state.model.to_splat_data(antialiased=config.antialiased)
+            folder.write_results(splat, scene, frame, state.iteration, refined_views=refined, notify=notify)
+    return state
+
+
+def _replace_old_run(folder: RunFolder, checkpoints: list[Path], *, resume: bool, overwrite: bool) -> None:
+    """Remove the files of an old run, unless it is resumed.
+
+    Raises:
+        UserError: the folder is taken, or another process has trained in it since ``checkpoints`` were listed.
+    """
     if not resume:
         folder.clear(overwrite=overwrite)
-    folder.write_config(config, scene)
-    save = partial(save_checkpoint, folder.checkpoints, config=config, frame=frame, keep=config.keep)
-    save = partial(save, fingerprint=scene_fingerprint(scene))
-    _take_steps(state, views, config, folder.metrics, save, after_step, should_stop, notify)
-    if state.iteration == config.iterations:
-        refined = state.corrections.refined(scene.train_views)
-        splat = state.model.to_splat_data(antialiased=config.antialiased)
-        folder.write_results(splat, scene, frame, state.iteration, refined_views=refined, notify=notify)
-    return state
+    elif list_checkpoints(folder.checkpoints) != checkpoints:
+        raise UserError(f"another training has just written to {folder.path}: run the same command again.")
 
 
 def _take_steps(
