@@ -10,7 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from gs_train import SceneConfig, TrainState, load_preset, load_scene, train
+from gs_train import TrainState, load_preset, load_scene, train
 
 
 def report(state: TrainState) -> None:
@@ -19,7 +19,7 @@ def report(state: TrainState) -> None:
 
 
 def main(scene_path: str, out: str, iterations: str = "300") -> None:
-    scene = load_scene(Path(scene_path), SceneConfig())
+    scene = load_scene(scene_path)
     config = replace(load_preset("fast"), iterations=int(iterations))
     state = train(scene, config, Path(out), after_step=[report], notify=print)
     print(f"{len(state.model):,} Gaussians after {state.iteration} iterations: {out}")

@@ -20,7 +20,6 @@ from gs_train import (
     DensitySetup,
     GaussianModel,
     RenderOutput,
-    SceneConfig,
     load_preset,
     load_scene,
     train,
@@ -63,7 +62,7 @@ class LargestFirst:
 
 
 def main(scene_path: str, out: str, iterations: str = "300") -> None:
-    scene = load_scene(Path(scene_path), SceneConfig())
+    scene = load_scene(scene_path)
     rounds = DensityConfig(from_iteration=0.1, until_iteration=0.8, interval=20)
     config = replace(load_preset("fast"), iterations=int(iterations), density=rounds)
     state = train(scene, config, Path(out), density=LargestFirst, notify=print)

@@ -122,28 +122,32 @@ def _discard(descriptor: int) -> None:
 
 
 @contextmanager
-def step_bars() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar for each step of a long task.
+def step_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Progress of a task of several steps.
 
-    Yields a function of the step's name, its progress and its total. The first call for a step closes the bars of
-    earlier steps.
+    Yields a function of the step's name, its progress and its total. The first call for a step ends the step before.
     """
-    from tqdm import tqdm
+    from gs_train.progress import Progress
 
-    bars: dict[str, Any] = {}
+    current: tuple[str, Progress, int] | None = None
 
     def show(step: str, done: int, total: int) -> None:
-        if step not in bars:
-            for bar in bars.values():
-                bar.close()
-            bars[step] = tqdm(total=total, desc=step)
-        bars[step].update(done - bars[step].n)
+        nonlocal current
+        if current is None or current[0] != step:
+            end()
+            current = (step, Progress(step, total, unit="photo"), 0)
+        _, progress, before = current
+        progress.update(done - before)
+        current = (step, progress, done)
+
+    def end() -> None:
+        if current is not None:
+            current[1].__exit__(None, None, None)
 
     try:
         yield show
     finally:
-        for bar in bars.values():
-            bar.close()
+        end()
 
 
 @contextmanager

@@ -30,9 +30,8 @@ class EvalCommand:
 
     def run(self) -> int:
         """Write results.json, per_view.json and renders/ into the run folder."""
-        from tqdm import tqdm
-
         from gs_train.evaluate.evaluate import evaluate_splat, write_figures
+        from gs_train.progress import Progress
         from gs_train.run.folder import RunFolder
         from gs_train.run.open import open_run
 
@@ -43,13 +42,13 @@ class EvalCommand:
         views, split = (scene.test_views, "test") if scene.test_views else (scene.train_views, "train")
         if split == "train":
             _warn_of_training_views(opened)
-        with tqdm(total=len(views), desc="eval", unit="view") as bar:
+        with Progress("eval", len(views), unit="view") as progress:
             evaluation = evaluate_splat(
                 opened,
                 views,
                 selection,
                 renders=self.run_folder / "renders" / f"iteration_{opened.iteration}",
-                after_view=bar.update,
+                after_view=progress.update,
             )
         RunFolder(self.run_folder).clear_leftovers()
         results, per_view = write_figures(evaluation, self.run_folder, iteration=opened.iteration, split=split)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from gs_train.console import notify, show, step_bars
+from gs_train.console import notify, show, step_progress
 from gs_train.errors import UserError, first_few
 from gs_train.prepare.pipeline import FEWEST_PHOTOS
 
@@ -40,7 +40,7 @@ class PrepareCommand:
         from gs_train.prepare.pipeline import prepare_scene
 
         try:
-            with step_bars() as progress:
+            with step_progress() as progress:
                 prepared = prepare_scene(self.source, self.scene, frames=self.frames, progress=progress, notify=notify)
         except KeyboardInterrupt:
             notify("Stopped. The same command goes on from here.")

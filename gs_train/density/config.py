@@ -61,7 +61,7 @@ class DensityConfig:
     --density.min-opacity."""
     max_world_scale: float = setting(0.1, group=DENSITY, at_least=0)
     """(classic, absgrad) After the first opacity reset, Gaussians larger than this fraction of the scene's extent are
-    pruned. Raise it for scenes with a large plain background."""
+    split. Lower it for a scene that stays blurred in large plain parts."""
     growth: float = setting(0.05, group=DENSITY, at_least=0)
     """(mcmc) Fraction of new Gaussians per round, up to --max-gaussians. Raise it for short runs."""
     noise_lr: float = setting(1e5, group=DENSITY, at_least=0)

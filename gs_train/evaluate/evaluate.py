@@ -37,7 +37,8 @@ class Evaluation:
     per_view: dict[str, ViewMetrics]
     """By view name."""
     images: tuple[Path, ...]
-    """PNGs with the photo on the left and the render on the right, in the order of the views."""
+    """PNGs with the photo on the left and the render on the right, in the order of the views; empty if none are
+    written."""
     gaussians: int
     """Number of Gaussians rendered."""
     rasterizer: str
@@ -56,7 +57,7 @@ def evaluate(
     rasterizer: Rasterizer,
     *,
     background: torch.Tensor,
-    renders: Path,
+    renders: Path | None = None,
     after_view: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Render every view and compare it with its photo.
@@ -66,7 +67,7 @@ def evaluate(
         views: at least one.
         rasterizer: renders the views.
         background: [3] RGB in 0..1 to render over, on the model's device.
-        renders: folder for one PNG per view, with the photo on the left and the render on the right.
+        renders: folder for one PNG per view, with the photo on the left and the render on the right; None writes none.
         after_view: called after every view.
 
     Raises:
@@ -87,11 +88,12 @@ def evaluate(
             image = rasterizer.render(model, view.camera, pose, background).image
             target = composite(photo, background)
             per_view[view.name] = view_metrics(image, target, pixel_weights(photo, background.device))
-            _save_beside(renders / name, target, image)
+            if renders is not None:
+                _save_beside(renders / name, target, image)
             after_view()
     return Evaluation(
         per_view=per_view,
-        images=tuple(renders / name for name in names),
+        images=() if renders is None else tuple(renders / name for name in names),
         gaussians=len(model),
         rasterizer=rasterizer.name,
     )
@@ -102,7 +104,7 @@ def evaluate_splat(
     views: Sequence[View],
     selection: Selection,
     *,
-    renders: Path,
+    renders: Path | None = None,
     after_view: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Evaluate an opened splat over its own background.
@@ -111,7 +113,7 @@ def evaluate_splat(
 
         opened = open_splat(Path("runs/mine"))
         scene = opened.load_scene()
-        mean = evaluate_splat(opened, scene.test_views, opened.select_rasterizer(), renders=Path("renders")).mean
+        mean = evaluate_splat(opened, scene.test_views, opened.select_rasterizer()).mean
 
     Args:
         opened: from ``open_splat``.

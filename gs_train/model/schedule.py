@@ -18,7 +18,8 @@ class OptimizerConfig:
     """Learning rates of the six parameter groups (defaults: the preset ``default``)."""
 
     xyz_lr_init: float = setting(4e-4, group=LEARNING_RATES, at_least=0)
-    """Learning rate of the positions at the start, times the scene's extent. Lower it (1.6e-4, the original's) for runs of 30000."""
+    """Learning rate of the positions at the start, times the scene's extent. Lower it (1.6e-4, the original's) for runs
+    of 30000."""
     xyz_lr_final: float = setting(1.6e-6, group=LEARNING_RATES, at_least=0)
     """Learning rate of the positions at the end of their decay, times the scene's extent. Lower it if the picture
     still flickers at the end."""

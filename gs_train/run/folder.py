@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import shutil
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from gs_train import __version__
 from gs_train.atomic_write import atomic_write_text, clear_leftovers, is_temporary
 from gs_train.cameras.poses import camera_to_world
 from gs_train.config.settings import TrainConfig
@@ -24,6 +27,7 @@ from gs_train.config.toml import write_toml
 from gs_train.errors import UserError
 from gs_train.formats.ply import write_ply
 from gs_train.formats.splat_data import SplatData
+from gs_train.machine import peak_memory
 from gs_train.run.lock import LOCK_NAME
 from gs_train.run.splat_frame import moved, write_offset
 from gs_train.scene.frame import Frame
@@ -31,7 +35,15 @@ from gs_train.scene.types import Scene, View
 
 # config.toml marks the folder as a run. ``clear`` keeps it until ``write_config`` replaces it, so a run that is killed
 # in between can be replaced again.
-_FILES = ("metrics.jsonl", "cameras.json", "cameras_refined.json", "results.json", "per_view.json", "cfg_args")
+_FILES = (
+    "metrics.jsonl",
+    "cameras.json",
+    "cameras_refined.json",
+    "results.json",
+    "per_view.json",
+    "cfg_args",
+    "run.json",
+)
 _FOLDERS = ("checkpoints", "point_cloud", "renders")
 _SPLAT_FOLDER = re.compile(r"iteration_(\d+)")
 
@@ -176,6 +188,32 @@ class RunFolder:
             eval=config.scene.test_every > 0,
         )
         atomic_write_text(self.path / "cfg_args", repr(arguments))
+
+    def write_facts(self, *, iteration: int, gaussians: int, loop_s: float, device: str) -> None:
+        """Write run.json: what the training took, and on which machine.
+
+        Args:
+            iteration: number of steps taken.
+            gaussians: number of Gaussians.
+            loop_s: seconds in the training loop, over all resumes.
+            device: device of the Gaussians.
+        """
+        facts = {
+            "iteration": iteration,
+            "gaussians": gaussians,
+            "loop_s": round(loop_s, 3),
+            "peak_memory_bytes": peak_memory(),
+            "device": device,
+            "cpu_count": os.cpu_count(),
+            "platform": platform.platform(),
+            "versions": {
+                "gs_train": __version__,
+                "python": platform.python_version(),
+                "torch": metadata.version("torch"),
+                "numpy": metadata.version("numpy"),
+            },
+        }
+        atomic_write_text(self.path / "run.json", json.dumps(facts, indent=2) + "\n")
 
     def write_results(
         self,

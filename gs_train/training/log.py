@@ -1,4 +1,4 @@
-"""The training log: a progress bar on stderr, and metrics.jsonl.
+"""The training log: progress on stderr, and metrics.jsonl.
 
 The loop passes numbers to the log on logging steps only, so the log itself never waits for the device. metrics.jsonl
 has one line per logging step of the run in its current state: a resume removes the lines after its checkpoint.
@@ -7,52 +7,41 @@ has one line per logging step of the run in its current state: a resume removes 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tqdm import tqdm
-
 from gs_train.atomic_write import atomic_write
+from gs_train.progress import Progress
 
 
 class TrainLog:
     """Context manager around the training loop."""
 
-    def __init__(self, metrics: Path, *, first: int, last: int) -> None:
-        """Open metrics.jsonl for appending and show the progress bar.
+    def __init__(self, metrics: Path, *, first: int, last: int, progress: bool) -> None:
+        """Open metrics.jsonl for appending and begin to show progress.
 
         Args:
             metrics: path of metrics.jsonl. Lines after iteration ``first`` are removed.
             first: number of steps already taken.
             last: step at which training ends.
+            progress: whether to show the progress.
         """
         cut_metrics(metrics, first)
         metrics.parent.mkdir(parents=True, exist_ok=True)
         self._file = metrics.open("a", encoding="utf-8")
-        # A terminal gets ten updates per second, a log file one line every ten seconds.
-        interval_s = 0.1 if sys.stderr.isatty() else 10.0
-        self._bar = tqdm(
-            initial=first,
-            total=last,
-            unit="it",
-            mininterval=interval_s,
-            dynamic_ncols=True,
-            smoothing=0.05,
-            desc="train",
-        )
+        self._progress = Progress("train", last, first=first, shown=progress)
 
     def step(self) -> None:
         """Advance the progress bar by one step."""
-        self._bar.update()
+        self._progress.update()
 
     def record(self, line: dict[str, Any], *, loss: float, psnr: float) -> None:
-        """Write ``line`` to metrics.jsonl, and the smoothed ``loss`` and ``psnr`` (dB) to the progress bar."""
+        """Write ``line`` to metrics.jsonl, and the smoothed ``loss`` and ``psnr`` (dB) to the progress."""
         self._file.write(json.dumps(line) + "\n")
         # The immediate flush keeps every logged step of a run that is killed.
         self._file.flush()
-        self._bar.set_postfix_str(f"loss {loss:.4f}, PSNR {psnr:.2f} dB, {line['gaussians']} Gaussians", refresh=False)
+        self._progress.describe(f"loss {loss:.4f}, PSNR {psnr:.2f} dB, {line['gaussians']} Gaussians")
 
     def __enter__(self) -> TrainLog:
         return self
@@ -60,7 +49,7 @@ class TrainLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.close()
+        self._progress.__exit__(kind, error, trace)
         try:
             self._file.close()
         except OSError:

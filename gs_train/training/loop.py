@@ -24,7 +24,7 @@ from gs_train.model.gaussians import describe_non_finite
 from gs_train.run.checkpoint import list_checkpoints, save_checkpoint, scene_fingerprint
 from gs_train.run.folder import RunFolder
 from gs_train.run.lock import check_unlocked, hold_lock
-from gs_train.scene.frame import training_frame
+from gs_train.scene.frame import Frame, training_frame
 from gs_train.scene.photos.decode import check_images
 from gs_train.scene.types import Scene
 from gs_train.training.log import TrainLog
@@ -48,6 +48,7 @@ def train(
     after_step: Sequence[AfterStep] = (),
     should_stop: Callable[[], bool] = lambda: False,
     notify: Callable[[str], None] = lambda _: None,
+    progress: bool = True,
 ) -> TrainState:
     """Train a scene into the run folder ``out``: config, metrics, checkpoints, and at the end the splat and cameras.
 
@@ -62,6 +63,7 @@ def train(
         after_step: called in order after every step.
         should_stop: asked between steps; True saves a checkpoint and returns.
         notify: receives sentences for the user.
+        progress: whether to show progress on stderr.
 
     Returns:
         The state after the last step, in coordinates of ``training_frame(scene)``; before the last if stopped.
@@ -91,11 +93,9 @@ def train(
         folder.write_config(config, scene)
         save = partial(save_checkpoint, folder.checkpoints, config=config, frame=frame, keep=config.keep)
         save = partial(save, fingerprint=scene_fingerprint(scene))
-        _take_steps(state, views, config, folder.metrics, save, after_step, should_stop, notify)
-        if state.iteration == config.iterations:
-            refined = state.corrections.refined(scene.train_views)
-            splat = state.model.to_splat_data(antialiased=config.antialiased)
-            folder.write_results(splat, scene, frame, state.iteration, refined_views=refined, notify=notify)
+        log = TrainLog(folder.metrics, first=state.iteration, last=config.iterations, progress=progress)
+        _take_steps(state, views, config, log, save, after_step, should_stop, notify)
+        _write_results(folder, state, scene, frame, config, notify)
     return state
 
 
@@ -111,11 +111,28 @@ def _replace_old_run(folder: RunFolder, checkpoints: list[Path], *, resume: bool
         raise UserError(f"another training has just written to {folder.path}: run the same command again.")
 
 
+def _write_results(
+    folder: RunFolder,
+    state: TrainState,
+    scene: Scene,
+    frame: Frame,
+    config: TrainConfig,
+    notify: Callable[[str], None],
+) -> None:
+    """Write the facts of the training, and after the last step the splat and the cameras."""
+    device = str(state.model.device)
+    folder.write_facts(iteration=state.iteration, gaussians=len(state.model), loop_s=state.elapsed_s, device=device)
+    if state.iteration == config.iterations:
+        refined = state.corrections.refined(scene.train_views)
+        splat = state.model.to_splat_data(antialiased=config.antialiased)
+        folder.write_results(splat, scene, frame, state.iteration, refined_views=refined, notify=notify)
+
+
 def _take_steps(
     state: TrainState,
     views: TrainingViews,
     config: TrainConfig,
-    metrics: Path,
+    log: TrainLog,
     save: Callable[[dict[str, Any]], object],
     after_step: Sequence[AfterStep],
     should_stop: Callable[[], bool],
@@ -124,7 +141,7 @@ def _take_steps(
     """Take steps up to ``config.iterations`` or until stopped, then save."""
     model, density = state.model, state.density
     began_s = time.perf_counter() - state.elapsed_s
-    with TrainLog(metrics, first=state.iteration, last=config.iterations) as log:
+    with log:
         while state.iteration < config.iterations and not should_stop():
             # ---- Density control after the step before, so that a saved state is one that a step has fitted
             _control_density(state, views, config, notify)
@@ -159,15 +176,15 @@ def _take_steps(
 
             state.finish_step(iteration, time.perf_counter() - began_s)
 
-            # ---- Log, save, after-step callables
+            # ---- Log, after-step callables, save
             log.step()
             if iteration % config.log_every == 0:
                 psnr_db = losses.psnr(image.detach().clamp(0.0, 1.0), target, weights).item()
                 _record(log, state, loss.item(), psnr_db, lr_xyz)
-            if iteration % config.save_every == 0 and iteration < config.iterations:
-                save(state.state_dict())
             for call in after_step:
                 call(state)
+            if iteration % config.save_every == 0 and iteration < config.iterations:
+                save(state.state_dict())
         save(state.state_dict())
 
 
