@@ -12,7 +12,7 @@ from gs_train import cli
 from gs_train.commands import doctor
 from gs_train.commands.doctor import Finding, examine
 
-PARTS = ["gs-train", "Python", "torch", "nvcc", "gsplat", "Numba", "CPU kernels"]
+PARTS = ["gs-train", "Python", "torch", "nvcc", "gsplat", "Numba", "kernel cache", "CPU kernels"]
 
 
 def run_doctor(capsys: pytest.CaptureFixture[str]) -> tuple[object, list[str]]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import gs_train
-from gs_train.kernels import jit
+from gs_train.kernels.cache import cache_folder
 from gs_train.kernels.simd import DOUBLES, store, zero_doubles
 from gs_train.render.cpu import rasterization
 from gs_train.render.cpu.harmonics import direction_gradient, evaluate_basis
@@ -255,7 +255,7 @@ def test_two_python_threads_may_render_at_once() -> None:
 def test_the_kernel_cache_depends_on_all_sources(tmp_path: Path) -> None:
     """A kernel contains helpers and constants of other files, so a change in any of them must change the cache
     folder."""
-    program = "from gs_train.kernels import jit; print(jit._cache_folder())"
+    program = "from gs_train.kernels.cache import cache_folder; print(cache_folder())"
     package = Path(gs_train.__file__).parent
     copy = shutil.copytree(package, tmp_path / "gs_train", ignore=shutil.ignore_patterns("__pycache__"))
 
@@ -264,7 +264,8 @@ def test_the_kernel_cache_depends_on_all_sources(tmp_path: Path) -> None:
         return done.stdout.strip()
 
     before = folder()
-    assert Path(before).name == jit._cache_folder().name
+    own = cache_folder()
+    assert own is not None and Path(before).name == own.name
     changed = copy / "render" / "cpu" / "harmonics.py"
     changed.write_text(changed.read_text() + "\n# changed\n")
     assert folder() != before

@@ -13,7 +13,7 @@ import torch
 
 from gs_train.cameras.camera import Camera
 from gs_train.errors import UserError
-from gs_train.kernels import jit
+from gs_train.kernels import cache
 from gs_train.kernels.jit import report_compilation
 from gs_train.render import gsplat_cuda
 from gs_train.render.select import select_rasterizer
@@ -77,11 +77,12 @@ def test_compiling_the_cpu_kernels_is_announced_and_timed(said: list[str]) -> No
 def test_a_cache_folder_that_cannot_be_written_to_is_named(
     said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jit, "_cache_folder", lambda: tmp_path / "missing")
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path / "file" / "kernels")
     function = numba.njit(lambda x: x + 1)
     with report_compilation(said.append):
         function(1)
-    assert "not kept" in said[1] and str(tmp_path / "missing") in said[1] and "NUMBA_CACHE_DIR" in said[1]
+    assert "not kept" in said[1] and str(tmp_path / "file" / "kernels") in said[1] and "NUMBA_CACHE_DIR" in said[1]
 
 
 def test_cuda_without_gpu_is_refused(no_gpu: None, said: list[str]) -> None:

@@ -23,7 +23,7 @@ KERNEL_DECORATORS = {"parallel_kernel", "helper", "inline_once"}
 # Objects of other libraries that are configured by setting their attributes.
 FOREIGN = {
     "gs_train/console.py": {"sys"},
-    "gs_train/kernels/jit.py": {"numba.config"},
+    "gs_train/kernels/jit.py": {"numba.config", "compiled"},
     "gs_train/kernels/simd.py": {"loaded", "builder.store"},  # llvmlite instructions
     "gs_train/prepare/worker.py": {"pycolmap.logging", "options", "pairing", "verification"},
     "gs_train/scene/photos/files.py": {"Image"},

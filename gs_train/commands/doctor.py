@@ -10,12 +10,14 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import tyro
+
 from gs_train import __version__
-from gs_train.console import end_at_once, print_facts, show
+from gs_train.console import end_at_once, print_facts, print_json, show
 
 _OLDEST_PYTHON = (3, 11)
 
@@ -36,12 +38,18 @@ class Finding:
 class DoctorCommand:
     """Check this machine: torch, CUDA, gsplat and the CPU kernels; name the one command that repairs a fault."""
 
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print the result as one JSON object on stdout, and all other text on stderr. Use it in scripts."""
+
     def run(self) -> int:
         """Print the findings; returns 1 if one of them is a fault."""
         with end_at_once():
             findings = list(examine())
-        print_facts([(finding.name, finding.message) for finding in findings])
         remedies = [finding.remedy for finding in findings if finding.remedy is not None]
+        if self.json:
+            print_json({finding.name: asdict(finding) for finding in findings})
+            return 1 if remedies else 0
+        print_facts([(finding.name, finding.message) for finding in findings])
         if not remedies:
             show("All is well: try gs-train sample scene, then gs-train train scene.")
             return 0
@@ -64,6 +72,7 @@ def examine() -> Iterator[Finding]:
     yield _guarded("nvcc", _nvcc, "torch")
     yield _guarded("gsplat", _gsplat, "gsplat")
     yield _guarded("Numba", _numba, "numba")
+    yield _guarded("kernel cache", _kernel_cache, "numba llvmlite")
     yield _guarded("CPU kernels", _cpu_kernels, "numba llvmlite")
 
 
@@ -130,7 +139,15 @@ def _gsplat() -> Finding:
         return Finding(
             name="gsplat", message="not installed" + ("" if remedy else ", and not needed without CUDA"), remedy=remedy
         )
-    if _gsplat_built():
+    try:
+        built = _gsplat_built()
+    except OSError as error:
+        return Finding(
+            name="gsplat",
+            message=f"{release}, but {error.filename} for its compiled kernels cannot be written to",
+            remedy="export TORCH_EXTENSIONS_DIR=FOLDER with a folder that can" if torch.cuda.is_available() else None,
+        )
+    if built:
         return Finding(name="gsplat", message=f"{release}, compiled")
     return Finding(
         name="gsplat",
@@ -149,6 +166,20 @@ def _numba() -> Finding:
     import numba
 
     return Finding(name="Numba", message=f"{numba.__version__}, {numba.config.NUMBA_NUM_THREADS} threads")
+
+
+def _kernel_cache() -> Finding:
+    """Whether compiled CPU kernels are kept. A folder that is read-only is no fault if it holds kernels."""
+    from gs_train.kernels.cache import cache_folder, why_not_kept
+
+    folder, fault = cache_folder(), why_not_kept()
+    if fault is None or (folder is not None and any(folder.glob("*.nbi"))):
+        return Finding(name="kernel cache", message=str(folder) if fault is None else f"{folder}, read-only")
+    return Finding(
+        name="kernel cache",
+        message=f"none, as {fault}",
+        remedy="export NUMBA_CACHE_DIR=FOLDER with a folder that can be written to and that stays",
+    )
 
 
 def _cpu_kernels() -> Finding:

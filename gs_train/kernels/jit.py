@@ -1,4 +1,4 @@
-"""Compilation of the Numba kernels: one set of options, and a cache on disk. The kernels themselves are elsewhere.
+"""Compilation of the Numba kernels: one set of options, and notices. Their cache is in ``cache.py``.
 
 The options never let the compiler reorder sums or products. They let it fuse a multiplication and an addition
 (``contract``), so two kernels that share an expression may round differently. In practice they have agreed so far.
@@ -7,21 +7,18 @@ The options never let the compiler reorder sums or products. They let it fuse a 
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import llvmlite.binding
 import numba
 import torch
 from numba.core import event
+
+from gs_train.kernels.cache import KernelCache, cache_folder, why_not_kept
 
 if numba.config.CPU_FEATURES is None and numba.config.CPU_NAME is None:
     _features = llvmlite.binding.get_host_cpu_features()
@@ -54,38 +51,9 @@ start parallel kernels at once."""
 def parallel_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """Decorator for a kernel whose ``prange`` iterations write to disjoint memory. It is cached on disk."""
     compiled = numba.njit(**_OPTIONS, parallel=True)(function)
-    before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = str(_cache_folder())
-    try:
-        compiled.enable_caching()
-    except (RuntimeError, OSError):
-        # No cache folder is writable, so each process compiles the kernels again.
-        pass
-    finally:
-        numba.config.CACHE_DIR = before
+    with suppress(RuntimeError):  # without a home folder there is no cache
+        compiled._cache = KernelCache(function)
     return compiled  # type: ignore[no-any-return]
-
-
-@functools.cache
-def _cache_folder() -> Path:
-    """The folder for compiled kernels, in NUMBA_CACHE_DIR or the user's cache folder, with a hash of our sources.
-
-    Numba checks only the file that defines a kernel. A kernel also contains functions and constants from other files:
-    without the hash, a change there would leave the old kernel in use.
-    """
-    digest = hashlib.sha256()
-    kernels = Path(__file__).parent
-    for source in sorted([*kernels.glob("*.py"), *(kernels.parent / "render" / "cpu").glob("*.py")]):
-        digest.update(source.read_bytes())
-    if numba.config.CACHE_DIR:
-        root = Path(numba.config.CACHE_DIR)
-    elif sys.platform == "darwin":
-        root = Path.home() / "Library" / "Caches"
-    elif sys.platform == "win32":
-        root = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    else:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "gs_train" / f"kernels-{digest.hexdigest()[:12]}"
 
 
 @contextmanager
@@ -97,9 +65,9 @@ def report_compilation(notify: Callable[[str], None]) -> Iterator[None]:
         yield
     if listener.kernels > 0:
         took_s = time.perf_counter() - began_s
-        kept = f"they are kept in {_cache_folder()}"
-        lost = f"they are not kept, as {_cache_folder()} cannot be written to; NUMBA_CACHE_DIR names another folder"
-        notify(f"Compiled {listener.kernels} kernels in {took_s:.0f} s; {kept if _cache_folder().is_dir() else lost}.")
+        fault = why_not_kept()
+        kept = f"they are kept in {cache_folder()}" if fault is None else f"they are not kept, as {fault}"
+        notify(f"Compiled {listener.kernels} kernels in {took_s:.0f} s; {kept}.")
 
 
 class _Compilations(event.Listener):  # type: ignore[misc]
