@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import os
 import signal
 import sys
@@ -58,6 +59,11 @@ def notify(sentence: str) -> None:
 def print_error(sentence: str) -> None:
     """Print an error as one line that starts with the name of the program."""
     print(f"gs-train: {printable(' '.join(sentence.split()))}", file=sys.stderr, flush=True)
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON object, for programs that read stdout."""
+    print(json.dumps(value, default=str), flush=True)
 
 
 def print_facts(facts: Sequence[tuple[str, str]]) -> None:

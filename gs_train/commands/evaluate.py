@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from gs_train.console import end_at_once, notify, show
+from gs_train.console import end_at_once, notify, print_json, show
 
 if TYPE_CHECKING:
     from gs_train.run.open import OpenedSplat
 
+_EXPOSURE_DB = 2.0
+"""A larger gain by matching colours suggests that the photos' exposure varies."""
 _FEW_PIXELS = 0.4
 """Figures over a smaller share of the pixels come with a warning."""
 
@@ -27,6 +31,9 @@ class EvalCommand:
     """Scene folder or transforms .json. Name it if the scene has moved since the training."""
     device: Annotated[Literal["auto", "cuda", "cpu"] | None, tyro.conf.arg(metavar="{auto,cuda,cpu}")] = None
     """Device to render on; the device of the training if not given. cpu leaves a GPU to other work."""
+
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print the result as one JSON object on stdout, and all other text on stderr. Use it in scripts."""
 
     def run(self) -> int:
         """Write results.json, per_view.json and renders/ into the run folder."""
@@ -52,16 +59,23 @@ class EvalCommand:
             )
         RunFolder(self.run_folder).clear_leftovers()
         results, per_view = write_figures(evaluation, self.run_folder, iteration=opened.iteration, split=split)
-        mean = evaluation.mean
-        show(
+        mean, write = evaluation.mean, notify if self.json else show
+        if self.json:
+            paths = {"results": str(results), "per_view": str(per_view), "images": [*map(str, evaluation.images)]}
+            print_json({"run": str(self.run_folder), **json.loads(results.read_text(encoding="utf-8")), **paths})
+        write(
             f"Iteration {opened.iteration}, {len(views)} {split} view{'' if len(views) == 1 else 's'}: "
             f"PSNR {mean.psnr:.2f} dB ({mean.psnr_colour_matched:.2f} dB with colours matched), "
             f"SSIM {mean.ssim:.4f} (valid region){_counted(mean.counted)}."
         )
-        show(f"Results: {results}")
-        show(f"Per view: {per_view}")
-        show(f"Photo beside render: {evaluation.images[0]}")
-        show(f"Next: gs-train export {self.run_folder} splat.ply")
+        if mean.psnr_colour_matched > mean.psnr + _EXPOSURE_DB:
+            write(
+                "The colours differ more than the shapes: if the photos' exposure varies, train with --exposure affine."
+            )
+        write(f"Results: {results}")
+        write(f"Per view: {per_view}")
+        write(f"Photo beside render: {evaluation.images[0]}")
+        write(f"Next: gs-train export {quote(str(self.run_folder))} splat.ply")
         return 0
 
 

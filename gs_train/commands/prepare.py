@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
@@ -55,7 +56,7 @@ class PrepareCommand:
         if prepared.registered < _MANY_REGISTERED * prepared.photos:
             notify(_advice(prepared))
         show(f"Scene: {self.scene}")
-        show(f"Next:  gs-train train {self.scene}")
+        show(f"Next:  gs-train train {quote(str(self.scene))}")
         return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import tyro
@@ -40,5 +41,5 @@ class SampleCommand:
             self.folder, seed=self.seed, views=self.views, width=self.width, height=self.height, points=self.points
         )
         show(f"Wrote {self.views} photos, cameras and points to {self.folder}.")
-        show(f"Next: gs-train train {self.folder}")
+        show(f"Next: gs-train train {quote(str(self.folder))}")
         return 0

@@ -5,22 +5,24 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from gs_train.commands.registry import GivenFlags
 from gs_train.config.settings import TrainConfig
 from gs_train.config.toml import DEFAULT_PRESET, load_preset, read_config
-from gs_train.console import notify, show, stop_signals
+from gs_train.console import notify, print_json, show, stop_signals
 from gs_train.errors import UserError, describe_full_disk
 from gs_train.machine import peak_memory
-from gs_train.options import MOST_USED, flag_name, names_where, setting
+from gs_train.options import MOST_USED, OUTPUT, flag_name, names_where, setting
 from gs_train.run.folder import RunFolder
 from gs_train.run.lock import check_unlocked
 
 if TYPE_CHECKING:
     from gs_train.scene.types import Scene
+    from gs_train.training.loop import AfterStep
     from gs_train.training.state import TrainState
 
 _DECLINE_DB = 5.0
@@ -42,6 +44,8 @@ class TrainCommand:
     """Continue this run from its newest intact checkpoint. A larger --iterations trains past the old end."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = setting(False, group=MOST_USED)
     """Replace the run that --out already holds. Other files in the folder stay."""
+    json: tyro.conf.FlagCreatePairsOff[bool] = setting(False, group=OUTPUT)
+    """Print the result as one JSON object on stdout, and all other text on stderr. Use it in scripts."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
     """Settings of the training."""
 
@@ -76,6 +80,9 @@ class TrainCommand:
         from gs_train.training.loop import train
 
         steps: list[int] = []
+        after_step: list[AfterStep] = [lambda state: steps.append(state.iteration)]
+        if self.config.eval_every:
+            after_step.append(_evaluation(self.config, scene, RunFolder(out)))
         with stop_signals() as stop_signal:
             try:
                 state = train(
@@ -84,7 +91,7 @@ class TrainCommand:
                     out,
                     resume=self.resume is not None,
                     overwrite=self.overwrite,
-                    after_step=[lambda state: steps.append(state.iteration)],
+                    after_step=after_step,
                     should_stop=lambda: stop_signal() is not None,
                     notify=notify,
                 )
@@ -99,19 +106,23 @@ class TrainCommand:
                     "--overwrite."
                 ) from error
             stopped_by = stop_signal()
-        if state.iteration < self.config.iterations:
+        write = notify if self.json else show
+        finished = state.iteration == self.config.iterations
+        if self.json:
+            print_json(_result(state, out, finished))
+        if not finished:
             done = f"Stopped after iteration {state.iteration} of {self.config.iterations}."
-            show(f"{done} Go on with: gs-train train --resume {out}")
+            write(f"{done} Go on with: gs-train train --resume {quote(str(out))}")
             return 128 + (stopped_by or 0)
         if steps:
-            _print_summary(state, time.perf_counter() - began_s, resumed=self.resume is not None)
+            write(_summary(state, time.perf_counter() - began_s, resumed=self.resume is not None))
             _warn_of_decline(state)
         else:
-            show(f"Already at iteration {state.iteration}: give a larger --iterations to go on.")
+            write(f"Already at iteration {state.iteration}: give a larger --iterations to go on.")
         folder = RunFolder(out)
-        show(f"Splat:   {folder.point_cloud(state.iteration)}")
-        show(f"Metrics: {folder.metrics}")
-        show(f"Next:    gs-train eval {out}")
+        write(f"Splat:   {folder.point_cloud(state.iteration)}")
+        write(f"Metrics: {folder.metrics}")
+        write(f"Next:    gs-train eval {quote(str(out))}")
         return 0
 
     def _prepare(self) -> tuple[Path, Scene]:
@@ -124,14 +135,16 @@ class TrainCommand:
                 )
             raise UserError(
                 f"{self.resume / 'config.toml'} does not name the scene of the run: name it with "
-                f"gs-train train SCENE --resume {self.resume}."
+                f"gs-train train SCENE --resume {quote(str(self.resume))}."
             )
         out = self.resume or self.out or Path("runs") / _scene_name(self.scene.resolve())
         check_unlocked(out)
         if self.resume is None:
             RunFolder(out).check_free(overwrite=self.overwrite)
         elif not self.scene.exists():
-            raise UserError(f"{self.scene} does not exist: name the scene with gs-train train SCENE --resume {out}.")
+            raise UserError(
+                f"{self.scene} does not exist: name the scene with gs-train train SCENE --resume {quote(str(out))}."
+            )
 
         from gs_train.scene.load import load_scene
 
@@ -154,15 +167,41 @@ def _full_disk_message(error: OSError, out: Path) -> str | None:
     if full is None:
         return None
     if list_checkpoints(RunFolder(out).checkpoints):
-        return f"{full} and go on with gs-train train --resume {out}; earlier files are intact."
+        return f"{full} and go on with gs-train train --resume {quote(str(out))}; earlier files are intact."
     return f"{full} and run the same command again with --overwrite (the run has no checkpoint yet)."
 
 
-def _print_summary(state: TrainState, spent_s: float, *, resumed: bool) -> None:
+def _evaluation(config: TrainConfig, scene: Scene, folder: RunFolder) -> AfterStep:
+    """Measure the test views every ``config.eval_every`` iterations."""
+    from gs_train.evaluate.during import evaluation_every
+    from gs_train.render.select import select_rasterizer
+
+    selection = select_rasterizer(config.device, lambda _: None, antialiased=config.antialiased)
+    measure = evaluation_every(config.eval_every, scene, selection, folder.metrics)
+    return lambda state: measure(state.model, state.iteration, state.background.eval_color())
+
+
+def _result(state: TrainState, out: Path, finished: bool) -> dict[str, Any]:
+    """The object that ``--json`` prints."""
+    folder = RunFolder(out)
+    return {
+        "run": str(out),
+        "finished": finished,
+        "iteration": state.iteration,
+        "gaussians": len(state.model),
+        "train_psnr": state.smoothed.get("psnr"),
+        "loop_s": state.elapsed_s,
+        "peak_memory_bytes": peak_memory(),
+        "splat": str(folder.point_cloud(state.iteration)) if finished else None,
+        "metrics": str(folder.metrics),
+    }
+
+
+def _summary(state: TrainState, spent_s: float, *, resumed: bool) -> str:
     peak = peak_memory()
     memory = "" if peak is None else f", peak memory {peak / 2**30:.2f} GiB"
     loop = f"{state.elapsed_s:.1f} s in the loop{' over all resumes' if resumed else ''}"
-    show(f"Trained {state.iteration} iterations: {len(state.model):,} Gaussians, {spent_s:.1f} s ({loop}){memory}.")
+    return f"Trained {state.iteration} iterations: {len(state.model):,} Gaussians, {spent_s:.1f} s ({loop}){memory}."
 
 
 def _warn_of_decline(state: TrainState) -> None:

@@ -78,6 +78,9 @@ class TrainConfig:
     disk."""
     save_every: int = setting(1000, group=OUTPUT, at_least=1, on_resume=True)
     """Iterations between two checkpoints. A killed run loses at most this many; lower it if runs may be killed."""
+    eval_every: int = setting(0, group=OUTPUT, at_least=0, on_resume=True)
+    """Measure the test views every N iterations and write the figures to metrics.jsonl; 0 never does. 1000 shows when a
+    longer run stops to pay."""
     keep: int = setting(2, group=OUTPUT, at_least=1, on_resume=True)
     """Number of newest checkpoints to keep. Raise it to go back further; 1000 keeps practically all."""
     log_every: int = setting(10, group=OUTPUT, at_least=1, on_resume=True)

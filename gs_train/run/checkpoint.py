@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -241,7 +242,7 @@ def lookup(table: Any, name: str) -> Any:
 
 
 def _start_again(checkpoints: Path) -> str:
-    return f"gs-train train SCENE --out {checkpoints.parent} --overwrite"
+    return f"gs-train train SCENE --out {quote(str(checkpoints.parent))} --overwrite"
 
 
 def _number(path: Path) -> str:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from gs_train import __version__
@@ -131,10 +132,8 @@ class RunFolder:
         if not self.is_run():
             raise UserError(f"--out {self.path} is not empty and not a run: name another folder.")
         if not overwrite:
-            raise UserError(
-                f"--out {self.path} already holds a run: go on with --resume {self.path}, replace it with --overwrite, "
-                "or name another folder."
-            )
+            go_on = f"go on with --resume {quote(str(self.path))}, replace it with --overwrite, or name another folder"
+            raise UserError(f"--out {self.path} already holds a run: {go_on}.")
 
     def clear(self, *, overwrite: bool) -> None:
         """Remove the files of an old run but config.toml, and keep all others. Needs the lock.
