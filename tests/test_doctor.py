@@ -12,7 +12,19 @@ from gs_train import cli
 from gs_train.commands import doctor
 from gs_train.commands.doctor import Finding, examine
 
-PARTS = ["gs-train", "Python", "torch", "nvcc", "gsplat", "Numba", "kernel cache", "CPU kernels"]
+PARTS = [
+    "gs-train",
+    "Python",
+    "torch",
+    "nvcc",
+    "gsplat",
+    "Numba",
+    "kernel cache",
+    "CPU kernels",
+    "pycolmap",
+    "imageio-ffmpeg",
+    "pillow-heif",
+]
 
 
 def run_doctor(capsys: pytest.CaptureFixture[str]) -> tuple[object, list[str]]:
@@ -73,3 +85,9 @@ def test_the_first_remedy_is_named(
     assert lines[:-1] == [f"part {i}  seen" for i in range(len(remedies))]
     assert last is None or lines[-1].endswith(f": {last}")
     assert "then" not in lines[-1] or last is None
+
+
+def test_a_missing_extra_is_named_with_its_command_and_is_no_fault() -> None:
+    finding = doctor._extra("no-such-package", "sfm", "gs-train prepare")
+    assert finding.remedy is None
+    assert "gs-train prepare needs it" in finding.message and '-e ".[sfm]"' in finding.message

@@ -22,6 +22,14 @@ from gs_train.console import end_at_once, print_facts, print_json, show
 _OLDEST_PYTHON = (3, 11)
 
 
+_EXTRAS = (
+    ("pycolmap", "sfm", "gs-train prepare"),
+    ("imageio-ffmpeg", "video", "gs-train prepare with a video"),
+    ("pillow-heif", "heic", "reading HEIC photos"),
+)
+"""Package, extra that installs it, and the task that needs it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Finding:
     """The result of one check."""
@@ -74,6 +82,8 @@ def examine() -> Iterator[Finding]:
     yield _guarded("Numba", _numba, "numba")
     yield _guarded("kernel cache", _kernel_cache, "numba llvmlite")
     yield _guarded("CPU kernels", _cpu_kernels, "numba llvmlite")
+    for package, extra, task in _EXTRAS:
+        yield _extra(package, extra, task)
 
 
 def _guarded(name: str, check: Callable[[], Finding], packages: str) -> Finding:
@@ -214,6 +224,15 @@ def _cpu_kernels() -> Finding:
             name="CPU kernels", message="render nothing", remedy=f"{_pip()} --force-reinstall numba llvmlite"
         )
     return Finding(name="CPU kernels", message=f"work forward and backward; threading layer {numba.threading_layer()}")
+
+
+def _extra(package: str, extra: str, task: str) -> Finding:
+    """Whether the package of an extra is installed. A missing one is no fault: training does not need it."""
+    try:
+        return Finding(name=package, message=version(package))
+    except PackageNotFoundError:
+        install = f'{_pip()} -c constraints.txt -e ".[{extra}]"'
+        return Finding(name=package, message=f"not installed; {task} needs it: {install}")
 
 
 def _pip() -> str:
