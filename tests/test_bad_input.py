@@ -122,7 +122,7 @@ def test_corrupt_text_file_tells_the_line(scene: Path, name: str, line: int) -> 
     lines = file.read_text().splitlines()
     lines[line - 1] = "1 garbage"
     file.write_text("\n".join(lines) + "\n")
-    assert f"{file}, line {line}" in refused("train", scene)
+    assert f"{file} (line {line}) does not hold" in refused("train", scene)
 
 
 def test_image_of_another_size_than_its_camera(scene: Path) -> None:

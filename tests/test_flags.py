@@ -14,13 +14,14 @@ from gs_train.flags import flags_of, parse
 
 FLAGS = {
     "train": """
-        --out --preset --resume --overwrite
+        --out --preset --resume --overwrite --json
         --iterations --max-gaussians --device --background --sh-degree --sh-degree-interval --lambda-dssim
         --start-downscale --full-size-from --batch-size --batch-from --antialiased --no-antialiased
         --init-from --exposure --refine-poses --no-refine-poses --depth-weight --seed
-        --image-cache-gb --save-every --keep --log-every
-        --images --masks --invert-masks --no-invert-masks --alpha --resolution --test-every --skip-missing --no-skip-missing --allow-outside
-        --no-allow-outside --ignore-pose-check --no-ignore-pose-check --undistort
+        --image-cache-gb --save-every --eval-every --keep --log-every
+        --images --model --masks --invert-masks --no-invert-masks --alpha --resolution --test-every
+        --skip-missing --no-skip-missing --allow-outside --no-allow-outside
+        --ignore-pose-check --no-ignore-pose-check --undistort
         --optimizer.xyz-lr-init --optimizer.xyz-lr-final --optimizer.xyz-lr-delay-steps --optimizer.xyz-lr-delay-mult
         --optimizer.xyz-lr-max-steps --optimizer.f-dc-lr --optimizer.f-rest-lr --optimizer.opacity-lr
         --optimizer.scaling-lr --optimizer.rotation-lr
@@ -30,12 +31,12 @@ FLAGS = {
         --density.min-opacity --density.reset-opacity-to --density.max-world-scale --density.growth --density.noise-lr
         --density.opacity-reg --density.scale-reg --density.score-views --density.high-error --density.min-contribution
     """,
-    "eval": "--scene --device",
+    "eval": "--scene --device --json",
     "export": "",
     "prepare": "--frames",
     "sample": "--seed --views --width --height --points",
-    "info": "",
-    "doctor": "",
+    "info": "--json",
+    "doctor": "--json",
 }
 
 

@@ -19,7 +19,7 @@ from gs_train.errors import UserError
 from gs_train.scene.extent import camera_centres
 from gs_train.scene.load import SceneConfig, load_scene
 from gs_train.scene.readers import registry
-from gs_train.scene.readers.reconstruction import NO_POINTS, Reconstruction, RegisteredImage
+from gs_train.scene.readers.reconstruction import NO_POINTS, FoundModel, Reconstruction, RegisteredImage
 
 ALL = SceneConfig(test_every=0)
 
@@ -125,10 +125,7 @@ def test_one_pixel_of_rounding_is_accepted_and_enters_the_intrinsics(tmp_path: P
 
 
 def test_a_scene_format_is_one_entry_of_the_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def read_toy(path: Path, allow_outside: bool) -> Reconstruction | None:
-        file = path / "toy.txt"
-        if not file.is_file():
-            return None
+    def read_toy(file: Path) -> Reconstruction:
         names = file.read_text().split()
         poses = [look_at(np.array((4.0, index, 1.0)), np.zeros(3)) for index in range(len(names))]
         images = [
@@ -140,7 +137,11 @@ def test_a_scene_format_is_one_entry_of_the_registry(tmp_path: Path, monkeypatch
             cameras_path=file, images_path=file, cameras={0: camera}, images=tuple(images), points=NO_POINTS
         )
 
-    toy = registry.SceneReader(read=read_toy, folder_holds="toy.txt")
+    def find_toy(path: Path, allow_outside: bool) -> list[FoundModel]:
+        file = path / "toy.txt"
+        return [FoundModel(path=file, read=lambda: read_toy(file), names=list)] if file.is_file() else []
+
+    toy = registry.SceneReader(find=find_toy, folder_holds="toy.txt")
     monkeypatch.setattr(registry, "READERS", (*registry.READERS, toy))
     assert "or toy.txt" in _refused(tmp_path, "is not a scene")
     (tmp_path / "toy.txt").write_text("a.png b.png")

@@ -238,7 +238,7 @@ def test_a_mask_that_hides_everything_takes_its_view_out(tmp_path: Path) -> None
         _save(tmp_path / f"masks/{name}.png", np.zeros((30, 20 if name == "a" else 40), np.uint8))
     with pytest.raises(
         UserError,
-        match=r"leaves 0 of its 4 views .* and 4 masks that hide all .*: correct the masks, .*--invert-masks, add",
+        match=r"leaves 0 of its 4 views .* and 4 masks that hide all .*: correct the masks, .*--invert-masks, or add",
     ):
         load_scene(tmp_path, ALL)
 

@@ -160,14 +160,15 @@ def test_lists_that_name_no_photo_give_a_notice(tmp_path: Path) -> None:
     assert "lists 2 file names for training or testing that are not among its photos (3.png, ...)" in scene.notices[0]
 
 
-def test_colmap_precedes_transforms_and_a_named_file_precedes_both(tmp_path: Path) -> None:
-    write_blender(tmp_path, {"train": 3, "test": 2})
-    assert len(load_scene(tmp_path, ALL).train_views) == 5
-    write(tmp_path, document(6))
-    assert len(load_scene(tmp_path, ALL).train_views) == 6
+def test_the_order_of_formats_and_a_named_file(tmp_path: Path) -> None:
+    """Formats with equally many photos are taken in the order COLMAP, transforms.json, Blender."""
+    write_blender(tmp_path, {"train": 3, "test": 1})
+    assert load_scene(tmp_path, ALL).train_views[0].name == "test/0.png"
+    write(tmp_path, document(4))
+    assert load_scene(tmp_path, ALL).train_views[0].name == "images/0.png"
     Model().write_binary(tmp_path / "sparse/0")
     Model().write_photos(tmp_path / "images")
-    assert len(load_scene(tmp_path, ALL).train_views) == 4
+    assert load_scene(tmp_path, ALL).train_views[0].name == "a.png"
     named = load_scene(tmp_path / "transforms_train.json", ALL)
     assert len(named.train_views) == 3 and named.path == tmp_path / "transforms_train.json"
 

@@ -6,18 +6,20 @@ It changes nothing. A path without a fault is accepted by the other subcommands.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import tyro
 from numpy.typing import NDArray
 
 from gs_train.config.toml import read_config
-from gs_train.console import notify, print_facts
+from gs_train.console import notify, print_facts, print_json
 from gs_train.errors import UserError, combine_faults
 from gs_train.formats.registry import is_splat_file
 from gs_train.formats.splat_data import SplatData
@@ -27,6 +29,7 @@ from gs_train.scene.agreement import check_agreement
 from gs_train.scene.load import SceneConfig, TooFewViewsError, load_scene
 from gs_train.scene.photos.decode import image_faults
 from gs_train.scene.types import Scene, View
+from gs_train.scene.unprepared import describe_unprepared
 
 if TYPE_CHECKING:
     # Checkpoints need torch, which takes seconds to import; scenes and splat files do not.
@@ -45,10 +48,16 @@ class InfoCommand:
     path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
     """Scene (a folder or a transforms .json), run folder, checkpoint (.pt) or splat (.ply)."""
 
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print the result as one JSON object on stdout, and all other text on stderr. Use it in scripts."""
+
     def run(self) -> int:
         """Print the facts; returns 2 for a scene with faults, all of which are printed."""
         facts = describe(self.path, notify)
-        print_facts(facts)
+        if self.json:
+            print_json(facts_as_json(facts))
+        else:
+            print_facts(facts)
         return 2 if any(name == FAULT for name, _ in facts) else 0
 
 
@@ -71,7 +80,8 @@ def describe(path: Path, notify: Callable[[str], None]) -> Facts:
     if path.suffix == ".json":
         return _scene_facts(path, notify)
     if path.suffix != ".pt" and not is_splat_file(path):
-        raise UserError(f"{path} is none of the files that info describes: {_KINDS}.")
+        none = f"{path} is none of the files that info describes: {_KINDS}."
+        raise UserError(describe_unprepared(path) or none)
     opened = open_splat(path, notify)
     return _splat_facts(opened.splat()) if opened.checkpoint is None else _checkpoint_facts(opened, opened.checkpoint)
 
@@ -123,6 +133,16 @@ def _mask_facts(views: Sequence[View]) -> Facts:
     return [("masks", f"{len(hidden)}, which hide {100 * np.mean(hidden):.1f} % of their photos")] if hidden else []
 
 
+def facts_as_json(facts: Facts) -> dict[str, Any]:
+    """The facts by name, whole numbers as numbers, and the list of ``faults``."""
+    values = {
+        name: int(value.replace(",", "")) if re.fullmatch(r"\d[\d,]*", value) else value
+        for name, value in facts
+        if name != FAULT
+    }
+    return {**values, "faults": [value for name, value in facts if name == FAULT]}
+
+
 def _fault_facts(faults: list[UserError]) -> Facts:
     """Each fault once: a faulty camera reports the same fault for each of its photos, and photos may share a fault."""
     return [(FAULT, str(fault)) for fault in combine_faults(faults)]
@@ -157,7 +177,7 @@ def _results(path: Path) -> str:
         views = f"{figures['views']} {figures['split']} view" + ("" if figures["views"] == 1 else "s")
         return f"at iteration {figures['iteration']}: {quality} on {views}"
     except (ValueError, KeyError, TypeError, RecursionError):
-        return f"{path} is damaged: write it again with gs-train eval {path.parent}"
+        return f"{path} is damaged: write it again with gs-train eval {quote(str(path.parent))}"
 
 
 def _checkpoint_facts(opened: OpenedSplat, checkpoint: Checkpoint) -> Facts:

@@ -6,7 +6,6 @@ returns can be trained as it is: every fault that shows without decoding a photo
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,14 +15,14 @@ import numpy as np
 
 from gs_train.cameras.camera import Camera
 from gs_train.cameras.undistort import WIDEST_DEG, FoldedLensError, Undistort, is_narrowed, pinhole_for
-from gs_train.errors import UserError, first_few
+from gs_train.errors import UserError
 from gs_train.options import INPUT, MOST_USED, check, setting
+from gs_train.scene.choose import ChosenModel, choose_model
 from gs_train.scene.extent import far_photos, scene_extent
-from gs_train.scene.photos.files import read_header
-from gs_train.scene.photos.fit import Photo, fit_photos, fits_either_way
+from gs_train.scene.photos.fit import Photo, fit_photos
+from gs_train.scene.photos.locate import locate_photos
 from gs_train.scene.photos.masks import with_masks
-from gs_train.scene.readers.reconstruction import Reconstruction, RegisteredImage
-from gs_train.scene.readers.registry import read_scene
+from gs_train.scene.readers.reconstruction import Reconstruction
 from gs_train.scene.types import AlphaUse, PointCloud, Scene, View
 
 P = ParamSpec("P")
@@ -45,6 +44,9 @@ class SceneConfig:
 
     images: str = setting("images", group=INPUT)
     """Folder of the photos inside the scene folder. Change it if the photos lie elsewhere, for example images_4."""
+    model: str = setting("", group=INPUT)
+    """The model to use, if the scene folder holds several: its path inside the folder, for example sparse/1 or
+    transforms.json. Without it, the model that registers the most photos is used."""
     masks: str = setting("masks", group=INPUT)
     """Folder of masks inside the scene folder, used if it exists. A mask has its photo's name, and black pixels do not
     count in training and evaluation."""
@@ -88,7 +90,9 @@ def _raise(fault: UserError) -> None:
     raise fault
 
 
-def load_scene(path: Path, config: SceneConfig, on_fault: Callable[[UserError], None] = _raise) -> Scene:
+def load_scene(
+    path: Path | str, config: SceneConfig | None = None, on_fault: Callable[[UserError], None] = _raise
+) -> Scene:
     """Read the scene in ``path``. Opens the headers of the photos, and decodes the masks.
 
     It decodes only a few photos, to compare their colours with the points', and photos with one channel of more than 8
@@ -97,24 +101,26 @@ def load_scene(path: Path, config: SceneConfig, on_fault: Callable[[UserError], 
     Args:
         path: folder that holds the photos and a COLMAP model, transforms.json or transforms_train.json; or a .json file
             of the latter two formats, beside its photos.
-        config: see ``SceneConfig``.
+        config: see ``SceneConfig``; None for the defaults.
         on_fault: takes each fault that would stop training. If it returns, loading continues without the faulty part,
             so that a caller can collect all faults. The scene is then not fit for training.
 
     Raises:
         UserError: a fault after which loading cannot continue, and, with the default ``on_fault``, any fault.
     """
-    model = _find_and_read(path, config)
+    path, config = Path(path), SceneConfig() if config is None else config
+    chosen = _find_and_read(path, config)
+    model, folder = chosen.model, chosen.folder
     for camera_id in sorted({image.camera_id for image in model.images}):
         _attempt(on_fault, _refuse_absurd, model.cameras_path, camera_id, model.cameras[camera_id])
-    folder = path.parent if path.is_file() else path
-    photos = _find_photos(folder, config, model, on_fault)
-    files = [(image, photos.folder / image.name) for image in photos.images]
-    fitting, photo_notices = fit_photos(files, photos.folder, model, config.images, on_fault)
+    photos = locate_photos(
+        folder, config.images, config.resolution, model, skip_missing=config.skip_missing, on_fault=on_fault
+    )
+    fitting, photo_notices = fit_photos(photos.files, photos.folder, model, config.images, on_fault)
     found = [_attempt(on_fault, _view, photo, photos.reduced, model, config) for photo in fitting]
     views = tuple(view for view in found if view is not None)
     count = len(views)
-    views, mask_notices = _attempt(on_fault, _masked, views, folder, model, config, on_fault) or (views, [])
+    views, mask_notices = _attempt(on_fault, _masked, views, (folder, path), model, config, on_fault) or (views, [])
     for view in views:
         _attempt(on_fault, _refuse_tiny, view, config.resolution)
     train, test = _split(views, config.test_every, model.test_names, path, hidden=count - len(views))
@@ -126,6 +132,7 @@ def load_scene(path: Path, config: SceneConfig, on_fault: Callable[[UserError], 
         points=points,
         extent=scene_extent(train, points),
         notices=(
+            *chosen.notices,
             *model.notices,
             *photos.notices,
             *photo_notices,
@@ -148,7 +155,7 @@ def _attempt(
         return None
 
 
-def _find_and_read(path: Path, config: SceneConfig) -> Reconstruction:
+def _find_and_read(path: Path, config: SceneConfig) -> ChosenModel:
     try:
         exists = path.exists()
     except OSError as error:
@@ -157,12 +164,7 @@ def _find_and_read(path: Path, config: SceneConfig) -> Reconstruction:
         ) from error
     if not exists:
         raise UserError(f"{path} does not exist: give a scene folder, or write one with `gs-train sample DIR`.")
-    model = read_scene(path, allow_outside=config.allow_outside)
-    if not model.images:
-        raise UserError(
-            f"{model.images_path} registers no images: run the reconstruction again, or choose another of its models."
-        )
-    return model
+    return choose_model(path, config.model, config.images, allow_outside=config.allow_outside)
 
 
 def _refuse_absurd(file: Path, camera_id: int, camera: Camera) -> None:
@@ -179,90 +181,17 @@ def _refuse_absurd(file: Path, camera_id: int, camera: Camera) -> None:
         raise UserError(f"{message}: export the model again, or run the reconstruction again.")
 
 
-# ---- photos on disk
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Photos:
-    """The images to use, and their folder."""
-
-    folder: Path
-    reduced: bool
-    """Whether the folder holds the photos at training size."""
-    images: tuple[RegisteredImage, ...]
-    """Sorted by name, all of them on disk."""
-    notices: tuple[str, ...] = ()
-
-
-def _find_photos(
-    path: Path, config: SceneConfig, model: Reconstruction, on_fault: Callable[[UserError], None]
-) -> _Photos:
-    images = tuple(sorted(model.images, key=lambda image: image.name))
-    notices: list[str] = []
-    if model.names_from_scene and config.images != SceneConfig.images:
-        message = f"--images is {config.images}, but {model.images_path} itself names the folders of its photos"
-        raise UserError(f"{message}: leave --images out.")
-    reduced = path / f"{config.images}_{config.resolution}"
-    if config.resolution in (2, 4, 8) and reduced.is_dir() and not model.names_from_scene:
-        misfit = _first_misfit(reduced, config.resolution, model, images)
-        if misfit is None:
-            return _Photos(folder=reduced, reduced=True, images=images)
-        notices.append(
-            f"{reduced} is not used, because {misfit}: training resizes the photos in {config.images} instead."
-        )
-    folder = path if model.names_from_scene else path / config.images
-    if not folder.is_dir():
-        raise UserError(
-            f"{folder} does not exist: put the photos there, or name their folder with `gs-train train --images`."
-        )
-    missing = [image.name for image in images if not _on_disk(folder / image.name)]
-    if missing:
-        count = f"{len(missing)} of {len(images)} images that {model.images_path} lists"
-        message = f"{count} are not in {folder} ({first_few(missing)})"
-        if config.skip_missing:
-            notices.append(f"{message}: training continues without them.")
-        else:
-            on_fault(
-                UserError(f"{message}: copy them there, or train without them with `gs-train train --skip-missing`.")
-            )
-        gone = set(missing)
-        images = tuple(image for image in images if image.name not in gone)
-    return _Photos(folder=folder, reduced=False, images=images, notices=tuple(notices))
-
-
-def _on_disk(file: Path) -> bool:
-    """Whether the file exists. A file whose name is too long for the disk does not."""
-    try:
-        return file.is_file()
-    except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            return False
-        raise UserError(f"{file} cannot be read ({error.strerror}): check its permissions and the disk.") from error
-
-
-def _first_misfit(folder: Path, factor: int, model: Reconstruction, images: Sequence[RegisteredImage]) -> str | None:
-    """The reason why ``folder`` is not a copy of the photos at 1/factor of their size; None if it is one."""
-    for image in images:
-        file = folder / image.name
-        if not _on_disk(file):
-            return f"it has no {image.name}"
-        header = read_header(file)
-        if not fits_either_way(header, model.cameras[image.camera_id], factor):
-            return f"{image.name} is {header.size[0]}x{header.size[1]} px there"
-    return None
-
-
 def _masked(
     views: tuple[View, ...],
-    path: Path,
+    folders: Sequence[Path],
     model: Reconstruction,
     config: SceneConfig,
     on_fault: Callable[[UserError], None],
 ) -> tuple[tuple[View, ...], list[str]]:
-    folder = path / config.masks
+    folder = next((place for above in folders if (place := above / config.masks).is_dir()), folders[0] / config.masks)
     named: dict[str, Path] = {}
     if config.masks == SceneConfig.masks:
-        named = {image.name: path / image.mask for image in model.images if image.mask is not None}
+        named = {image.name: image.mask for image in model.images if image.mask is not None}
     elif not folder.is_dir():
         raise UserError(
             f"{folder} does not exist: put the masks there, or name their folder with `gs-train train --masks`."
@@ -348,11 +277,14 @@ def _split(
     test = tuple(view for view in views if view.name in test_names)
     train = tuple(view for view in views if view.name not in test_names)
     if len(train) < _FEWEST_TRAINING_VIEWS:
-        message = f"{path} leaves {len(train)} of its {len(views) + hidden} views to train on with {split}"
+        left = f"{path} leaves {len(train)} of its {len(views) + hidden} views to train on with {split}"
         masks = f" and {hidden} masks that hide all of their photos" if hidden else ""
-        remedy = "correct the masks, swap black and white with --invert-masks, " if hidden else ""
-        remedy += "add photos, or train with a larger --test-every, or --test-every 0"
-        raise TooFewViewsError(f"{message}{masks}, but training needs at least {_FEWEST_TRAINING_VIEWS}: {remedy}.")
+        remedies = ["correct the masks", "swap black and white with --invert-masks"] if hidden else []
+        remedies.append("add photos from other places and run the reconstruction again")
+        if len(views) >= _FEWEST_TRAINING_VIEWS:
+            remedies.append("train on all photos with --test-every 0")
+        remedy = f"{', '.join(remedies[:-1])}, or {remedies[-1]}" if len(remedies) > 1 else remedies[0]
+        raise TooFewViewsError(f"{left}{masks}, but training needs at least {_FEWEST_TRAINING_VIEWS}: {remedy}.")
     return train, test
 
 

@@ -25,6 +25,7 @@ from PIL import Image
 
 from gs_train.errors import FileFault, UserError, combine_faults, first_few
 from gs_train.scene.photos.files import SUFFIXES, inverse, opened, read_header, turned, turned_size
+from gs_train.scene.photos.find import spelling
 from gs_train.scene.photos.threads import for_each
 from gs_train.scene.types import Mask, View
 
@@ -167,14 +168,19 @@ def _find(views: Sequence[View], folder: Path | None, named: Mapping[str, Path])
         # two masks for the same photo always wins.
         files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
         masks = {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
+    spellings = Counter(map(spelling, masks))
+    respelled = {spelling(key): file for key, file in masks.items() if spellings[spelling(key)] == 1}
     firsts = {PurePosixPath(view.name).parts[0] for view in views}
     shared = f"{firsts.pop()}/" if len(firsts) == 1 else ""
+    shared_spelling = f"{spelling(shared)}/" if shared else ""
     folders = {view.image_path.parent for view in views}
     dynamic = {file for parent in folders if parent.is_dir() for file in parent.glob(f"{_DYNAMIC}*.png")}
     found = {}
     for view in views:
         beside = view.image_path.with_name(f"{_DYNAMIC}{view.image_path.stem}.png")
         in_folder = _mask_of(view.name, shared, masks)
+        if in_folder is None:
+            in_folder = _mask_of(spelling(view.name), shared_spelling, respelled)
         if view.name in named:
             found[view.name] = _Found(path=named[view.name], form="named by mask_path")
         elif in_folder is not None:

@@ -5,6 +5,8 @@ The readers check every count against the file size before they allocate memory 
 
 from __future__ import annotations
 
+import mmap
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import numpy as np
 
 from gs_train.cameras.camera import Camera
 from gs_train.errors import UserError
-from gs_train.scene.readers.colmap_records import AGAIN, CAMERA_MODELS, KNOWN_MODELS, make_camera, make_image
+from gs_train.scene.readers.colmap_records import AGAIN, CAMERA_MODELS, make_camera, make_image, unknown_model
 from gs_train.scene.readers.reconstruction import NO_POINTS, RegisteredImage, read_bytes
 from gs_train.scene.types import PointCloud
 
@@ -34,7 +36,7 @@ class _Bytes:
         self.offset = 0
 
     def where(self) -> str:
-        return f"{self.path}, byte {self.offset}"
+        return f"{self.path} (byte {self.offset})"
 
     def left(self) -> int:
         return len(self.data) - self.offset
@@ -42,7 +44,7 @@ class _Bytes:
     def need(self, size: int) -> None:
         if size > self.left():
             reason = f"the next record takes {size} bytes, but the file has {self.left()} more"
-            raise UserError(f"{self.where()}: truncated or corrupt, {reason}: {AGAIN}.")
+            raise UserError(f"{self.where()} is truncated or corrupt, because {reason}: {AGAIN}.")
 
     def take(self, layout: struct.Struct) -> tuple[Any, ...]:
         self.need(layout.size)
@@ -60,12 +62,12 @@ class _Bytes:
         count = int(self.take(_COUNT)[0])
         if count * smallest_record > self.left():
             reason = f"the file announces {count} {records}, but only {self.left()} bytes follow"
-            raise UserError(f"{where}: truncated or corrupt, {reason}: {AGAIN}.")
+            raise UserError(f"{where} is truncated or corrupt, because {reason}: {AGAIN}.")
         return count
 
     def end(self) -> None:
         if self.left():
-            raise UserError(f"{self.where()}: corrupt, {self.left()} bytes follow the last record: {AGAIN}.")
+            raise UserError(f"{self.where()} is corrupt, because {self.left()} bytes follow the last record: {AGAIN}.")
 
 
 def read_cameras(path: Path) -> dict[int, Camera]:
@@ -80,7 +82,7 @@ def read_cameras(path: Path) -> dict[int, Camera]:
         where = source.where()
         camera_id, model_id, width, height = source.take(_CAMERA_HEAD)
         if model_id not in CAMERA_MODELS:
-            raise UserError(f"{where}: camera model id {model_id} is unknown: export with one of {KNOWN_MODELS}.")
+            raise unknown_model(where, path.parent, model_id)
         model, count = CAMERA_MODELS[model_id]
         cameras[camera_id] = make_camera(where, model, width, height, source.take(struct.Struct(f"<{count}d")))
     source.end()
@@ -100,11 +102,8 @@ def read_images(path: Path) -> tuple[RegisteredImage, ...]:
         fields = source.take(_IMAGE_HEAD)
         name_end = source.data.find(b"\0", source.offset)
         if name_end < 0:
-            raise UserError(f"{source.where()}: truncated or corrupt, an image name has no end: {AGAIN}.")
-        try:
-            name = source.data[source.offset : name_end].decode()
-        except UnicodeDecodeError:
-            raise UserError(f"{source.where()}: corrupt, an image name is not UTF-8 text: {AGAIN}.") from None
+            raise UserError(f"{source.where()} is truncated or corrupt, because an image name has no end: {AGAIN}.")
+        name = source.data[source.offset : name_end].decode(errors="surrogateescape")
         source.skip(name_end + 1 - source.offset)
         count = source.take_count("observations", _OBSERVATION.itemsize)
         point_ids = np.frombuffer(source.data, _OBSERVATION, count, source.offset)["point_id"].astype(np.int64)
@@ -112,6 +111,31 @@ def read_images(path: Path) -> tuple[RegisteredImage, ...]:
         images.append(make_image(where, fields[1:5], fields[5:8], fields[8], name, point_ids))
     source.end()
     return tuple(images)
+
+
+def read_image_names(path: Path) -> list[str]:
+    """Image names in the file's order, without the observations in between; fewer names if the file is damaged.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    names: list[str] = []
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size < _COUNT.size:
+                return names
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): check its permissions and the disk.") from error
+    offset = _COUNT.size
+    for _ in range(_COUNT.unpack_from(data)[0]):
+        start = min(offset + _IMAGE_HEAD.size, len(data))
+        end = data.find(b"\0", start)
+        if end < 0 or end + 1 + _COUNT.size > len(data):
+            break
+        names.append(data[start:end].decode(errors="surrogateescape"))
+        offset = end + 1 + _COUNT.size + _COUNT.unpack_from(data, end + 1)[0] * _OBSERVATION.itemsize
+    return names
 
 
 def read_points(path: Path) -> PointCloud:
@@ -136,7 +160,7 @@ def read_points(path: Path) -> PointCloud:
     if len(offsets) < count or offset > size:
         last = offsets[-1] if offsets and offset > size else offset
         reason = f"point {len(offsets)} of {count} runs past the end of the file"
-        raise UserError(f"{path}, byte {last}: truncated or corrupt, {reason}: {AGAIN}.")
+        raise UserError(f"{path} (byte {last}) is truncated or corrupt, because {reason}: {AGAIN}.")
     source.skip(offset - source.offset)
     source.end()
     if count == 0:

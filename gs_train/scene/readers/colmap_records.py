@@ -1,12 +1,13 @@
 """Checked records of a COLMAP model, shared by the binary and the text format.
 
-The argument ``where`` is "<file>, byte N" or "<file>, line N", for messages.
+The argument ``where`` is "<file> (byte N)" or "<file> (line N)", for messages.
 """
 
 from __future__ import annotations
 
 import math
-import re
+import shlex
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,11 +29,25 @@ CAMERA_MODELS: dict[int, tuple[str, int]] = {
 PARAMETER_COUNTS = dict(CAMERA_MODELS.values())
 """Model name -> number of parameters."""
 
-KNOWN_MODELS = ", ".join(PARAMETER_COUNTS)
-"""For messages."""
+_PANORAMA = ("EQUIRECTANGULAR", 17)
+"""COLMAP's name and id of cameras that see all around, which no perspective photo can replace."""
 
 AGAIN = "export the model again or copy it again"
 """The remedy for a damaged model, for messages."""
+
+
+def unknown_model(where: str, folder: Path, model: str | int) -> UserError:
+    """The error for a camera model (name or id) that is not among ``CAMERA_MODELS``.
+
+    COLMAP 4 has the models 12 to 17 besides. Its undistorter turns all but panoramas into PINHOLE.
+    """
+    if model in _PANORAMA:
+        remedy = "cut the panoramas into perspective photos and run the reconstruction of these"
+    else:
+        undistort = "colmap image_undistorter --image_path PHOTOS --output_path NEW_SCENE --input_path"
+        undistorted = f"undistort the photos with `{undistort} {shlex.quote(str(folder))}` and train NEW_SCENE"
+        remedy = f"{undistorted}, or run the reconstruction again with the camera model OPENCV"
+    return UserError(f"{where} has the camera model {model}, which gs_train does not know: {remedy}.")
 
 
 def make_camera(where: str, model: str, width: int, height: int, params: tuple[float, ...]) -> Camera:
@@ -42,12 +57,12 @@ def make_camera(where: str, model: str, width: int, height: int, params: tuple[f
         UserError: the size or a parameter is out of range.
     """
     if not fits_image(width, height):
-        raise UserError(f"{where}: invalid image size {width}x{height}: {AGAIN}.")
+        raise UserError(f"{where} has the invalid image size {width}x{height}: {AGAIN}.")
     fx, fy = params[0], params[0 if model in _ONE_FOCAL_LENGTH else 1]
     cx, cy, *distortion = params[1 if model in _ONE_FOCAL_LENGTH else 2 :]
     if not all(math.isfinite(value) for value in params) or fx <= 0 or fy <= 0:
         expected = "finite numbers and a positive focal length"
-        raise UserError(f"{where}: the camera has the parameters {params}, not {expected}: {AGAIN}.")
+        raise UserError(f"{where} has a camera with the parameters {params}, not {expected}: {AGAIN}.")
     return Camera(width=width, height=height, fx=fx, fy=fy, cx=cx, cy=cy, model=model, distortion=tuple(distortion))
 
 
@@ -62,17 +77,18 @@ def make_image(
     """An image from COLMAP's pose: world-to-camera quaternion of any length, and translation.
 
     Raises:
-        UserError: the name leads out of the images folder, or the pose is not a rotation and a position.
+        UserError: the name is empty, or the pose is not a rotation and a position.
     """
-    parts = re.split(r"[/\\]", name)
-    if not name or ".." in parts or name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:[/\\]", name):
-        raise UserError(f"{where}: the image name {name!r} leads out of the images folder: rename it in the model.")
+    if not name:
+        raise UserError(f"{where} has an image without a name: {AGAIN}.")
     norm = math.hypot(*wxyz)
     if not 1 / LARGEST_IN_POSE <= norm <= LARGEST_IN_POSE or not all(
         abs(component) <= LARGEST_IN_POSE for component in translation
     ):
-        pose = f"the pose of image {name!r} is not a rotation and a position"
-        raise UserError(f"{where}: {pose} (quaternion {wxyz}, translation {translation}): {AGAIN}.")
+        numbers = f"quaternion {wxyz}, translation {translation}"
+        raise UserError(
+            f"{where} has a pose of image {name!r} that is not a rotation and a position ({numbers}): {AGAIN}."
+        )
     w, x, y, z = (component / norm for component in wxyz)
     world_to_camera = np.eye(4)
     world_to_camera[:3, :3] = quaternion_to_rotation((w, x, y, z))

@@ -11,7 +11,7 @@ import numpy as np
 
 from gs_train.cameras.camera import Camera
 from gs_train.errors import UserError
-from gs_train.scene.readers.colmap_records import AGAIN, KNOWN_MODELS, PARAMETER_COUNTS, make_camera, make_image
+from gs_train.scene.readers.colmap_records import AGAIN, PARAMETER_COUNTS, make_camera, make_image, unknown_model
 from gs_train.scene.readers.reconstruction import RegisteredImage, read_bytes
 from gs_train.scene.types import PointCloud
 
@@ -27,16 +27,16 @@ def read_cameras(path: Path) -> dict[int, Camera]:
     for index, line in _records(lines):
         fields = line.split()
         try:
-            camera_id, model, width, height = int(fields[0]), fields[1], int(fields[2]), int(fields[3])
+            camera_id, model, width, height = int(fields[0]), fields[1], _whole(fields[2]), _whole(fields[3])
             params = tuple(float(field) for field in fields[4:])
         except (ValueError, IndexError):
-            raise _bad_line(path, index, "CAMERA_ID MODEL WIDTH HEIGHT PARAMS[]") from None
-        where = f"{path}, line {index + 1}"
+            raise _bad_line(path, index, line, "CAMERA_ID MODEL WIDTH HEIGHT PARAMS[]") from None
+        where = f"{path} (line {index + 1})"
         if model not in PARAMETER_COUNTS:
-            raise UserError(f"{where}: camera model {model} is unknown: export with one of {KNOWN_MODELS}.")
+            raise unknown_model(where, path.parent, model)
         if len(params) != PARAMETER_COUNTS[model]:
             count = f"{PARAMETER_COUNTS[model]} parameters after {model} WIDTH HEIGHT, not {len(params)}"
-            raise _bad_line(path, index, count)
+            raise _bad_line(path, index, line, count)
         cameras[camera_id] = make_camera(where, model, width, height, params)
     _check_count(path, lines, "cameras", len(cameras))
     return cameras
@@ -62,7 +62,7 @@ def read_images(path: Path) -> tuple[RegisteredImage, ...]:
                 images[-1] = replace(images[-1], point_ids=np.array([int(word) for word in words[2::3]], np.int64))
             except (ValueError, OverflowError):
                 expected = "the image's observations as triples X Y POINT3D_ID (an empty line if it has none)"
-                raise _bad_line(path, index, expected) from None
+                raise _bad_line(path, index, line, expected) from None
             continue
         if not stripped or stripped.startswith("#"):
             continue
@@ -71,8 +71,8 @@ def read_images(path: Path) -> tuple[RegisteredImage, ...]:
             pose = tuple(float(field) for field in fields[1:8])
             camera_id, name = int(fields[8]), fields[9]
         except (ValueError, IndexError):
-            raise _bad_line(path, index, "IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME") from None
-        where = f"{path}, line {index + 1}"
+            raise _bad_line(path, index, line, "IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME") from None
+        where = f"{path} (line {index + 1})"
         images.append(make_image(where, pose[:4], pose[4:], camera_id, name, np.empty(0, np.int64)))
         observations_at = index + 1
     _check_count(path, lines, "images", len(images))
@@ -95,13 +95,13 @@ def read_points(path: Path) -> PointCloud:
         try:
             ids.append(int(fields[0]))
             xyz.append([float(field) for field in fields[1:4]])
-            rgb.append([int(field) for field in fields[4:7]])
+            rgb.append([_whole(field) for field in fields[4:7]])
         except ValueError:
             fields = []
         well_formed = len(fields) >= shortest and len(fields) % 2 == 0 and abs(ids[-1]) <= np.iinfo(np.int64).max
         if not well_formed or not (0 <= min(rgb[-1]) and max(rgb[-1]) <= np.iinfo(np.uint8).max):
             expected = "POINT3D_ID X Y Z R G B ERROR and pairs IMAGE_ID POINT2D_IDX, with colours in 0..255"
-            raise _bad_line(path, index, expected)
+            raise _bad_line(path, index, line, expected)
     _check_count(path, lines, "points", len(xyz))
     return PointCloud(
         xyz=np.array(xyz, np.float64).reshape(-1, 3),
@@ -110,13 +110,36 @@ def read_points(path: Path) -> PointCloud:
     )
 
 
-def _lines(path: Path) -> list[str]:
-    data = read_bytes(path).removeprefix(b"\xef\xbb\xbf")  # The byte order mark that some Windows editors write.
+def read_image_names(path: Path) -> list[str]:
+    """Image names in the file's order, without parsing the numbers; fewer names if the file is damaged.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    names = []
+    lines = iter(_lines(path))
+    for line in lines:
+        stripped = line.strip()
+        if stripped and not stripped.startswith("#"):
+            names += stripped.split(maxsplit=9)[9:]
+            next(lines, None)  # the observations
+    return names
+
+
+def _whole(field: str) -> int:
+    """A whole number, which some programs write as 255.0. Raises ValueError."""
     try:
-        return data.decode().split("\n")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}, line {line}: corrupt, not UTF-8 text: {AGAIN}.") from None
+        return int(field)
+    except ValueError:
+        if not float(field).is_integer():
+            raise
+        return int(float(field))
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a file, with bytes that are not UTF-8 as surrogates: comments and image names may hold them."""
+    data = read_bytes(path).removeprefix(b"\xef\xbb\xbf")  # The byte order mark that some Windows editors write.
+    return data.decode(errors="surrogateescape").split("\n")
 
 
 def _records(lines: list[str]) -> Iterator[tuple[int, str]]:
@@ -132,9 +155,10 @@ def _check_count(path: Path, lines: list[str], records: str, found: int) -> None
     for line in lines[:8]:
         announced = re.match(rf"#\s*Number of {records}:\s*(\d{{1,18}})", line)
         if announced and int(announced[1]) > found:
-            message = f"the file ends after {found} {records}, but its header comment announces {announced[1]}"
-            raise UserError(f"{path}, line {len(lines)}: {message}: {AGAIN}, or correct the comment.")
+            message = f"ends after {found} {records}, but its header comment announces {announced[1]}"
+            raise UserError(f"{path} (line {len(lines)}) {message}: {AGAIN}, or correct the comment.")
 
 
-def _bad_line(path: Path, index: int, expected: str) -> UserError:
-    return UserError(f"{path}, line {index + 1}: truncated or corrupt, expected {expected}: {AGAIN}.")
+def _bad_line(path: Path, index: int, line: str, expected: str) -> UserError:
+    remedy = "write points and spaces in place of the commas" if "," in line else AGAIN
+    return UserError(f"{path} (line {index + 1}) does not hold {expected}: {remedy}.")

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,15 +31,18 @@ class RegisteredImage:
     """One image with a known pose."""
 
     name: str
-    """Path with ``/`` between folders, inside the images folder, or the scene folder with ``names_from_scene``."""
+    """Path with ``/`` between folders, inside the images folder, or the scene folder with ``names_from_scene``. Bytes
+    that are not UTF-8 are surrogates (``surrogateescape``)."""
     camera_id: int
     """A key of ``Reconstruction.cameras``."""
     world_to_camera: NDArray[np.float64]
     """[4, 4] rigid, OpenCV axes."""
     point_ids: NDArray[np.int64] | None = None
     """[K] ids of the points matched in this image, also -1 and ids of no point; None if the format lists none."""
-    mask: str | None = None
-    """Path of the mask inside the scene folder; None if the scene file names none."""
+    file: Path | None = None
+    """With ``names_from_scene``, the photo; None if it is missing."""
+    mask: Path | None = None
+    """The mask, which may be missing; None if the scene file names none."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,6 +65,21 @@ class Reconstruction:
     """Names of the images to hold out; None if the scene has no split."""
     notices: tuple[str, ...] = ()
     """Sentences for the user."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FoundModel:
+    """Cameras and poses that a reader has found in a scene folder, before it reads them.
+
+    A scene may hold several models. ``choose.py`` takes the one that registers the most photos.
+    """
+
+    path: Path
+    """The file, or the folder of the files."""
+    read: Callable[[], Reconstruction]
+    """Read all of it. A damaged file raises UserError."""
+    names: Callable[[], list[str]]
+    """Read the image names alone, fast. A damaged file gives fewer names, or raises UserError."""
 
 
 def fits_image(width: float, height: float) -> bool:

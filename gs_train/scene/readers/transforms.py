@@ -1,52 +1,53 @@
 """Reader of JSON camera files: transforms.json (instant-ngp, nerfstudio) and Blender's transforms_train.json.
 
-``transforms_frame.py`` reads the pose and the camera of one frame, ``ply_points.py`` the points. A nerfstudio
-``applied_transform`` records a transform that both poses and points already include, so the reader ignores it.
+``transforms_frame.py`` reads the pose and the camera of one frame, ``transforms_files.py`` finds the files that a
+document names, ``ply_points.py`` reads the points. A nerfstudio ``applied_transform`` records a transform that both
+poses and points already include, so the reader ignores it.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gs_train.cameras.camera import Camera
 from gs_train.errors import UserError
-from gs_train.scene.readers.ply_points import read_ply_points
-from gs_train.scene.readers.reconstruction import NO_POINTS, Reconstruction, RegisteredImage, read_bytes
+from gs_train.scene.readers.ply_points import find_points, read_ply_points
+from gs_train.scene.readers.reconstruction import NO_POINTS, FoundModel, Reconstruction, RegisteredImage, read_bytes
+from gs_train.scene.readers.transforms_files import FilesOfKey, relative_path, with_ending
 from gs_train.scene.readers.transforms_frame import AGAIN, read_camera, read_pose
 from gs_train.scene.types import PointCloud
 
-TRANSFORMS_FILES = ("transforms.json", "transforms_train.json")
-"""Files that make a folder a scene of this format. The first match wins."""
+_FILE, _BLENDER_FILE = "transforms.json", "transforms_train.json"
 
-FOLDER_HOLDS = " or ".join(TRANSFORMS_FILES)
+FOLDER_HOLDS = f"{_FILE} or {_BLENDER_FILE}"
 """For the message when no reader fits."""
 
-_USUAL_POINTS = ("sparse_pc.ply", "sparse_points.ply", "points3d.ply")
-_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".PNG", ".JPG", ".JPEG")
 _SCALED = 1e-3  # Poses whose scale differs from 1 by more are reported.
 
 
-def read(path: Path, allow_outside: bool) -> Reconstruction | None:
-    """Read a .json file, or the first of ``TRANSFORMS_FILES`` in a folder; None without one.
+def find(path: Path, allow_outside: bool) -> list[FoundModel]:
+    """The .json file ``path``, or the transforms.json and the Blender scene of a folder.
 
     In a folder, transforms_train.json comes with Blender's other files, see ``read_blender``.
-
-    Raises:
-        UserError: as ``read_transforms`` does.
     """
     if path.is_file():
-        return read_transforms(path, allow_outside=allow_outside) if path.suffix == ".json" else None
-    file = next((path / name for name in TRANSFORMS_FILES if (path / name).is_file()), None)
-    if file is None:
-        return None
-    if file.name == "transforms_train.json":
-        return read_blender(path, allow_outside=allow_outside)
-    return read_transforms(file, allow_outside=allow_outside)
+        if path.suffix != ".json":
+            return []
+        read = partial(read_transforms, path, allow_outside=allow_outside)
+        return [FoundModel(path=path, read=read, names=partial(_read_names, [path]))]
+    found = []
+    if (file := path / _FILE).is_file():
+        read = partial(read_transforms, file, allow_outside=allow_outside)
+        found.append(FoundModel(path=file, read=read, names=partial(_read_names, [file])))
+    if (file := path / _BLENDER_FILE).is_file():
+        read = partial(read_blender, path, allow_outside=allow_outside)
+        found.append(FoundModel(path=file, read=read, names=partial(_read_names, _blender_files(path))))
+    return found
 
 
 def read_transforms(file: Path, *, allow_outside: bool) -> Reconstruction:
@@ -89,14 +90,34 @@ def read_blender(folder: Path, *, allow_outside: bool) -> Reconstruction:
     Raises:
         UserError: as ``read_transforms`` does.
     """
-    train = _read_listing(folder / "transforms_train.json", allow_outside)
-    others = [file for part in ("test", "val") if (file := folder / f"transforms_{part}.json").is_file()]
-    if not others:
+    files = _blender_files(folder)
+    train = _read_listing(files[0], allow_outside)
+    if len(files) == 1:
         return _reconstruction(train, train.file)
-    test = _read_listing(others[0], allow_outside)
-    unused = [f"{file} is not used: the held-out views are those of {test.file.name}." for file in others[1:]]
+    test = _read_listing(files[1], allow_outside)
+    val = folder / "transforms_val.json"
+    unused = [f"{val} is not used: the held-out views are those of {test.file.name}."] if val.is_file() else []
+    unused = unused if test.file != val else []
     both = replace(train, frames=[*train.frames, *test.frames], notices=[*train.notices, *test.notices, *unused])
     return _reconstruction(both, folder / "transforms_*.json", frozenset(frame.image.name for frame in test.frames))
+
+
+def _blender_files(folder: Path) -> list[Path]:
+    """The file of the training views, and the file of the held-out views if there is one."""
+    others = [file for part in ("test", "val") if (file := folder / f"transforms_{part}.json").is_file()]
+    return [folder / _BLENDER_FILE, *others[:1]]
+
+
+def _read_names(files: list[Path]) -> list[str]:
+    """The image names of all frames of the files."""
+    names = []
+    for file in files:
+        frames = _read_document(file).get("frames")
+        for frame in frames if isinstance(frames, list) else []:
+            path = frame.get("file_path") if isinstance(frame, dict) else None
+            if isinstance(path, str):
+                names.append(with_ending(file.parent, relative_path(file.parent, path)))
+    return names
 
 
 # ---- one file
@@ -128,33 +149,30 @@ def _read_listing(file: Path, allow_outside: bool) -> _Listing:
     entries = document.get("frames")
     if not isinstance(entries, list) or not entries:
         raise UserError(f'{file} has no frames: give a transforms file that lists photos and poses under "frames".')
+    photos = FilesOfKey.read(file, entries, "file_path", allow_outside)
+    masks = FilesOfKey.read(file, entries, "mask_path", allow_outside)
     frames, scales = [], []
     for number, entry in enumerate(entries):
-        frame, scale = _read_frame(file, number, entry, document, allow_outside)
+        frame, scale = _read_frame(file, number, entry, document, photos, masks)
         frames.append(frame)
         scales.append(scale)
-    notices = []
+    notices = photos.found.notice(file)
     scaled = [scale for scale in scales if abs(scale - 1.0) > _SCALED]
     if scaled:
         message = (
             f"{len(scaled)} of {len(frames)} poses in {file} have a scale (from {min(scaled):.4g} to {max(scaled):.4g})"
         )
         notices.append(f"{message}: ignored, because a scale changes no image.")
-    points_path = document.get("ply_file_path")
-    if points_path is None:
-        # Some converters write points beside the poses without naming them.
-        points_path = next((name for name in _USUAL_POINTS if (file.parent / name).is_file()), None)
-        if points_path is not None:
-            notices.append(f"{file} names no points, but {points_path} lies beside it: training starts from it.")
-    points = _read_points(file, points_path, allow_outside)
-    return _Listing(file=file, document=document, frames=frames, points=points, notices=notices)
+    points, point_notices = _read_points(file, document, allow_outside)
+    return _Listing(file=file, document=document, frames=frames, points=points, notices=[*notices, *point_notices])
 
 
 def _read_document(file: Path) -> dict[str, Any]:
     try:
-        document = json.loads(read_bytes(file).removeprefix(b"\xef\xbb\xbf").decode())
+        # File names may be in another code page.
+        document = json.loads(read_bytes(file).removeprefix(b"\xef\xbb\xbf").decode(errors="surrogateescape"))
     except (ValueError, RecursionError) as error:
-        # ValueError includes text that is not UTF-8, and numbers with more digits than Python parses.
+        # ValueError includes numbers with more digits than Python parses.
         raise UserError(f"{file} is not JSON ({' '.join(str(error).split())}): {AGAIN}, or copy it again.") from None
     if not isinstance(document, dict):
         raise UserError(
@@ -164,40 +182,52 @@ def _read_document(file: Path) -> dict[str, Any]:
 
 
 def _read_frame(
-    file: Path, number: int, entry: Any, document: Mapping[str, Any], allow_outside: bool
+    file: Path, number: int, entry: Any, document: Mapping[str, Any], photos: FilesOfKey, masks: FilesOfKey
 ) -> tuple[_Frame, float]:
     """One entry of the list of frames, and the scale of its pose."""
     where = f"{file}, frame {number}"
     path = entry.get("file_path") if isinstance(entry, dict) else None
     if not isinstance(path, str) or not path.strip("./\\ "):
         raise UserError(f"{where}: expected an object with the text file_path and a transform_matrix: {AGAIN}.")
-    path = _inside(file.parent, path, where, allow_outside)
+    name, photo = photos.of(path, where)
+    path = relative_path(file.parent, path)
     where = f"{where} ({path})"
-    name = _with_ending(file.parent, path)
     world_to_camera, scale = read_pose(where, entry.get("transform_matrix"))
-    mask = _read_mask(file, entry.get("mask_path"), where, allow_outside)
-    image = RegisteredImage(name=name, camera_id=-1, world_to_camera=world_to_camera, mask=mask)
-    camera = read_camera(where, entry, document, file.parent / name)
+    mask_path = entry.get("mask_path")
+    mask = None
+    if mask_path is not None and mask_path != "":
+        if not isinstance(mask_path, str):
+            raise UserError(f"{where}: mask_path is {mask_path!r}, which is not a file name: {AGAIN}.")
+        mask_name, mask = masks.of(mask_path, f"{where}: mask_path")
+        mask = mask or file.parent / mask_name
+    image = RegisteredImage(name=name, camera_id=-1, world_to_camera=world_to_camera, file=photo, mask=mask)
+    camera = read_camera(where, entry, document, photo)
     return _Frame(path=path, image=image, camera=camera), scale
 
 
-def _read_mask(file: Path, path: Any, where: str, allow_outside: bool) -> str | None:
-    """The mask of a frame, relative to the scene folder (nerfstudio's mask_path); None if the key is missing or
-    empty."""
-    if path is None or path == "":
-        return None
-    if not isinstance(path, str):
-        raise UserError(f"{where}: mask_path is {path!r}, which is not a file name: {AGAIN}.")
-    return _inside(file.parent, path, f"{where}: mask_path", allow_outside)
+def _read_points(file: Path, document: Mapping[str, Any], allow_outside: bool) -> tuple[PointCloud, list[str]]:
+    """The points of the PLY file at ``ply_file_path``, and notices about the file; no points if the key is empty.
 
-
-def _read_points(file: Path, path: Any, allow_outside: bool) -> PointCloud:
-    """The points of the PLY file at ``ply_file_path``; none if the key is missing or empty."""
-    if path is None or path == "":
-        return NO_POINTS
+    Without the key, a file with a usual name counts: some converters write points without naming them.
+    """
+    path = document.get("ply_file_path")
+    if path is None:
+        ply, notices = find_points((file.parent,), "pointcloud.ply")
+        if ply is None:
+            return NO_POINTS, notices
+        notices = [f"{file} names no points, but {ply.name} lies beside it: training starts from it.", *notices]
+        origin, remedy = f"which lies beside {file}", "replace it by a PLY file of points, or remove it"
+        return read_ply_points(ply, origin, f"{remedy} to start from random points"), notices
+    if path == "":
+        return NO_POINTS, []
     if not isinstance(path, str):
         raise UserError(f"{file}: ply_file_path is {path!r}, which is not a file name: {AGAIN}.")
-    return read_ply_points(file.parent / _inside(file.parent, path, f"{file}: ply_file_path", allow_outside), file)
+    entry = {"ply_file_path": path}
+    named = FilesOfKey.read(file, [entry], "ply_file_path", allow_outside, suffixes={".ply"})
+    name, ply = named.of(path, f"{file}: ply_file_path")
+    remedy = f"put the points there, or remove ply_file_path from {file.name} to start from random points"
+    origin = f"which {file} names as its points"
+    return read_ply_points(ply or file.parent / name, origin, remedy), named.found.notice(file)
 
 
 def _reconstruction(listing: _Listing, source: Path, test_names: frozenset[str] | None = None) -> Reconstruction:
@@ -237,36 +267,4 @@ def _filenames(listing: _Listing, part: str) -> frozenset[str] | None:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         message = f"{listing.file}: {part}_filenames is not a list of file names"
         raise UserError(f"{message}: correct it, or remove it for a split by --test-every.")
-    return frozenset(_relative(listing.file.parent, name) for name in names)
-
-
-# ---- paths
-
-
-def _relative(folder: Path, path: str) -> str:
-    """``path`` relative to ``folder``, normalised, with ``/`` between folders. Windows tools write backslashes."""
-    return Path(os.path.relpath(folder.absolute() / path.replace("\\", "/"), folder.absolute())).as_posix()
-
-
-def _inside(folder: Path, path: str, where: str, allow_outside: bool) -> str:
-    """``path`` relative to ``folder``.
-
-    Raises:
-        UserError: it leads out of ``folder`` and ``allow_outside`` is off, or it holds a null character.
-    """
-    relative = "\0" if "\0" in path else _relative(folder, path)
-    if relative == "\0" or (relative.split("/")[0] == ".." and not allow_outside):
-        message = f"{where}: {path!r} leads out of {folder}"
-        raise UserError(
-            f"{message}: move the file there, or allow files from anywhere with `gs-train train --allow-outside`."
-        )
-    return relative
-
-
-def _with_ending(folder: Path, path: str) -> str:
-    """``path`` with the ending of its file, because Blender leaves it out; ``path`` itself if no file matches."""
-    names = (path, *(f"{path}{ending}" for ending in _ENDINGS))
-    try:
-        return next((name for name in names if (folder / name).is_file()), path)
-    except OSError:  # A name too long for the disk counts as missing. The search for the photos reports other faults.
-        return path
+    return frozenset(relative_path(listing.file.parent, name) for name in names)

@@ -26,6 +26,7 @@ AGAIN = "write the file again"
 
 _PERSPECTIVE = ("SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV")
 _FISHEYE = "OPENCV_FISHEYE"
+_PANORAMAS = ("EQUIRECTANGULAR", "SPHERICAL")
 _DISTORTION = {"OPENCV": ("k1", "k2", "p1", "p2"), "OPENCV_FISHEYE": ("k1", "k2", "k3", "k4")}
 _SKEW = 1e-3  # Allowed relative difference between the lengths of a pose's axes: rounding to four digits passes.
 
@@ -67,14 +68,14 @@ def _matrix(where: str, rows: Any) -> NDArray[np.float64]:
     return matrix
 
 
-def read_camera(where: str, entry: Mapping[str, Any], document: Mapping[str, Any], photo: Path) -> Camera | None:
+def read_camera(where: str, entry: Mapping[str, Any], document: Mapping[str, Any], photo: Path | None) -> Camera | None:
     """The camera of a frame. The frame's own intrinsics take precedence over the file's.
 
     Args:
         where: the frame, for messages.
         entry: the frame.
         document: the whole file.
-        photo: gives the image size if the file does not.
+        photo: gives the image size if the file does not; None for a missing photo.
 
     Returns:
         None if the file does not give the image size and the photo is missing or damaged.
@@ -84,7 +85,7 @@ def read_camera(where: str, entry: Mapping[str, Any], document: Mapping[str, Any
     """
     sources = (entry, document)
     width, height = _number(where, "w", sources), _number(where, "h", sources)
-    if width is None or height is None:
+    if (width is None or height is None) and photo is not None:
         # The search for the photos reports each missing or damaged photo.
         with suppress(UserError):
             width, height = image_size(photo)
@@ -135,7 +136,10 @@ def _read_distortion(where: str, sources: Sequence[Mapping[str, Any]]) -> tuple[
         named = _FISHEYE
     if named not in (*_PERSPECTIVE, _FISHEYE):
         known = ", ".join((*_PERSPECTIVE, _FISHEYE))
-        raise UserError(f"{where}: camera_model {named!r} is unknown: write the file with one of {known}.")
+        remedy = f"run the reconstruction again with one of {known}"
+        if named in _PANORAMAS:
+            remedy = "cut the panoramas into perspective photos and run the reconstruction of these"
+        raise UserError(f"{where}: camera_model {named!r} is unknown: {remedy}.")
     model = _FISHEYE if named == _FISHEYE else "OPENCV"
     found = {key: _number(where, key, sources) or 0.0 for key in ("k1", "k2", "k3", "k4", "p1", "p2")}
     beyond = [key for key, value in found.items() if value and key not in _DISTORTION[model]]
