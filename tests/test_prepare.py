@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gs_train import cli
-from gs_train.prepare.worker import threads_for_memory
+from gs_train.prepare.worker import threads_for_memory, turn_onto_y
 from gs_train.scene.photos import files
 from gs_train.scene.readers.colmap import read_model
 
@@ -100,7 +100,8 @@ def test_a_complete_run(prepare: Prepare) -> None:
     assert "Registered 6 of 6 photos: 9 points, mean reprojection error 0.70 px, mean track length 1.5." in out
     assert out.endswith(f"gs-train train {prepare.scene}\n")
     assert "Not registered" not in out
-    assert all(step in err for step in ("photos: 100%", "features: 100%", "matching: 100%", "registering: 100%"))
+    for step, count in (("photos", PHOTOS), ("features", PHOTOS), ("matching", PAIRS), ("registering", PHOTOS)):
+        assert f"{step}: {count} of {count}, " in err
     model = read_model(prepare.scene / "sparse" / "0")
     assert [image.name for image in model.images] == sorted(os.listdir(prepare.scene / "images"))
     assert {path.name for path in prepare.scene.iterdir()} == {
@@ -318,9 +319,20 @@ def test_the_number_of_threads_fits_memory(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_the_worker_does_not_import_pillow() -> None:
-    heavy = ("PIL", "numpy", "torch")
+    heavy = ("PIL", "torch")
     program = f"import sys, gs_train.prepare.worker; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run(
         [*command()[:1], "-c", program], capture_output=True, text=True, check=True, env=environment()
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("direction", [(0.0, 1.0, 0.0), (0.0, -1.0, 0.0), (0.3, 0.2, -2.0), (-1.0, -5.0, 0.1)])
+def test_the_smallest_rotation_onto_y(direction: tuple[float, float, float]) -> None:
+    turn = turn_onto_y(np.array(direction))
+    np.testing.assert_allclose(turn @ direction / np.linalg.norm(direction), (0.0, 1.0, 0.0), atol=1e-12)
+    np.testing.assert_allclose(turn @ turn.T, np.eye(3), atol=1e-12)
+    assert np.linalg.det(turn) == pytest.approx(1.0)
+    # The angle of the rotation is that between the direction and +y.
+    cosine = (np.trace(turn) - 1.0) / 2.0
+    assert cosine == pytest.approx(direction[1] / np.linalg.norm(direction), abs=1e-9)

@@ -68,6 +68,12 @@ def test_photos_give_the_poses_that_are_known(shared_scenes: Path, tmp_path: Pat
     known, found = centres(read_model(shared_scenes / "llff_fern" / "sparse" / "0")), centres(model)
     names = sorted(found)
     assert misfit(np.array([found[name] for name in names]), np.array([known[name] for name in names])) < 0.05
+    # Upright, around the origin, with an extent of 5.
+    down = np.mean([image.world_to_camera[1, :3] for image in model.images], axis=0)
+    np.testing.assert_allclose(down / np.linalg.norm(down), (0.0, 1.0, 0.0), atol=1e-6)
+    positions = np.array(list(found.values()))
+    assert np.abs(positions.mean(axis=0)).max() < 1e-6
+    assert 1.1 * np.linalg.norm(positions, axis=1).max() == pytest.approx(5.0)
 
 
 def test_photos_on_their_side_become_upright_and_share_a_camera(shared_scenes: Path, tmp_path: Path) -> None:

@@ -21,6 +21,9 @@ from statistics import median
 from threading import Thread
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gs_train.machine import physical_memory
 
 _SEED = 0
@@ -32,6 +35,10 @@ _BYTES_PER_THREAD = 2.3e9
 # Largest distance of a camera from the middle of all cameras, in median distances. Bundle adjustment can push a badly
 # constrained camera much farther.
 _FARTHEST = 100
+_EXTENT = 5.0
+"""Extent of a prepared scene: 1.1 x the largest distance of a camera from the mean of all cameras."""
+_LEAST_COMMON = 0.5
+"""Smallest length of the mean of the photos' downward unit vectors, at which they have a common direction."""
 
 
 def main() -> None:
@@ -116,6 +123,7 @@ def _model(pycolmap: Any, job: dict[str, Any]) -> None:
         return
     best = max(models.values(), key=lambda model: (model.num_reg_images(), model.num_points3D()))
     _drop_stray(best)
+    _set_upright(pycolmap, best)
     Path(job["model"]).mkdir(parents=True)
     best.write_binary(job["model"])
     _notify(
@@ -138,6 +146,33 @@ def _drop_stray(model: Any) -> None:
         # "not <=" is also true for NaN.
         if not distance <= farthest:
             model.deregister_frame(model.image(image_id).frame_id)
+
+
+def _set_upright(pycolmap: Any, model: Any) -> None:
+    """Turn the model so that the photos' mean upward direction is -y, and scale it to an extent of ``_EXTENT``.
+
+    -y is up in a COLMAP model as photographers hold their cameras, and viewers of splats show it upright. Photos
+    without a common direction keep their orientation.
+    """
+    images = [model.image(image_id) for image_id in sorted(model.reg_image_ids())]
+    centres = np.array([image.projection_center() for image in images], np.float64)
+    down = np.mean([image.cam_from_world().rotation.matrix()[1] for image in images], axis=0)
+    middle = centres.mean(axis=0)
+    radius = float(np.linalg.norm(centres - middle, axis=1).max())
+    if not radius > 0:
+        return
+    turn = turn_onto_y(down) if np.linalg.norm(down) >= _LEAST_COMMON else np.eye(3)
+    scale = _EXTENT / (1.1 * radius)
+    model.transform(pycolmap.Sim3d(scale, pycolmap.Rotation3d(turn), -scale * turn @ middle))
+
+
+def turn_onto_y(direction: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[3, 3] the smallest rotation that turns ``direction`` [3] onto +y (Rodrigues' formula)."""
+    x, y, z = direction / np.linalg.norm(direction)
+    if y < -1 + 1e-12:
+        return np.diag((1.0, -1.0, -1.0))
+    cross = np.array(((0.0, -x, 0.0), (x, 0.0, z), (0.0, -z, 0.0)))
+    return np.asarray(np.eye(3) + cross + cross @ cross / (1.0 + y))
 
 
 def threads_for_memory() -> int:

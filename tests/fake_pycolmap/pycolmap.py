@@ -113,6 +113,14 @@ def incremental_mapping(
     return {0: _Reconstruction(names[:2]), 1: _Reconstruction(names[:count])}
 
 
+def Rotation3d(matrix: Any) -> Any:
+    return matrix
+
+
+def Sim3d(scale: float, rotation: Any, translation: Any) -> tuple[float, Any, Any]:
+    return scale, rotation, translation
+
+
 class _Reconstruction:
     def __init__(self, names: list[str]) -> None:
         poses = [(i, (1.0, 0.0, 0.0, 0.0), (0.1 * i, 0.0, 0.0), 1, name) for i, name in enumerate(names, 1)]
@@ -131,7 +139,18 @@ class _Reconstruction:
 
     def image(self, image_id: int) -> SimpleNamespace:
         (row,) = (row for row in self.model.images if row[0] == image_id)
-        return SimpleNamespace(name=row[4], frame_id=image_id, projection_center=lambda: [-value for value in row[2]])
+        rotation = SimpleNamespace(matrix=lambda: [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+        return SimpleNamespace(
+            name=row[4],
+            frame_id=image_id,
+            projection_center=lambda: [-value for value in row[2]],
+            cam_from_world=lambda: SimpleNamespace(rotation=rotation),
+        )
+
+    def transform(self, change: tuple[float, Any, Any]) -> None:
+        scale, _, (x, y, z) = change
+        self.model.images = [(i, wxyz, (scale * t[0] - x, scale * t[1] - y, scale * t[2] - z), c, n)
+                for i, wxyz, t, c, n in self.model.images]  # fmt: skip
 
     def deregister_frame(self, frame_id: int) -> None:
         self.model.images = [row for row in self.model.images if row[0] != frame_id]
