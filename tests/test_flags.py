@@ -19,7 +19,7 @@ FLAGS = {
         --start-downscale --full-size-from --batch-size --batch-from --antialiased --no-antialiased
         --init-from --exposure --refine-poses --no-refine-poses --depth-weight --seed
         --image-cache-gb --save-every --eval-every --keep --log-every
-        --images --model --masks --invert-masks --no-invert-masks --alpha --resolution --test-every
+        --images --model --masks --invert-masks --no-invert-masks --alpha --resolution --test-every --test-list
         --skip-missing --no-skip-missing --allow-outside --no-allow-outside
         --ignore-pose-check --no-ignore-pose-check --undistort
         --optimizer.xyz-lr-init --optimizer.xyz-lr-final --optimizer.xyz-lr-delay-steps --optimizer.xyz-lr-delay-mult

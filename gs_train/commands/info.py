@@ -26,8 +26,9 @@ from gs_train.formats.splat_data import SplatData
 from gs_train.run.folder import RunFolder
 from gs_train.run.open import OpenedSplat, open_run, open_splat
 from gs_train.scene.agreement import check_agreement
-from gs_train.scene.load import SceneConfig, TooFewViewsError, load_scene
+from gs_train.scene.load import SceneConfig, load_scene
 from gs_train.scene.photos.decode import image_faults
+from gs_train.scene.split import TooFewViewsError
 from gs_train.scene.types import Scene, View
 from gs_train.scene.unprepared import describe_unprepared
 

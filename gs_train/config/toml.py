@@ -90,6 +90,9 @@ def read_config(path: Path) -> tuple[TrainConfig, Path | None]:
     except UserError as error:
         # The range checks name the flag; the message also needs the file.
         raise error if str(path) in str(error) else UserError(f"{path}: {error}") from None
+    if config.scene.test_list:
+        # A relative path is relative to the file; a run keeps its list beside its config.
+        config = replace(config, scene=replace(config.scene, test_list=str(path.parent / config.scene.test_list)))
     return config, None if scene_path is None else Path(scene_path)
 
 

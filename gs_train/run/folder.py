@@ -32,6 +32,7 @@ from gs_train.machine import peak_memory
 from gs_train.run.lock import LOCK_NAME
 from gs_train.run.splat_frame import moved, write_offset
 from gs_train.scene.frame import Frame
+from gs_train.scene.split import TEST_LIST
 from gs_train.scene.types import Scene, View
 
 # config.toml marks the folder as a run. ``clear`` keeps it until ``write_config`` replaces it, so a run that is killed
@@ -175,6 +176,10 @@ class RunFolder:
         Removes the temporary files of killed processes.
         """
         self.clear_leftovers()
+        if config.scene.test_list:
+            # The path is relative to the run, which may move; read_config resolves it.
+            atomic_write_text(self.path / TEST_LIST, "".join(f"{view.name}\n" for view in scene.test_views))
+            config = replace(config, scene=replace(config.scene, test_list=TEST_LIST))
         atomic_write_text(self.config, write_toml(config, scene.path.resolve()))
         arguments = Namespace(
             sh_degree=config.sh_degree,

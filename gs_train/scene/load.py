@@ -23,13 +23,13 @@ from gs_train.scene.photos.fit import Photo, fit_photos
 from gs_train.scene.photos.locate import locate_photos
 from gs_train.scene.photos.masks import with_masks
 from gs_train.scene.readers.reconstruction import Reconstruction
+from gs_train.scene.split import read_test_names, split_views
 from gs_train.scene.types import AlphaUse, PointCloud, Scene, View
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
 
 _AUTO_WIDTH_PX = 1600
-_FEWEST_TRAINING_VIEWS = 2
 # The side of SSIM's window: a smaller view can be trained, but not evaluated.
 _SMALLEST_SIDE_PX = 11
 # No lens exceeds these limits, only a damaged model: focal length over the larger side, and principal point outside the
@@ -61,6 +61,9 @@ class SceneConfig:
     test_every: int = setting(8, group=MOST_USED, at_least=0)
     """Hold out every Nth photo by sorted name as a test view, unless the scene has its own split. 0 trains on all
     photos, for the best splat without an evaluation."""
+    test_list: str = setting("", group=INPUT)
+    """File with the names of the test views, one in each line, in place of --test-every; the run keeps a copy. A scene
+    folder may hold such a test_list.txt, or a train_list.txt, itself."""
     skip_missing: bool = setting(False, group=INPUT)
     """Train without the photos that the scene lists but the disk lacks. Set it after photos were deleted on purpose."""
     allow_outside: bool = setting(False, group=INPUT)
@@ -80,10 +83,6 @@ class SceneConfig:
         if not self.masks:
             raise UserError("--masks is empty: name the folder of the masks, such as masks.")
         check(self)
-
-
-class TooFewViewsError(UserError):
-    """Too few photos are left to train on. After other faults it is only their consequence."""
 
 
 def _raise(fault: UserError) -> None:
@@ -123,7 +122,8 @@ def load_scene(
     views, mask_notices = _attempt(on_fault, _masked, views, (folder, path), model, config, on_fault) or (views, [])
     for view in views:
         _attempt(on_fault, _refuse_tiny, view, config.resolution)
-    train, test = _split(views, config.test_every, model.test_names, path, hidden=count - len(views))
+    named = read_test_names(views, config.test_list, folder, model.test_names)
+    train, test = split_views(views, config.test_every, named, path, hidden=count - len(views))
     points, point_notices = _finite_points(model.points)
     return Scene(
         path=path,
@@ -252,40 +252,6 @@ def _narrowed(views: Sequence[View], undistort: Undistort) -> list[str]:
         return []
     message = f"{count} of {len(views)} photos see more than {WIDEST_DEG:g} degrees across"
     return [f"{message}: undistortion crops them to that."]
-
-
-def _split(
-    views: tuple[View, ...], test_every: int, test_names: frozenset[str] | None, path: Path, *, hidden: int
-) -> tuple[tuple[View, ...], tuple[View, ...]]:
-    """Training and test views. The test views are the scene's own, or else every ``test_every``-th by sorted name.
-
-    Args:
-        views: sorted by name.
-        test_every: N selects the views 0, N, 2N ...; 0 selects none, even if the scene has a split.
-        test_names: of the scene's own split; None without one.
-        path: the scene, for messages.
-        hidden: number of views left out before, because a mask hides all of them.
-
-    Raises:
-        UserError: fewer than two training views are left.
-    """
-    if test_names is None or test_every == 0:
-        test_names = frozenset(view.name for view in views[::test_every]) if test_every else frozenset()
-        split = f"--test-every {test_every}"
-    else:
-        split = "its own split"
-    test = tuple(view for view in views if view.name in test_names)
-    train = tuple(view for view in views if view.name not in test_names)
-    if len(train) < _FEWEST_TRAINING_VIEWS:
-        left = f"{path} leaves {len(train)} of its {len(views) + hidden} views to train on with {split}"
-        masks = f" and {hidden} masks that hide all of their photos" if hidden else ""
-        remedies = ["correct the masks", "swap black and white with --invert-masks"] if hidden else []
-        remedies.append("add photos from other places and run the reconstruction again")
-        if len(views) >= _FEWEST_TRAINING_VIEWS:
-            remedies.append("train on all photos with --test-every 0")
-        remedy = f"{', '.join(remedies[:-1])}, or {remedies[-1]}" if len(remedies) > 1 else remedies[0]
-        raise TooFewViewsError(f"{left}{masks}, but training needs at least {_FEWEST_TRAINING_VIEWS}: {remedy}.")
-    return train, test
 
 
 # ---- points
