@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +45,35 @@ class Content:
         self.xyz = scale * self.xyz + offset
         return self
 
-    def write_text(self, folder: Path) -> None:
+    def rename(self, change: Callable[[str], str]) -> Content:
+        """Change the names of the images."""
+        self.poses = {change(name): pose for name, pose in self.poses.items()}
+        return self
+
+    def keep(self, images: int, points: int) -> Content:
+        """Keep the first images and points alone."""
+        self.poses = dict(list(self.poses.items())[:images])
+        self.xyz, self.rgb = self.xyz[:points], self.rgb[:points]
+        return self
+
+    def write_binary(self, folder: Path, *, encoding: str = "utf-8", points: bool = True) -> None:
+        """Write a COLMAP binary model without observations into ``folder``, in place of the model there."""
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        c = self.camera
+        camera = struct.pack("<IiQQ4d", 1, 1, c.width, c.height, c.fx, c.fy, c.cx, c.cy)
+        (folder / "cameras.bin").write_bytes(struct.pack("<Q", 1) + camera)
+        images = struct.pack("<Q", len(self.poses))
+        for number, (name, pose) in enumerate(self.poses.items(), 1):
+            images += struct.pack("<I7dI", number, *rotation_to_quaternion(pose[:3, :3]), *pose[:3, 3], 1)
+            images += name.encode(encoding) + b"\0" + struct.pack("<Q", 0)
+        (folder / "images.bin").write_bytes(images)
+        if points:
+            rows = zip(self.xyz.tolist(), self.rgb.tolist(), strict=True)
+            data = b"".join(struct.pack("<Q3d3BdQ", i, *xyz, *rgb, 0.5, 0) for i, (xyz, rgb) in enumerate(rows, 1))
+            (folder / "points3D.bin").write_bytes(struct.pack("<Q", len(self.xyz)) + data)
+
+    def write_text(self, folder: Path, *, encoding: str = "utf-8", points: bool = True) -> None:
         """Write a COLMAP text model into ``folder``, in place of the model there."""
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -54,10 +84,12 @@ class Content:
         for number, (name, pose) in enumerate(self.poses.items(), 1):
             numbers = (*rotation_to_quaternion(pose[:3, :3]).tolist(), *pose[:3, 3].tolist())
             lines += [f"{number} {' '.join(map(repr, numbers))} 1 {name}", ""]
-        (folder / "images.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (folder / "images.txt").write_text("\n".join(lines) + "\n", encoding=encoding)
+        if not points:
+            return
         rows = zip(self.xyz.tolist(), self.rgb.tolist(), strict=True)
-        points = [f"{i} {' '.join(map(repr, (*xyz, *rgb)))} 0.5" for i, (xyz, rgb) in enumerate(rows, 1)]
-        (folder / "points3D.txt").write_text("\n".join(points) + "\n")
+        written = [f"{i} {' '.join(map(repr, (*xyz, *rgb)))} 0.5" for i, (xyz, rgb) in enumerate(rows, 1)]
+        (folder / "points3D.txt").write_text("\n".join(written) + "\n")
 
     def write_transforms(self, file: Path, *, points: str | None = "sparse_pc.ply", **more: Any) -> dict[str, Any]:
         """Write a transforms.json with OpenGL camera axes, and its points beside it; returns the document."""

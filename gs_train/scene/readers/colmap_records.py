@@ -18,12 +18,17 @@ from gs_train.cameras.poses import quaternion_to_rotation
 from gs_train.errors import UserError
 from gs_train.scene.readers.reconstruction import LARGEST_IN_POSE, RegisteredImage, fits_image
 
-_ONE_FOCAL_LENGTH = {"SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE"}
+_SIMPLE_FISHEYE, _FISHEYE = "SIMPLE_FISHEYE", "FISHEYE"
+"""Models of COLMAP 4 that equal OPENCV_FISHEYE with coefficients of 0."""
+_ONE_FOCAL_LENGTH = {
+    *("SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE"),
+    _SIMPLE_FISHEYE,
+}
 
 CAMERA_MODELS: dict[int, tuple[str, int]] = {
     number: (name, (3 if name in _ONE_FOCAL_LENGTH else 4) + len(terms.split()))
     for number, (name, terms) in enumerate(DISTORTION_TERMS.items())
-}
+} | {14: (_SIMPLE_FISHEYE, 3), 15: (_FISHEYE, 4)}
 """COLMAP's model id -> (name, number of parameters)."""
 
 PARAMETER_COUNTS = dict(CAMERA_MODELS.values())
@@ -39,7 +44,7 @@ AGAIN = "export the model again or copy it again"
 def unknown_model(where: str, folder: Path, model: str | int) -> UserError:
     """The error for a camera model (name or id) that is not among ``CAMERA_MODELS``.
 
-    COLMAP 4 has the models 12 to 17 besides. Its undistorter turns all but panoramas into PINHOLE.
+    COLMAP 4 has the models 12, 13, 16 and 17 besides. Its undistorter turns all but panoramas (17) into PINHOLE.
     """
     if model in _PANORAMA:
         remedy = "cut the panoramas into perspective photos and run the reconstruction of these"
@@ -63,6 +68,8 @@ def make_camera(where: str, model: str, width: int, height: int, params: tuple[f
     if not all(math.isfinite(value) for value in params) or fx <= 0 or fy <= 0:
         expected = "finite numbers and a positive focal length"
         raise UserError(f"{where} has a camera with the parameters {params}, not {expected}: {AGAIN}.")
+    if model in (_SIMPLE_FISHEYE, _FISHEYE):
+        model, distortion = "OPENCV_FISHEYE", [0.0] * 4
     return Camera(width=width, height=height, fx=fx, fy=fy, cx=cx, cy=cy, model=model, distortion=tuple(distortion))
 
 

@@ -1,0 +1,111 @@
+"""Photos or a video in place of a scene: the message has the commands that make a scene, and they work as pasted."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import ROOT, gs_train_here
+from PIL import Image
+
+from gs_train.commands.prepare import PrepareCommand
+from gs_train.errors import UserError
+from gs_train.flags import parse
+from gs_train.scene.load import SceneConfig, load_scene
+from gs_train.scene.unprepared import describe_unprepared
+
+SHORT = ("--preset", "tiny", "--iterations", "2", "--device", "cpu")
+
+
+def write_photos(folder: Path, count: int = 6, ending: str = ".png") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        pixels = np.random.default_rng(number).integers(0, 256, (30, 40, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"IMG_{number}{ending}")
+    return folder
+
+
+def commands(sentence: str) -> list[list[str]]:
+    """The commands of the sentence, as a shell takes them apart."""
+    found = [shlex.split(text) for text in re.findall("`([^`]*)`", sentence)]
+    assert [words[:2] for words in found] == [["gs-train", "prepare"], ["gs-train", "train"]], sentence
+    return [words[1:] for words in found]
+
+
+@pytest.fixture
+def fake_colmap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``gs-train prepare`` with a COLMAP that registers every photo."""
+    fake = ROOT / "tests/fake_pycolmap"
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (ROOT, ROOT / "tests", fake))))
+    monkeypatch.syspath_prepend(fake)
+    monkeypatch.setenv("FAKE_PYCOLMAP", json.dumps({"log": str(tmp_path / "log")}))
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "inside"),
+    [("train", "photos", ""), ("info", "photos", "images"), ("train", "it's my $HOME; (new)", "walk 1/day")],
+)
+def test_a_folder_of_photos_gets_commands_that_work(
+    tmp_path: Path, fake_colmap: None, monkeypatch: pytest.MonkeyPatch, command: str, inside: str, name: str
+) -> None:
+    write_photos(tmp_path / name / inside)
+    monkeypatch.chdir(tmp_path)
+    refused = gs_train_here(command, name)
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    assert f"{Path(name, 'images' if inside == 'images' else '')} holds 6 photos without camera poses" in refused.stderr
+    prepare, train = commands(refused.stderr)
+    assert train[1] == f"{name}_scene"
+    prepared = gs_train_here(*prepare)
+    assert prepared.returncode == 0, prepared.stderr
+    if command == "train" and name == "photos":
+        trained = gs_train_here(*train, *SHORT)
+        assert trained.returncode == 0, trained.stderr
+    else:
+        assert len(load_scene(tmp_path / train[1], SceneConfig(test_every=0)).train_views) == 6
+
+
+def test_the_new_scene_gets_a_free_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_photos(tmp_path / "photos")
+    (tmp_path / "photos_scene").mkdir()
+    assert commands(str(describe_unprepared(tmp_path / "photos")))[1] == ["train", str(tmp_path / "photos_scene_2")]
+    monkeypatch.chdir(tmp_path / "photos")
+    # prepare refuses a scene inside the folder of the photos.
+    for here in (".", "../photos/.", "../photos"):
+        prepare, _ = commands(str(describe_unprepared(Path(here))))
+        assert Path(prepare[2]).resolve() == tmp_path / "photos_scene_2"
+
+
+@pytest.mark.parametrize("command", ["train", "info"])
+@pytest.mark.parametrize("place", ["walk.MP4", "my walk/clip.mov"])
+def test_a_video(tmp_path: Path, command: str, place: str) -> None:
+    video = tmp_path / place
+    video.parent.mkdir(exist_ok=True)
+    video.write_bytes(b"\0\0\0\x20ftypmp42")
+    for path in {video, video if video.parent == tmp_path else video.parent}:
+        refused = gs_train_here(command, path)
+        assert refused.returncode == 2 and f"{video} is a video without camera poses" in refused.stderr
+        prepare, _ = commands(refused.stderr)
+        parsed = parse(prepare)
+        assert isinstance(parsed, PrepareCommand) and parsed.source == video and not parsed.scene.exists()
+
+
+def test_too_few_photos_and_a_single_photo(tmp_path: Path) -> None:
+    write_photos(tmp_path / "two", 2)
+    with pytest.raises(UserError, match=r"two holds 2 photos without camera poses: take at least 3, better twenty"):
+        load_scene(tmp_path / "two")
+    with pytest.raises(UserError, match=r"IMG_0\.png is a single photo: give a folder of overlapping photos"):
+        load_scene(tmp_path / "two/IMG_0.png")
+
+
+def test_other_folders_and_files(tmp_path: Path) -> None:
+    for name in ("notes.txt", ".hidden.png", "a.gif"):
+        (tmp_path / name).touch()
+        assert describe_unprepared(tmp_path) is None
+        assert name == ".hidden.png" or describe_unprepared(tmp_path / "notes.txt") is None
+    with pytest.raises(UserError, match="is not a scene: give a folder that holds photos and a COLMAP model"):
+        load_scene(tmp_path)
