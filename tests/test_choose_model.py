@@ -310,7 +310,7 @@ def test_models_of_colmap_4_get_a_remedy_that_works(tmp_path: Path, name: str, n
     ]
     assert len(camera.params) == params
     model.write_binary(scene / "sparse/0")
-    with pytest.raises(UserError, match=rf"cameras\.bin \(byte 8\) has the camera model {number}, which") as caught:
+    with pytest.raises(UserError, match=rf"cameras\.bin \(byte 8\) has the camera model {name}, which") as caught:
         load_scene(scene, ALL)
     assert f"--input_path '{scene / 'sparse/0'}'` and train NEW_SCENE" in str(caught.value)
     pycolmap.undistort_images(output_path=new, input_path=scene / "sparse/0", image_path=scene / "images")
@@ -320,6 +320,12 @@ def test_models_of_colmap_4_get_a_remedy_that_works(tmp_path: Path, name: str, n
         file.unlink()
     with pytest.raises(UserError, match=rf"camera model {name}, which"):
         load_scene(scene, ALL)
+    # The undistorter leaves a camera without distortion as it is.
+    cameras = scene / "sparse/0/cameras.txt"
+    words = cameras.read_text().splitlines()[-1].split()
+    words[-2 if name == "EUCM" else -1] = "0"
+    cameras.write_text(" ".join(words) + "\n")
+    assert load_scene(scene, ALL).train_views[0].camera.model == "PINHOLE"
 
 
 @pytest.mark.parametrize(("line", "number"), [("SIMPLE_FISHEYE 64 48 50 31 24", 14), ("FISHEYE 64 48 50 51 31 24", 15)])

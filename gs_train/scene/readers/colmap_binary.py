@@ -84,7 +84,9 @@ def read_cameras(path: Path) -> dict[int, Camera]:
         if model_id not in CAMERA_MODELS:
             raise unknown_model(where, path.parent, model_id)
         model, count = CAMERA_MODELS[model_id]
-        cameras[camera_id] = make_camera(where, model, width, height, source.take(struct.Struct(f"<{count}d")))
+        cameras[camera_id] = make_camera(
+            where, path.parent, model, width, height, source.take(struct.Struct(f"<{count}d"))
+        )
     source.end()
     return cameras
 

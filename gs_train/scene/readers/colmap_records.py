@@ -18,17 +18,27 @@ from gs_train.cameras.poses import quaternion_to_rotation
 from gs_train.errors import UserError
 from gs_train.scene.readers.reconstruction import LARGEST_IN_POSE, RegisteredImage, fits_image
 
-_SIMPLE_FISHEYE, _FISHEYE = "SIMPLE_FISHEYE", "FISHEYE"
-"""Models of COLMAP 4 that equal OPENCV_FISHEYE with coefficients of 0."""
+_COLMAP_4 = {
+    12: ("SIMPLE_DIVISION", 4),
+    13: ("DIVISION", 5),
+    14: ("SIMPLE_FISHEYE", 3),
+    15: ("FISHEYE", 4),
+    16: ("EUCM", 6),
+}
+"""Models of COLMAP 4, which only ``make_camera`` knows.
+
+COLMAP's undistorter leaves cameras without distortion as they are, so these are read: the fisheye models equal
+OPENCV_FISHEYE with coefficients of 0, the others are pinhole cameras if their first distortion parameter is 0.
+"""
 _ONE_FOCAL_LENGTH = {
     *("SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE"),
-    _SIMPLE_FISHEYE,
+    *("SIMPLE_DIVISION", "SIMPLE_FISHEYE"),
 }
 
 CAMERA_MODELS: dict[int, tuple[str, int]] = {
     number: (name, (3 if name in _ONE_FOCAL_LENGTH else 4) + len(terms.split()))
     for number, (name, terms) in enumerate(DISTORTION_TERMS.items())
-} | {14: (_SIMPLE_FISHEYE, 3), 15: (_FISHEYE, 4)}
+} | _COLMAP_4
 """COLMAP's model id -> (name, number of parameters)."""
 
 PARAMETER_COUNTS = dict(CAMERA_MODELS.values())
@@ -42,9 +52,9 @@ AGAIN = "export the model again or copy it again"
 
 
 def unknown_model(where: str, folder: Path, model: str | int) -> UserError:
-    """The error for a camera model (name or id) that is not among ``CAMERA_MODELS``.
+    """The error for a camera model (name or id) that training cannot use.
 
-    COLMAP 4 has the models 12, 13, 16 and 17 besides. Its undistorter turns all but panoramas (17) into PINHOLE.
+    COLMAP's undistorter turns every model but panoramas into PINHOLE.
     """
     if model in _PANORAMA:
         remedy = "cut the panoramas into perspective photos and run the reconstruction of these"
@@ -55,11 +65,11 @@ def unknown_model(where: str, folder: Path, model: str | int) -> UserError:
     return UserError(f"{where} has the camera model {model}, which gs_train does not know: {remedy}.")
 
 
-def make_camera(where: str, model: str, width: int, height: int, params: tuple[float, ...]) -> Camera:
+def make_camera(where: str, folder: Path, model: str, width: int, height: int, params: tuple[float, ...]) -> Camera:
     """A camera from COLMAP's parameters: focal length(s), principal point, distortion.
 
     Raises:
-        UserError: the size or a parameter is out of range.
+        UserError: the size or a parameter is out of range, or training cannot use the model.
     """
     if not fits_image(width, height):
         raise UserError(f"{where} has the invalid image size {width}x{height}: {AGAIN}.")
@@ -68,8 +78,12 @@ def make_camera(where: str, model: str, width: int, height: int, params: tuple[f
     if not all(math.isfinite(value) for value in params) or fx <= 0 or fy <= 0:
         expected = "finite numbers and a positive focal length"
         raise UserError(f"{where} has a camera with the parameters {params}, not {expected}: {AGAIN}.")
-    if model in (_SIMPLE_FISHEYE, _FISHEYE):
+    if model in ("SIMPLE_FISHEYE", "FISHEYE"):
         model, distortion = "OPENCV_FISHEYE", [0.0] * 4
+    elif (model, len(params)) in _COLMAP_4.values():
+        if distortion[0] != 0.0:
+            raise unknown_model(where, folder, model)
+        model, distortion = "PINHOLE", []
     return Camera(width=width, height=height, fx=fx, fy=fy, cx=cx, cy=cy, model=model, distortion=tuple(distortion))
 
 

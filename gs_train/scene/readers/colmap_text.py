@@ -37,7 +37,7 @@ def read_cameras(path: Path) -> dict[int, Camera]:
         if len(params) != PARAMETER_COUNTS[model]:
             count = f"{PARAMETER_COUNTS[model]} parameters after {model} WIDTH HEIGHT, not {len(params)}"
             raise _bad_line(path, index, line, count)
-        cameras[camera_id] = make_camera(where, model, width, height, params)
+        cameras[camera_id] = make_camera(where, path.parent, model, width, height, params)
     _check_count(path, lines, "cameras", len(cameras))
     return cameras
 
