@@ -36,6 +36,7 @@ def test_a_run_folder_holds_what_it_should(tiny_run: Path, tiny_scene: Path) -> 
         "metrics.jsonl",
         "cameras.json",
         "cfg_args",
+        "run.json",
         "checkpoints/iteration_000016.pt",
         "checkpoints/iteration_000024.pt",
         "point_cloud/iteration_24/point_cloud.ply",

@@ -15,7 +15,7 @@ from PIL import Image
 from gs_train.formats.ply import read_ply
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-LIMIT_S = 20
+LIMIT_S = 120
 CPU = {"CUDA_VISIBLE_DEVICES": ""}
 
 
