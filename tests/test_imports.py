@@ -78,7 +78,16 @@ def broken_arrows(source: str, module: str, is_package: bool = False) -> list[st
         return []
     allowed = [
         f"gs_train.{name}"
-        for name in (owner, "errors", "atomic_write", "machine", "options", "progress", "__version__", *MAY_IMPORT.get(owner, ()))
+        for name in (
+            owner,
+            "errors",
+            "atomic_write",
+            "machine",
+            "options",
+            "progress",
+            "__version__",
+            *MAY_IMPORT.get(owner, ()),
+        )
     ]
     broken = []
     for name in sorted(imports_of(source, module, is_package)):

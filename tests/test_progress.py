@@ -9,6 +9,7 @@ import pytest
 
 from gs_train.progress import Progress
 
+
 def line(done: int, end: str) -> str:
     """Pattern of a line of a log file."""
     return rf"\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d train: {done} of 40, 1 it/s, \d:\d\d:\d\d {end}, loss 0.5\n"
