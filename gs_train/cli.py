@@ -15,8 +15,13 @@ from collections.abc import Sequence
 from gs_train import __version__, flags
 from gs_train.console import SIGPIPE, flush_stdout, prepare_streams, print_error, show
 from gs_train.errors import UserError, describe_full_disk
+from gs_train.machine import check_threads
 
 _USER_ERROR = 2
+_NO_TEMPORARY_FOLDER = (
+    "no folder for temporary files can be written to: free space in /tmp, lift the limit on the size of files "
+    "(ulimit -f), or name another folder in TMPDIR."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -68,16 +73,20 @@ def _run(arguments: Sequence[str]) -> int:
     if arguments == ["--version"]:
         show(f"gs-train {__version__}")
         return 0
-    return flags.parse(arguments).run()
+    command = flags.parse(arguments)
+    check_threads()
+    return command.run()
 
 
 def _describe(error: OSError) -> str | None:
-    """The message for a fault of a file; None if the error names no file."""
+    """The message for a fault of a file; None if it is unknown which file."""
     full = describe_full_disk(error)
     if full is not None:
         return f"{full} and run the command again; earlier files are intact."
     if error.filename is None:
-        return None
+        # tempfile has tried all places.
+        no_folder = isinstance(error, FileNotFoundError) and "temporary directory" in str(error)
+        return _NO_TEMPORARY_FOLDER if no_folder else None
     path, reason = os.fsdecode(error.filename), error.strerror or error
     return (
         f"{path} cannot be read or written ({reason}): check the file and its permissions, then run the command again."

@@ -1,14 +1,19 @@
-"""Memory of this machine and of this process, in bytes."""
+"""Memory of this machine and of this process, in bytes, and the threads that this process may start."""
 
 from __future__ import annotations
 
 import os
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 
+from gs_train.errors import UserError
+
 _ASSUMED = 8 * 10**9
 """Free memory to assume if the system does not report any."""
+_OTHER_THREADS = 2
+"""Threads beside the pools: the progress bar's, and one to spare."""
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 """Limits of the control group, versions 2 and 1."""
 
@@ -49,3 +54,43 @@ def peak_memory() -> int | None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # macOS reports bytes, Linux reports KiB.
     return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def check_threads() -> None:
+    """Check that the thread pools of torch, Numba and the photos can start: native pools that cannot hang or crash.
+
+    Raises:
+        UserError: they cannot.
+    """
+    cpus = os.cpu_count() or 1
+    pools = [_number_in("OMP_NUM_THREADS", cpus), _number_in("NUMBA_NUM_THREADS", cpus), cpus]
+    wanted = sum(pools) + _OTHER_THREADS
+    started = _start_threads(wanted)
+    if started < wanted:
+        raise UserError(
+            f"only {started} more threads can be started, and {wanted} are needed for {cpus} CPUs: raise the limit on "
+            "processes (ulimit -u, or --pids-limit of the container), or set OMP_NUM_THREADS=1 and NUMBA_NUM_THREADS=1."
+        )
+
+
+def _start_threads(wanted: int) -> int:
+    """How many of ``wanted`` threads start; they end before this returns."""
+    threads: list[threading.Thread] = []
+    release = threading.Event()
+    try:
+        for _ in range(wanted):
+            thread = threading.Thread(target=release.wait)
+            thread.start()
+            threads.append(thread)
+    except RuntimeError:
+        pass
+    finally:
+        release.set()
+        for thread in threads:
+            thread.join()
+    return len(threads)
+
+
+def _number_in(variable: str, default: int) -> int:
+    value = os.environ.get(variable, "")
+    return int(value) if value.isdecimal() and int(value) > 0 else default
