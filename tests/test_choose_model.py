@@ -176,6 +176,22 @@ def test_a_model_in_a_folder_that_is_not_searched(scene: Path, content: Content,
         assert _count(load_scene(scene, SceneConfig(test_every=0, model=name))) == 3
 
 
+def test_a_model_in_an_unusual_folder_is_named(scene: Path, content: Content) -> None:
+    content.write_text(scene / "distorted/sparse/0")
+    for path, model in ((scene, "distorted/sparse/0"), (scene.parent, "scene/distorted/sparse/0")):
+        with pytest.raises(
+            UserError, match=rf"holds no model itself, but {model}: choose one with .* --model {model}`"
+        ):
+            load_scene(path)
+        assert _count(load_scene(path, SceneConfig(test_every=0, model=model))) == 8
+
+
+def test_the_model_folder_in_place_of_the_scene(scene: Path, content: Content) -> None:
+    content.write_text(scene / "colmap/sparse/0")
+    with pytest.raises(UserError, match=rf"images does: name the scene .* {scene} --model colmap/sparse/0`"):
+        load_scene(scene / "colmap/sparse/0")
+
+
 def test_no_such_model(scene: Path, content: Content, scrap: Content) -> None:
     content.write_text(scene / "sparse/0")
     scrap.write_text(scene / "sparse/1")

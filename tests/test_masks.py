@@ -187,6 +187,11 @@ def test_masks_beside_a_transforms_file(tmp_path: Path) -> None:
     assert [view.name for view in (*scene.train_views, *scene.test_views) if view.mask] == ["train/1.png"]
 
 
+def test_masks_in_another_spelling_of_the_folder_and_the_names(tmp_path: Path) -> None:
+    _save(_scene(tmp_path) / "Masks/SUB/C D.PNG", _half_mask())
+    assert [view.name for view in load_scene(tmp_path, ALL).train_views if view.mask] == ["sub/c d.png"]
+
+
 def test_another_folder_of_masks(tmp_path: Path) -> None:
     _save(_scene(tmp_path) / "people/b.png", _half_mask())
     assert all(view.mask is None for view in load_scene(tmp_path, ALL).train_views)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from gs_train.scene.photos.find import find_files
 from gs_train.scene.readers import registry
 from gs_train.scene.readers.reconstruction import FoundModel, Reconstruction
 from gs_train.scene.unprepared import describe_unprepared
+
+_DEPTHS = ("*", "*/*", "*/*/*")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -117,7 +120,7 @@ def _no_model(path: Path, name: str, found: list[FoundModel]) -> UserError:
 
 def _no_scene(path: Path) -> UserError:
     incomplete = (reader.describe_incomplete(path) for reader in registry.READERS)
-    message = next(filter(None, incomplete), None) or describe_unprepared(path)
+    message = next(filter(None, incomplete), None) or _describe_deeper(path) or describe_unprepared(path)
     if message is None and path.is_file():
         files = " or ".join(reader.file for reader in registry.READERS if reader.file)
         message = f"{path} is a file: give {files}, or the scene folder that holds the photos and their cameras."
@@ -125,3 +128,14 @@ def _no_scene(path: Path) -> UserError:
         looked_for = ", or ".join(reader.folder_holds for reader in registry.READERS)
         message = f"{path} is not a scene: give a folder that holds photos and {looked_for}."
     return UserError(message)
+
+
+def _describe_deeper(path: Path) -> str | None:
+    """A sentence about models in sub-folders that are not searched; None without one."""
+    folders = [folder for depth in _DEPTHS for folder in sorted(path.glob(depth)) if folder.is_dir()]
+    found = [model for folder in folders for model in registry.find_models(folder, False)]
+    names = list(dict.fromkeys(_name(path, model) for model in found))
+    if not names:
+        return None
+    command = shlex.join(["gs-train", "train", str(path), "--model", names[0]])
+    return f"{path} holds no model itself, but {first_few(names)}: choose one with `{command}`."

@@ -19,6 +19,7 @@ from gs_train.errors import UserError
 from gs_train.options import INPUT, MOST_USED, check, setting
 from gs_train.scene.choose import ChosenModel, choose_model
 from gs_train.scene.extent import far_photos, scene_extent
+from gs_train.scene.photos.find import folder_alike
 from gs_train.scene.photos.fit import Photo, fit_photos
 from gs_train.scene.photos.locate import locate_photos
 from gs_train.scene.photos.masks import with_masks
@@ -188,7 +189,8 @@ def _masked(
     config: SceneConfig,
     on_fault: Callable[[UserError], None],
 ) -> tuple[tuple[View, ...], list[str]]:
-    folder = next((place for above in folders if (place := above / config.masks).is_dir()), folders[0] / config.masks)
+    places = [folder_alike(folder, config.masks) for folder in folders]
+    folder = next((place for place in places if place.is_dir()), places[0])
     named: dict[str, Path] = {}
     if config.masks == SceneConfig.masks:
         named = {image.name: image.mask for image in model.images if image.mask is not None}

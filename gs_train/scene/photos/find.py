@@ -166,6 +166,15 @@ def spelling(path: str) -> str:
     return "/".join(_parts(path))
 
 
+def folder_alike(parent: Path, name: str) -> Path:
+    """The folder ``name`` in ``parent``, or the only folder whose name differs from it in case alone."""
+    folder = parent / name
+    if folder.is_dir() or not parent.is_dir():
+        return folder
+    alike = [other for other in parent.iterdir() if spelling(other.name) == spelling(name) and other.is_dir()]
+    return alike[0] if len(alike) == 1 else folder
+
+
 # ---- matching
 
 

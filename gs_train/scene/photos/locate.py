@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from gs_train.errors import UserError
 from gs_train.scene.photos.files import read_header
-from gs_train.scene.photos.find import FoundFiles, find_files, spelling
+from gs_train.scene.photos.find import FoundFiles, find_files, folder_alike
 from gs_train.scene.photos.fit import fits_either_way
 from gs_train.scene.readers.reconstruction import Reconstruction, RegisteredImage
 
@@ -20,6 +21,8 @@ _DEFAULT_FOLDER = "images"
 _REDUCED = (2, 4, 8)
 _PROBED = 20
 """Number of names with which to look for the folder of the photos."""
+_LEVELS = 3
+"""Number of folders above a model in which to look for its photos: sparse/0 lies two folders below the scene."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,9 +76,10 @@ def locate_photos(
         if misfit is None:
             return replace(_listed(found, model, skip_missing, [], on_fault), reduced=True)
         notices.append(f"{reduced} is not used, because {misfit}: training resizes the photos in {images} instead.")
-    folder = scene / images
+    folder = folder_alike(scene, images)
     if not folder.is_dir():
-        folder = _other_folder(scene, images, model)
+        raise _no_folder(scene, images, model)
+    if folder != scene / images:
         notices.append(f"{scene} has no folder {images}: the photos in {folder.name} are used.")
     found = find_files(folder, [image.name for image in model.images])
     return _listed(found, model, skip_missing, [*notices, *found.notice(model.images_path)], on_fault)
@@ -117,22 +121,20 @@ def _first_misfit(found: FoundFiles, factor: int, model: Reconstruction) -> str 
     return None
 
 
-def _other_folder(scene: Path, images: str, model: Reconstruction) -> Path:
-    """The folder whose name differs from ``images`` in case alone.
-
-    Raises:
-        UserError: there is none. The message names the folder that holds the photos, if there is one.
-    """
-    folders = sorted(folder for folder in scene.iterdir() if folder.is_dir() and not folder.name.startswith("."))
-    alike = [folder for folder in folders if spelling(folder.name) == spelling(images)]
-    if len(alike) == 1:
-        return alike[0]
+def _no_folder(scene: Path, images: str, model: Reconstruction) -> UserError:
+    """The error for a missing folder of photos. The message names the folder that holds them, if there is one."""
     names = [image.name for image in model.images[:_PROBED]]
+    folders = sorted(folder for folder in scene.iterdir() if folder.is_dir() and not folder.name.startswith("."))
     counts = {folder: len(find_files(folder, names).files) for folder in (*folders, scene)}
     best = max(counts, key=lambda folder: counts[folder])
+    missing = f"{scene / images} does not exist"
     if counts[best]:
         here = "the scene folder itself" if best == scene else str(best)
         flag = shlex.join(["--images", best.relative_to(scene).as_posix()])
-        raise UserError(f"{scene / images} does not exist, but {here} holds the photos: train with {flag}.")
-    message = f"{scene / images} does not exist: put the photos there"
-    raise UserError(f"{message}, or name their folder with `gs-train train --images`.")
+        return UserError(f"{missing}, but {here} holds the photos: train with {flag}.")
+    place = Path(os.path.abspath(scene))
+    above = next((folder for folder in place.parents[:_LEVELS] if (folder / images).is_dir()), None)
+    if above is not None:
+        train = shlex.join(["gs-train", "train", str(above), "--model", place.relative_to(above).as_posix()])
+        return UserError(f"{missing}, but {above / images} does: name the scene folder with `{train}`.")
+    return UserError(f"{missing}: put the photos there, or name their folder with `gs-train train --images`.")
