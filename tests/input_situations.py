@@ -453,6 +453,9 @@ SITUATIONS: dict[str, Situation] = {
     ),
     "names: paths of Windows": Situation(alter=_paths("C:/Users/me/My scene/", "\\"), told="spelled otherwise"),
     "names: paths of another computer": Situation(alter=_paths("/home/me/scene/"), told="spelled otherwise"),
+    "names: as long as a disk allows": Situation(
+        alter=_rename(lambda n: n.rjust(247, "x"), lambda n: n.rjust(247, "x")), trains=True
+    ),
     "names: Images/ for images/": Situation(alter=_move("images", "Images"), told="the photos in Images are used"),
     "names: the photos are in input/": Situation(
         alter=_move("images", "input"),
