@@ -97,7 +97,8 @@ def test_a_complete_run(prepare: Prepare) -> None:
     code, out, err = prepare()
     assert code == 0, err
     assert prepare.calls() == WHOLE
-    assert "Registered 6 of 6 photos: 9 points, mean reprojection error 0.70 px, mean track length 1.5." in out
+    assert "Registered 6 of 6 photos: 9 points, mean reprojection error 0.70 px, mean track length 1.5, " in out
+    assert "100% of the matches agree with the poses." in out and "look alike" not in err
     assert out.endswith(f"gs-train train {prepare.scene}\n")
     assert "Not registered" not in out
     for step, count in (("photos", PHOTOS), ("features", PHOTOS), ("matching", PAIRS), ("registering", PHOTOS)):
@@ -206,6 +207,17 @@ def test_few_registered_photos_are_named_with_advice(prepare: Prepare) -> None:
     assert "Not registered: IMG_4.png, IMG_5.png\n" in out
     assert "(COLMAP found 2 disconnected models; this is the largest): take more photos" in err
     assert len(read_model(prepare.scene / "sparse" / "0").images) == 4
+
+
+@pytest.mark.parametrize("repaired", [False, True])
+def test_poses_that_contradict_the_matches_are_mapped_again_and_told(prepare: Prepare, repaired: bool) -> None:
+    """All photos are registered, but half of the matches fit no point of incremental mapping."""
+    prepare.behave(contradicting=True, **{"global": repaired})
+    code, out, err = prepare()
+    assert code == 0 and prepare.calls() == [*WHOLE, "global_mapping 6"]
+    assert f"{100 if repaired else 50}% of the matches agree with the poses." in out
+    assert ("Only 50% of the matches between photos agree with the poses" in err) == (not repaired)
+    assert ("The poses are those of global mapping" in out) == repaired
 
 
 def test_an_absurdly_distant_camera_counts_as_not_registered(prepare: Prepare) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from importlib.util import find_spec
@@ -61,6 +62,8 @@ def test_photos_give_the_poses_that_are_known(shared_scenes: Path, tmp_path: Pat
     scene = tmp_path / "scene"
     done = prepare(shared_scenes / "llff_fern" / "images", scene)
     assert done.returncode == 0, done.stderr
+    agreeing = re.search(r"(\d+)% of the matches agree", done.stdout)
+    assert agreeing is not None and int(agreeing[1]) >= 90
     model = read_model(scene / "sparse" / "0")
     assert len(model.images) >= 18
     assert len(model.cameras) == 1 and model.cameras[1].model == "SIMPLE_RADIAL"

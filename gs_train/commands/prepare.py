@@ -12,6 +12,7 @@ import tyro
 from gs_train.console import notify, show, step_progress
 from gs_train.errors import UserError, first_few
 from gs_train.prepare.pipeline import FEWEST_PHOTOS
+from gs_train.prepare.worker import MANY_AGREEING
 
 if TYPE_CHECKING:
     from gs_train.prepare.pipeline import Prepared
@@ -49,12 +50,19 @@ class PrepareCommand:
         error_px, length = prepared.reprojection_error_px, prepared.track_length
         show(
             f"Registered {prepared.registered} of {prepared.photos} photos: {prepared.points:,} points, "
-            f"mean reprojection error {error_px:.2f} px, mean track length {length:.1f}."
+            f"mean reprojection error {error_px:.2f} px, mean track length {length:.1f}, "
+            f"{prepared.agreeing_matches:.0%} of the matches agree with the poses."
         )
         if prepared.unregistered:
             show(f"Not registered: {first_few(prepared.unregistered)}")
         if prepared.registered < _MANY_REGISTERED * prepared.photos:
             notify(_advice(prepared))
+        if prepared.global_mapping:
+            show("The poses are those of global mapping: those of incremental mapping contradicted the matches.")
+        if prepared.agreeing_matches < MANY_AGREEING:
+            share = f"Only {prepared.agreeing_matches:.0%} of the matches between photos agree with the poses"
+            remedy = "give the photos at full size, take more of them with a large overlap, and leave out places that"
+            notify(f"{share} (95% is usual), so the poses are probably wrong in parts: {remedy} look alike.")
         show(f"Scene: {self.scene}")
         show(f"Next:  gs-train train {quote(str(self.scene))}")
         return 0

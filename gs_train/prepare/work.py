@@ -37,6 +37,10 @@ class Prepared:
     """Mean reprojection error over the points, px."""
     track_length: float
     """Mean number of photos that observe a point."""
+    agreeing_matches: float = 1.0
+    """Share of the verified matches between registered photos that agree with the poses, 0 to 1."""
+    global_mapping: bool = False
+    """Whether the poses are those of global mapping, because those of incremental mapping contradicted the matches."""
 
 
 class Work:

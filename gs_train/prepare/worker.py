@@ -37,6 +37,10 @@ _BYTES_PER_THREAD = 2.3e9
 _FARTHEST = 100
 _EXTENT = 5.0
 """Extent of a prepared scene: 1.1 x the largest distance of a camera from the mean of all cameras."""
+MANY_AGREEING = 0.7
+"""A model with a smaller share of agreeing matches is probably wrong in parts."""
+_LEAST_KEPT = 0.9
+"""Global mapping replaces incremental mapping if it registers at least this share of the photos."""
 _LEAST_COMMON = 0.5
 """Smallest length of the mean of the photos' downward unit vectors, at which they have a common direction."""
 
@@ -121,17 +125,27 @@ def _model(pycolmap: Any, job: dict[str, Any]) -> None:
     if not models:
         _notify(names=[])
         return
-    best = max(models.values(), key=lambda model: (model.num_reg_images(), model.num_points3D()))
-    _drop_stray(best)
+    best = _largest(models)
+    agreeing, count, second = agreeing_matches(pycolmap, job["database"], best), len(models), False
+    if agreeing < MANY_AGREEING:
+        # Incremental mapping cannot take back an early error. Global mapping looks at all pairs at once.
+        others = _map_globally(pycolmap, job)
+        if others:
+            other = _largest(others)
+            share = agreeing_matches(pycolmap, job["database"], other)
+            if share > agreeing and other.num_reg_images() >= _LEAST_KEPT * best.num_reg_images():
+                best, agreeing, count, second = other, share, len(others), True
     _set_upright(pycolmap, best)
     Path(job["model"]).mkdir(parents=True)
     best.write_binary(job["model"])
     _notify(
         names=sorted(best.image(image_id).name for image_id in best.reg_image_ids()),
-        models=len(models),
+        models=count,
         points=best.num_points3D(),
         reprojection_error_px=best.compute_mean_reprojection_error(),
         track_length=best.compute_mean_track_length(),
+        agreeing_matches=agreeing,
+        global_mapping=second,
     )
 
 
@@ -146,6 +160,51 @@ def _drop_stray(model: Any) -> None:
         # "not <=" is also true for NaN.
         if not distance <= farthest:
             model.deregister_frame(model.image(image_id).frame_id)
+
+
+def _map_globally(pycolmap: Any, job: dict[str, Any]) -> dict[int, Any]:
+    """All models of global mapping."""
+    options = pycolmap.GlobalPipelineOptions()
+    options.random_seed = _SEED
+    options.min_model_size = job["fewest"]
+    folder = Path(job["scratch"]).parent / "global"
+    folder.mkdir()
+    models: dict[int, Any] = pycolmap.global_mapping(job["database"], job["images"], str(folder), options)
+    return models
+
+
+def _largest(models: dict[int, Any]) -> Any:
+    """The model with the most photos, without stray photos."""
+    best = max(models.values(), key=lambda model: (model.num_reg_images(), model.num_points3D()))
+    _drop_stray(best)
+    return best
+
+
+def agreeing_matches(pycolmap: Any, database: str, model: Any) -> float:
+    """Share of the verified matches between registered photos whose two features are one point of the model, 0 to 1.
+
+    Photos that look alike but show different places give verified matches that no right geometry can explain. Measured:
+    0.81 and 0.95 for right poses, 0.52 for wrong poses of photos that are all registered.
+    """
+    images = {model.image(image_id).name: model.image(image_id) for image_id in model.reg_image_ids()}
+    # Features without a point have the largest 64-bit number.
+    points = {
+        name: np.array([feature.point3D_id for feature in image.points2D], np.uint64) for name, image in images.items()
+    }
+    opened = pycolmap.Database.open(database)
+    names = {image.image_id: image.name for image in opened.read_all_images()}
+    pairs, geometries = opened.read_two_view_geometries()
+    opened.close()
+    agreeing = verified = 0
+    for pair, geometry in zip(pairs, geometries, strict=True):
+        first, second = (points.get(names[image_id]) for image_id in pycolmap.pair_id_to_image_pair(pair))
+        matches = np.asarray(geometry.inlier_matches)
+        if first is None or second is None or len(matches) == 0:
+            continue
+        one, other = first[matches[:, 0]], second[matches[:, 1]]
+        verified += len(matches)
+        agreeing += int(np.count_nonzero((one == other) & (one != np.iinfo(np.uint64).max)))
+    return agreeing / verified if verified else 1.0
 
 
 def _set_upright(pycolmap: Any, model: Any) -> None:

@@ -2,8 +2,9 @@
 
 Tests put this folder on the path of ``gs-train prepare``. The environment variable FAKE_PYCOLMAP holds JSON: ``log`` (a
 file that gets one line per call), ``crash`` and ``hang`` (the call that crashes or hangs after half of its work),
-``matching`` (number of pairs that match), ``registered`` (number of photos with a pose) and ``stray`` (the first
-photo's camera lies absurdly far away).
+``matching`` (number of pairs that match), ``registered`` (number of photos with a pose), ``stray`` (the first photo's
+camera lies absurdly far away), ``contradicting`` (half of the matches fit no point of incremental
+mapping) and ``global`` (they fit the points of global mapping).
 """
 
 from __future__ import annotations
@@ -44,13 +45,32 @@ def IncrementalPipelineOptions() -> SimpleNamespace:
 
 
 class Database:
+    """A database of two photos with four verified matches."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        with sqlite3.connect(path) as connection:
+            for table in (*TABLES, PAIRS):
+                connection.execute(f"CREATE TABLE IF NOT EXISTS {table}")
+
     @staticmethod
-    def open(path: str) -> sqlite3.Connection:
-        connection = sqlite3.connect(path)
-        for table in (*TABLES, PAIRS):
-            connection.execute(f"CREATE TABLE {table}")
-        connection.commit()
-        return connection
+    def open(path: str) -> Database:
+        return Database(path)
+
+    def close(self) -> None:
+        """The fake holds no connection."""
+
+    def read_all_images(self) -> list[SimpleNamespace]:
+        with sqlite3.connect(self._path) as connection:
+            names = [name for (name,) in connection.execute("SELECT name FROM images ORDER BY name")]
+        return [SimpleNamespace(image_id=number, name=name) for number, name in enumerate(names, 1)]
+
+    def read_two_view_geometries(self) -> tuple[list[int], list[SimpleNamespace]]:
+        return [12], [SimpleNamespace(inlier_matches=[(0, 3), (1, 2), (2, 1), (3, 0)])]
+
+
+def pair_id_to_image_pair(pair: int) -> tuple[int, int]:
+    return pair // 10, pair % 10
 
 
 def import_images(
@@ -121,6 +141,26 @@ def Sim3d(scale: float, rotation: Any, translation: Any) -> tuple[float, Any, An
     return scale, rotation, translation
 
 
+def GlobalPipelineOptions() -> SimpleNamespace:
+    return SimpleNamespace()
+
+
+def global_mapping(database: str, images: str, output: str, options: SimpleNamespace) -> dict[int, Any]:
+    """Its poses agree with all matches if the settings say so."""
+    assert Path(images).is_dir() and Path(output).is_dir() and options.random_seed == 0
+    names = [image.name for image in Database(database).read_all_images()]
+    _log("global_mapping", len(names))
+    SETTINGS["contradicting"] = not SETTINGS.get("global")
+    return {0: _Reconstruction(names)}
+
+
+def _points_of(image_id: int) -> list[int]:
+    """Points of the four features of a photo. The matches of photos 1 and 2 are the features in opposite order."""
+    if image_id % 2:
+        return [1, 2, 3, 4]
+    return [4, 3, 2**64 - 1, 9] if SETTINGS.get("contradicting") else [4, 3, 2, 1]
+
+
 class _Reconstruction:
     def __init__(self, names: list[str]) -> None:
         poses = [(i, (1.0, 0.0, 0.0, 0.0), (0.1 * i, 0.0, 0.0), 1, name) for i, name in enumerate(names, 1)]
@@ -144,6 +184,7 @@ class _Reconstruction:
             name=row[4],
             frame_id=image_id,
             projection_center=lambda: [-value for value in row[2]],
+            points2D=[SimpleNamespace(point3D_id=point) for point in _points_of(image_id)],
             cam_from_world=lambda: SimpleNamespace(rotation=rotation),
         )
 
