@@ -1,4 +1,4 @@
-"""Finds the file of each image name, also where the name is spelled otherwise than the file.
+"""Finds the file of each image name, also under another spelling.
 
 A scene often moves from one computer, program or file system to another: ``IMG_1.JPG`` becomes ``img_1.jpg``,
 ``a\\b.png`` stands for ``a/b.png``, umlauts are composed or decomposed, and paths are those of another computer. A name

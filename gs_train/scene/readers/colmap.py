@@ -17,7 +17,7 @@ from gs_train.scene.readers.reconstruction import NO_POINTS, FoundModel, Reconst
 from gs_train.scene.types import PointCloud
 
 _PATTERNS = ("sparse/*", "sparse", "colmap/sparse/*", "colmap/sparse", "dense/*/sparse", "dense/sparse", ".")
-"""Folders of a scene that may hold a model, preferred ones first: the mapper writes sparse/0, sparse/1 ..., the
+"""Folders of a scene that may hold a model, preferred folders first: the mapper writes sparse/0, sparse/1 ..., the
 undistorter dense/0/sparse, and an export may lie in the scene folder itself."""
 
 FOLDER_HOLDS = "a COLMAP model (cameras and images, .bin or .txt, in sparse/0, sparse, colmap/sparse/0 or the folder)"
@@ -27,7 +27,7 @@ _SUFFIXES = (".bin", ".txt")
 
 
 def find(path: Path, allow_outside: bool) -> list[FoundModel]:
-    """The models in a scene folder, preferred ones first.
+    """The models in a scene folder, preferred models first.
 
     ``allow_outside`` has no effect, because a model names no files outside the folder.
     """
@@ -44,7 +44,7 @@ def find_model(scene: Path) -> Path | None:
 
 
 def describe_incomplete(path: Path) -> str | None:
-    """The missing file of a scene folder that holds a part of a model, as a sentence; None without such a part."""
+    """The missing file of a scene folder that holds a part of a model, as a sentence; None if it holds no part of one."""
     for folder in _folders(path):
         present = [stem for stem in ("cameras", "images", "points3D") if _first_of(folder, stem) is not None]
         if (present and folder != path) or len(present) > 1:

@@ -16,7 +16,7 @@ class SceneReader:
 
     find: Callable[[Path, bool], list[FoundModel]]
     """``find(path, allow_outside)``: the models of this format in a scene folder, or the model that a scene file holds;
-    preferred ones first, empty if there is none.
+    preferred models first, empty if there is none.
 
     ``allow_outside`` permits photos and points outside the scene folder.
     """
@@ -25,7 +25,7 @@ class SceneReader:
     file: str | None = None
     """The kind of file that a user may name in place of the folder, for the same message; None if there is none."""
     describe_incomplete: Callable[[Path], str | None] = lambda path: None
-    """A sentence about a folder that holds only a part of a scene of this format; None without such a part."""
+    """A sentence about a folder that holds only a part of a scene of this format; None if it holds no part of one."""
 
 
 READERS: tuple[SceneReader, ...] = (
@@ -36,5 +36,5 @@ READERS: tuple[SceneReader, ...] = (
 
 
 def find_models(path: Path, allow_outside: bool) -> list[FoundModel]:
-    """The models in a scene folder or file, of all formats; preferred ones first."""
+    """The models in a scene folder or file, of all formats; preferred models first."""
     return [model for reader in READERS for model in reader.find(path, allow_outside)]
