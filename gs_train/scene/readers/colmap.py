@@ -44,7 +44,7 @@ def find_model(scene: Path) -> Path | None:
 
 
 def describe_incomplete(path: Path) -> str | None:
-    """The missing file of a scene folder that holds a part of a model, as a sentence; None if it holds no part of one."""
+    """A sentence about the missing file of a scene folder that holds a part of a model; None without a part."""
     for folder in _folders(path):
         present = [stem for stem in ("cameras", "images", "points3D") if _first_of(folder, stem) is not None]
         if (present and folder != path) or len(present) > 1:

@@ -42,7 +42,8 @@ def read_ply_points(ply: Path, origin: str, remedy: str) -> PointCloud:
     try:
         vertex = read_vertices(ply)[0]
         columns = {name.lower(): name for name in vertex.dtype.names or ()}
-        xyz = np.stack([np.asarray(vertex[axis], np.float64) for axis in "xyz"], axis=1)
+        with np.errstate(invalid="ignore"):  # signalling NaNs of damaged files
+            xyz = np.stack([np.asarray(vertex[axis], np.float64) for axis in "xyz"], axis=1)
         names = next((names for names in _COLOURS if columns.keys() >= set(names)), None)
         if names is None:
             rgb = np.full(xyz.shape, _GREY, np.uint8)
