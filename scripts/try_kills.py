@@ -189,6 +189,7 @@ class Trial:
         self.name, self.counts = name, Counter[str]()
         self._folder = work / "run"
         self._train = ["train", str(scene), "--out", str(self._folder), *COMMON, *VARIANTS[name]]
+        self._clear()
         began_s = time.monotonic()
         _, self.operations = in_child(lambda: train_until(self._train, self._folder, None))
         self.took_s = time.monotonic() - began_s
