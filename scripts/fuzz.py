@@ -1,0 +1,366 @@
+"""Alters valid inputs of every reader at random, and runs commands on them.
+
+    python scripts/fuzz.py [--number 10000] [--seed 0] [--only NUMBER]
+
+Each input is a small scene, run or splat of which one file is altered: bytes, numbers in texts, values in JSON and
+TOML, and values of a checkpoint that keeps its right checksum. Every command must end with code 0, or with code 2 and
+one sentence. Counted as faults are tracebacks and other codes, hangs of more than 20 s, more than 2 GB of memory, and
+control characters on the terminal. Prints the counts as a Markdown table, and each kind of fault once, with the number
+that --only repeats. POSIX only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import pickle
+import random
+import re
+import resource
+import shutil
+import signal
+import struct
+import sys
+import tempfile
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from gs_train import cli
+from gs_train.config.settings import TrainConfig
+from gs_train.run import checkpoint_file
+from gs_train.sample.scene import write_sample_scene
+from gs_train.scene.load import SceneConfig, load_scene
+from gs_train.training.loop import train
+
+MOST_S, MOST_BYTES = 20.0, 2 * 10**9
+NUMBERS = ["0", "-1", "1", "1e309", "-1e30", "1e-40", "nan", "inf", "65536", "2147483648", "9" * 30, "0x10", "", "x"]
+VALUES: list[Any] = [
+    *(None, True, False, 0, -1, 1, 2**31, 2**62, -(2**63), 1e308, float("nan"), float("inf"), -0.5, "", "x", "../x"),
+    *("\x1b[31m\u202e", "x" * 5000, [], [1], [[]], ["a", 1], {}, {"a": {"b": []}}, [0.0] * 16),
+]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kind of input."""
+
+    folder: Path
+    """Holds the valid input."""
+    files: tuple[Path, ...]
+    """Files to alter."""
+    commands: tuple[tuple[str, ...], ...]
+    """Command lines to run on the altered input."""
+    content: bool = False
+    """Whether the files are checkpoints whose values are altered."""
+
+
+# ---- valid inputs
+
+
+def make_targets(work: Path) -> dict[str, Target]:
+    """Write the valid inputs."""
+    base, run = work / "base", work / "run"
+    write_sample_scene(base, views=4, width=24, height=24, points=30)
+    scene = load_scene(base, SceneConfig(test_every=2))
+    config = TrainConfig(
+        iterations=3, save_every=2, sh_degree=1, device="cpu", exposure="affine", refine_poses=True, log_every=1
+    )
+    train(scene, config, run)
+    targets = {}
+    for name, make in (("colmap-text", _as_text), ("transforms", _as_transforms), ("photos", _with_photos)):
+        folder = Path(shutil.copytree(base, work / name))
+        targets[name] = Target(folder, make(folder), (("info", str(folder)),))
+    folder = Path(shutil.copytree(base, work / "colmap-binary"))
+    targets["colmap-binary"] = Target(folder, tuple(sorted(folder.rglob("*.bin"))), (("info", str(folder)),))
+    splat = next(run.glob("point_cloud/*/*.ply"))
+    out = str(work / "out.ply")
+    targets["splat"] = Target(run, (splat,), (("info", str(splat)), ("export", str(splat), out)))
+    look, resume = ("info", str(run)), ("train", "--resume", str(run))
+    texts = tuple(path for path in run.iterdir() if path.is_file())
+    targets["run"] = Target(run, texts, (look, ("export", str(run), out), resume))
+    checkpoints = tuple(run.glob("checkpoints/*"))
+    targets["checkpoint-bytes"] = Target(run, checkpoints, (look, ("export", str(checkpoints[0]), out)))
+    commands = (("info", str(checkpoints[0])), ("export", str(checkpoints[0]), out), resume)
+    targets["checkpoint-content"] = Target(run, checkpoints, commands, content=True)
+    return targets
+
+
+def _as_text(folder: Path) -> tuple[Path, ...]:
+    model = folder / "sparse" / "0"
+    scene = load_scene(folder, SceneConfig(test_every=0))
+    for path in model.glob("*.bin"):
+        path.unlink()
+    camera = scene.train_views[0].camera
+    numbers = f"{camera.fx} {camera.fy} {camera.cx} {camera.cy}"
+    (model / "cameras.txt").write_text(f"# comment\n1 PINHOLE {camera.width} {camera.height} {numbers}\n")
+    lines = [f"{i} 1 0 0 0 0.1 0.2 {i} 1 {view.name}\n1.5 2.5 -1\n" for i, view in enumerate(scene.train_views, 1)]
+    (model / "images.txt").write_text("".join(lines))
+    points = [f"{i} {x} {y} {z} 1 2 3 0.5 1 0\n" for i, (x, y, z) in enumerate(scene.points.xyz.tolist())]
+    (model / "points3D.txt").write_text("".join(points))
+    return tuple(sorted(model.glob("*.txt")))
+
+
+def _as_transforms(folder: Path) -> tuple[Path, ...]:
+    scene = load_scene(folder, SceneConfig(test_every=0))
+    shutil.rmtree(folder / "sparse")
+    camera = scene.train_views[0].camera
+    frames = [
+        {"file_path": f"images/{view.name}", "transform_matrix": np.linalg.inv(view.world_to_camera).tolist()}
+        for view in scene.train_views
+    ]
+    size = {"w": camera.width, "h": camera.height, "fl_x": camera.fx, "fl_y": camera.fy, "k1": 0.01}
+    content = {**size, "camera_model": "OPENCV", "ply_file_path": "points.ply", "frames": frames}
+    (folder / "transforms.json").write_text(json.dumps(content))
+    header = "ply\nformat ascii 1.0\nelement vertex 3\nproperty float x\nproperty float y\nproperty float z\n"
+    colours = "property uchar red\nproperty uchar green\nproperty uchar blue\nend_header\n"
+    (folder / "points.ply").write_text(header + colours + "0 0 0 1 2 3\n1 0 0 1 2 3\n0 1 0 1 2 3\n")
+    return folder / "transforms.json", folder / "points.ply"
+
+
+def _with_photos(folder: Path) -> tuple[Path, ...]:
+    photos = sorted((folder / "images").iterdir())
+    for photo, kind in zip(photos, ("PNG", "JPEG", "TIFF", "BMP"), strict=True):
+        # Pillow finds the format by content, so the names stay.
+        Image.open(photo).convert("RGB").save(photo, format=kind)
+        mask = folder / "masks" / f"{photo.name}.png"
+        mask.parent.mkdir(exist_ok=True)
+        Image.new("L", (24, 24), 255).save(mask)
+    return (*photos, *sorted((folder / "masks").iterdir()))
+
+
+# ---- alterations
+
+
+def alter(path: Path, rng: random.Random, content: bool) -> None:
+    """Alter a file."""
+    if content:
+        alter_checkpoint(path, rng)
+        return
+    data = path.read_bytes()
+    if path.suffix in (".json", ".jsonl") and rng.random() < 0.6:
+        data = alter_json(data, rng)
+    elif path.suffix in (".txt", ".toml", "") and rng.random() < 0.5:
+        data = alter_number(data, rng)
+    else:
+        for _ in range(rng.choice((1, 1, 2, 5))):
+            data = alter_bytes(data, rng)
+    path.write_bytes(data)
+
+
+def alter_bytes(data: bytes, rng: random.Random) -> bytes:
+    """Flip, overwrite, cut, insert, repeat or truncate at a random place."""
+    place, kind = rng.randrange(len(data) + 1), rng.randrange(7)
+    length = rng.choice((1, 2, 4, 8, 40))
+    if rng.random() < 0.4:
+        place = min(place, rng.randrange(1, 200))  # headers
+    before, after = data[:place], data[place:]
+    if kind == 0 and after:
+        middle, skipped = bytes([after[0] ^ 1 << rng.randrange(8)]), 1
+    elif kind == 1:
+        middle, skipped = rng.randbytes(length), length
+    elif kind == 2:
+        number = rng.choice((0, 1, 2**31 - 1, 2**32 - 1, 2**63 - 1, 2**64 - 1, 10**9))
+        middle = struct.pack("<Q", number) if rng.random() < 0.5 else struct.pack("<I", number % 2**32)
+        skipped = len(middle)
+    elif kind == 3:
+        middle, skipped = b"", length
+    elif kind == 4:
+        middle, skipped = rng.randbytes(length), 0
+    elif kind == 5:
+        middle, skipped = after[:length] * rng.choice((2, 50)), length
+    else:
+        middle, skipped = b"", len(after)
+    return before + middle + after[skipped:]
+
+
+def alter_number(data: bytes, rng: random.Random) -> bytes:
+    """Replace a number of a text."""
+    found = list(re.finditer(rb"[-+]?\d[\d.e+-]*", data))
+    if not found:
+        return data
+    match = rng.choice(found)
+    return data[: match.start()] + rng.choice(NUMBERS).encode() + data[match.end() :]
+
+
+def alter_json(data: bytes, rng: random.Random) -> bytes:
+    """Replace, remove or add a value of a JSON text."""
+    try:
+        content = json.loads(data.splitlines()[0] if data.count(b"\n") > 1 else data)
+    except ValueError:
+        return alter_bytes(data, rng)
+    return json.dumps(alter_value(content, rng, VALUES)).encode()
+
+
+def alter_checkpoint(path: Path, rng: random.Random) -> None:
+    """Alter values of a checkpoint, and write its checksum anew."""
+    content = torch.load(path, weights_only=True)
+    # Not at the top of the module: torch would start threads, and forks would wait for them.
+    tensors = [
+        *(torch.zeros(0), torch.zeros(2, 3), torch.tensor(7), torch.tensor([True]), torch.full((3,), torch.nan)),
+        *(torch.zeros(3, dtype=torch.float64), torch.zeros(5, 1, 3), torch.zeros(1, 9).expand(10**9, 9)),
+    ]
+    for _ in range(rng.choice((1, 1, 1, 3))):
+        content = alter_value(content, rng, [*VALUES, *tensors])
+    with path.open("w+b") as file:
+        hashing = checkpoint_file._HashingFile(file)
+        torch.save(content, hashing)  # type: ignore[arg-type]
+        digest = hashing.digest.hexdigest().encode()
+        file.seek(-2, os.SEEK_END)
+        file.write(len(digest).to_bytes(2, "little") + digest)
+
+
+def alter_value(content: Any, rng: random.Random, values: list[Any]) -> Any:
+    """Alter one value at a random depth."""
+    if isinstance(content, dict | list) and content and rng.random() < 0.85:
+        keys = list(content) if isinstance(content, dict) else list(range(len(content)))
+        key, kind = rng.choice(keys), rng.random()
+        if kind < 0.1:
+            del content[key]
+        elif kind < 0.15 and isinstance(content, dict):
+            content[rng.choice(("x", 1, -1, "iteration"))] = content[key]
+        else:
+            content[key] = alter_value(content[key], rng, values)
+        return content
+    if isinstance(content, torch.Tensor) and rng.random() < 0.5:
+        return rng.choice((content[:1], content.double(), content.to(torch.int64), content * torch.nan, content[None]))
+    return rng.choice(values)
+
+
+# ---- runs
+
+
+def run_command(arguments: tuple[str, ...]) -> str | None:
+    """Run ``gs-train`` in this process; returns a fault, or None."""
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            cli.main(list(arguments))
+    except SystemExit as done:
+        text = out.getvalue() + err.getvalue()
+        if re.search("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e]", text):
+            return "control characters"
+        last = (err.getvalue().strip().splitlines() or [""])[-1]
+        if done.code not in (0, None) and not (done.code == 2 and (last.startswith("gs-train: ") or "fault" in text)):
+            return f"code {done.code}: {last[:120]}"
+        return None
+    except BaseException as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        own = [each for each in traceback.extract_tb(error.__traceback__) if "gs_train" in each.filename][-1]
+        place = f"{Path(own.filename).name}:{own.lineno} ({Path(frame.filename).name})"
+        return f"traceback {type(error).__name__} in {place}: {str(error)[:80]}"
+    return "no exit"
+
+
+def try_input(target: Target, seed: int, number: int) -> str | None:
+    """Alter a file, run the commands, and restore the folder; returns the first fault."""
+    rng = random.Random(f"{seed} {number}")
+    intact = {path: path.read_bytes() for path in target.folder.rglob("*") if path.is_file()}
+    try:
+        alter(rng.choice(target.files), rng, target.content)
+        for command in target.commands:
+            fault = run_command(command)
+            if fault is not None:
+                return f"{fault} [{command[0]}]"
+        return None
+    finally:
+        for path in [path for path in target.folder.rglob("*") if path.is_file()]:
+            if path not in intact:
+                path.unlink()
+        for path, data in intact.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+
+
+def work_through(targets: dict[str, Target], numbers: list[int], seed: int, pipe: int) -> None:
+    """In a child: try the inputs, and write the number and name before each, and the fault after it."""
+    names = list(targets)
+    resource.setrlimit(resource.RLIMIT_AS, (6 * 10**9, 6 * 10**9))
+    for number in numbers:
+        name = names[number % len(names)]
+        os.write(pipe, f"{json.dumps([number, name])}\n".encode())
+        signal.setitimer(signal.ITIMER_REAL, MOST_S)  # SIGALRM ends the process
+        fault = try_input(targets[name], seed, number)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        if fault is None and peak > MOST_BYTES:
+            fault = f"memory {peak / 1e9:.1f} GB"
+        os.write(pipe, f"{json.dumps(fault)}\n".encode())
+        if peak > MOST_BYTES:
+            return  # the next child shows the next peak
+
+
+def try_all(targets: dict[str, Target], numbers: list[int], seed: int, on_result: Callable[..., None]) -> None:
+    """Try the inputs in children; a new one goes on after a hang or a crash."""
+    while numbers:
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                work_through(targets, numbers, seed, writing)
+            finally:
+                os._exit(0)
+        os.close(writing)
+        current: list[Any] | None = None
+        with os.fdopen(reading) as pipe:
+            for line in pipe:
+                value = json.loads(line)
+                if current is None:
+                    current, numbers = value, numbers[1:]
+                else:
+                    on_result(*current, value)
+                    current = None
+        _, status = os.waitpid(child, 0)
+        if current is not None:
+            hung = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM
+            on_result(*current, "hang" if hung else f"crash: wait status {status}")
+
+
+def main() -> int:
+    """Try the inputs and print the counts."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--number", type=int, default=10_000, help="number of inputs")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", type=int, help="try the input of this number only")
+    options = parser.parse_args()
+    counts: Counter[tuple[str, str]] = Counter()
+    seen: Counter[str] = Counter()
+
+    def on_result(number: int, name: str, fault: str | None) -> None:
+        kind = "passed" if fault is None else fault.split()[0].rstrip(":")
+        counts[name, kind] += 1
+        if fault is not None:
+            seen[re.sub(r"\d+", "N", fault)] += 1
+            if seen[re.sub(r"\d+", "N", fault)] == 1:
+                print(f"{number} {name}: {fault}", flush=True)
+
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        child = os.fork()
+        if child == 0:
+            # In a child, because the thread pools of a training do not survive a fork.
+            (work / "targets").write_bytes(pickle.dumps(make_targets(work)))
+            os._exit(0)
+        os.waitpid(child, 0)
+        targets = pickle.loads((work / "targets").read_bytes())
+        numbers = list(range(options.number)) if options.only is None else [options.only]
+        try_all(targets, numbers, options.seed, on_result)
+    kinds = sorted({kind for _, kind in counts})
+    print(f"| target | {' | '.join(kinds)} |\n|{'---|' * (len(kinds) + 1)}")
+    for name in sorted({name for name, _ in counts}):
+        print(f"| {name} | {' | '.join(str(counts[name, kind]) for kind in kinds)} |")
+    return int(any(kind != "passed" for kind in kinds))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
