@@ -62,15 +62,24 @@ def check_threads() -> None:
     Raises:
         UserError: they cannot.
     """
-    cpus = os.cpu_count() or 1
-    pools = [_number_in("OMP_NUM_THREADS", cpus), _number_in("NUMBA_NUM_THREADS", cpus), cpus]
-    wanted = sum(pools) + _OTHER_THREADS
+    # torch and the photos use one number of threads, Numba another.
+    wanted = 2 * cpu_threads() + _number_in("NUMBA_NUM_THREADS", _usable_cpus()) + _OTHER_THREADS
     started = _start_threads(wanted)
     if started < wanted:
         raise UserError(
-            f"only {started} more threads can be started, and {wanted} are needed for {cpus} CPUs: raise the limit on "
-            "processes (ulimit -u, or --pids-limit of the container), or set OMP_NUM_THREADS=1 and NUMBA_NUM_THREADS=1."
+            f"only {started} more threads can be started, and {wanted} are needed: raise the limit on processes "
+            "(ulimit -u, or --pids-limit of the container), or set OMP_NUM_THREADS=1 and NUMBA_NUM_THREADS=1."
         )
+
+
+def cpu_threads() -> int:
+    """Number of threads for work on the CPU: OMP_NUM_THREADS, which torch follows, or one per usable CPU."""
+    return _number_in("OMP_NUM_THREADS", _usable_cpus())
+
+
+def _usable_cpus() -> int:
+    """The CPUs that this process may run on; a container or a scheduler may allow fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _start_threads(wanted: int) -> int:

@@ -260,7 +260,7 @@ def test_only_so_many_photos_are_decoded_at_once(views: list[View], monkeypatch:
         return pixels
 
     monkeypatch.setattr(decode_module, "decode_image", decode)
-    monkeypatch.setattr(threads.os, "cpu_count", lambda: 6)
+    monkeypatch.setattr(threads, "cpu_threads", lambda: 6)
     one = decode_module._BYTES_PER_PIXEL * max(view.camera.width * view.camera.height for view in views)
     for memory, expected in ((0, 1), (3 * one, 3), (10**9, 6)):
         most, together = 0, threading.Barrier(expected)

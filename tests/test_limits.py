@@ -44,12 +44,12 @@ def test_fewer_threads_are_needed_with_the_variables_of_the_remedy(monkeypatch: 
         return count
 
     monkeypatch.setattr(machine, "_start_threads", start)
-    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(machine, "_usable_cpus", lambda: 16)
     for value in ("", "many", "0", "1"):
         monkeypatch.setenv("OMP_NUM_THREADS", value)
         monkeypatch.setenv("NUMBA_NUM_THREADS", value)
         machine.check_threads()
-    assert wanted == [50, 50, 50, 20]
+    assert wanted == [50, 50, 50, 5]
 
 
 def test_the_threads_of_the_check_end() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
+
+from gs_train.machine import cpu_threads
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -18,9 +19,9 @@ DECODING_BYTES = 10**9
 def for_each(function: Callable[[Item], Result], items: Sequence[Item], workers: int | None = None) -> Iterator[Result]:
     """Map ``function`` over the items in a thread pool; results come in order, and an exception ends the iteration.
 
-    The pool runs only a few items ahead of the consumer. ``workers`` is the number of threads; None for one per core.
+    The pool runs only a few items ahead of the consumer. ``workers`` is the number of threads, ``cpu_threads()`` if None.
     """
-    count = workers or os.cpu_count() or 1
+    count = workers or cpu_threads()
     waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(max_workers=count) as pool:
         try:
@@ -42,4 +43,4 @@ def thread_count(largest: int, memory: int = DECODING_BYTES) -> int:
         largest: bytes for the largest item.
         memory: the limit.
     """
-    return max(1, min(os.cpu_count() or 1, memory // max(largest, 1)))
+    return max(1, min(cpu_threads(), memory // max(largest, 1)))
