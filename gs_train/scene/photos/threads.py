@@ -19,7 +19,8 @@ DECODING_BYTES = 10**9
 def for_each(function: Callable[[Item], Result], items: Sequence[Item], workers: int | None = None) -> Iterator[Result]:
     """Map ``function`` over the items in a thread pool; results come in order, and an exception ends the iteration.
 
-    The pool runs only a few items ahead of the consumer. ``workers`` is the number of threads, ``cpu_threads()`` if None.
+    The pool runs only a few items ahead of the consumer. ``workers`` is the number of threads, by default
+    ``cpu_threads()``.
     """
     count = workers or cpu_threads()
     waiting: deque[Future[Result]] = deque()
