@@ -18,8 +18,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "gs_train"
 
-# Each package's own modules, gs_train.errors, atomic_write, machine, options, progress and __version__ are always allowed.
-# An entry allows a module and its submodules.
+# Each package's own modules, gs_train.errors, atomic_write, machine, options, progress and __version__ are always
+# allowed. An entry allows a module and its submodules.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "errors": (),
     "atomic_write": (),

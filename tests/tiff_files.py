@@ -7,7 +7,6 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 _CODES = {3: "H", 4: "I"}

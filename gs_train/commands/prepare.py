@@ -58,7 +58,7 @@ class PrepareCommand:
         if prepared.registered < _MANY_REGISTERED * prepared.photos:
             notify(_advice(prepared))
         if prepared.global_mapping:
-            show("The poses are those of global mapping: those of incremental mapping contradicted the matches.")
+            show("Global mapping gave the poses, because incremental mapping contradicted the matches.")
         if prepared.agreeing_matches < MANY_AGREEING:
             share = f"Only {prepared.agreeing_matches:.0%} of the matches between photos agree with the poses"
             remedy = "give the photos at full size, take more of them with a large overlap, and leave out places that"

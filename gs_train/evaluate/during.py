@@ -22,7 +22,7 @@ Measure = Callable[[GaussianModel, int, torch.Tensor], None]
 def evaluation_every(interval: int, scene: Scene, selection: Selection, metrics: Path) -> Measure:
     """A function that measures a model after every ``interval`` iterations, without changing it.
 
-    It appends lines such as ``{"iteration": 1000, "test_psnr": 25.1, "test_ssim": 0.81}`` to metrics.jsonl.
+    It appends lines to metrics.jsonl, for example ``{"iteration": 1000, "test_psnr": 25.1, "test_ssim": 0.81}``.
 
     Args:
         interval: at least 1.

@@ -40,7 +40,7 @@ class Prepared:
     agreeing_matches: float = 1.0
     """Share of the verified matches between registered photos that agree with the poses, 0 to 1."""
     global_mapping: bool = False
-    """Whether the poses are those of global mapping, because those of incremental mapping contradicted the matches."""
+    """Whether global mapping gave the poses, because incremental mapping contradicted the matches."""
 
 
 class Work:

@@ -194,7 +194,7 @@ class RunFolder:
         atomic_write_text(self.path / "cfg_args", repr(arguments))
 
     def write_facts(self, *, iteration: int, gaussians: int, loop_s: float, device: str) -> None:
-        """Write run.json: what the training took, and on which machine.
+        """Write run.json: time and memory of the training, and the machine.
 
         Args:
             iteration: number of steps taken.
@@ -257,7 +257,7 @@ def _is_leftover(entry: Path) -> bool:
 
 
 def _write_cameras(path: Path, views: Sequence[View], frame: Frame) -> None:
-    """Write the cameras of ``views``, given in the coordinates of ``frame``, in those of ``frame.of_files``."""
+    """Move ``views`` from the coordinates of ``frame`` to ``frame.of_files``, and write their cameras."""
     cameras = []
     for number, view in enumerate(views):
         pose = frame.of_files.pose_to_training(frame.pose_to_scene(view.world_to_camera))

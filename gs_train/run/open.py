@@ -65,7 +65,7 @@ class OpenedSplat:
         """The Gaussians as raw NumPy arrays.
 
         Args:
-            frame: coordinates of the arrays; those of splat files, ``self.frame.of_files``, if None.
+            frame: coordinates of the arrays; None for the coordinates of splat files, ``self.frame.of_files``.
         """
         return moved(self._content_splat(), self.frame, self.frame.of_files if frame is None else frame)
 

@@ -1,6 +1,6 @@
 """Checks that poses and points agree: the photos see the points, and see them in the points' colours.
 
-Poses in another convention than the file format's train without an error, to a useless splat. The check projects some
+Poses in a wrong convention train without an error, to a useless splat. The check projects some
 points into some photos and compares colours. If poses or points agree much better in another convention, the message
 names it. Measured on six scenes, the correlation of colours is 0.51 to 0.64 with right poses, and at most 0.38 with
 wrong ones.
