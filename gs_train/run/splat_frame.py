@@ -22,7 +22,7 @@ _ENDING = ".offset.json"
 
 
 def moved(data: SplatData, source: Frame, target: Frame) -> SplatData:
-    """Move a splat from the coordinates of ``source`` to the coordinates of ``target``. Spherical harmonics do not change."""
+    """Move a splat from the coordinates of ``source`` to those of ``target``; spherical harmonics do not change."""
     if source == target:
         return data
     growth = math.log(target.scale / source.scale)
