@@ -308,6 +308,18 @@ def test_an_older_format_is_refused_in_one_sentence(
     )
 
 
+def test_a_file_without_a_checksum_is_of_an_older_format_or_damaged(tmp_path: Path, state: TrainState) -> None:
+    """Formats 1 and 2 had no checksum."""
+    path = save(tmp_path, state)
+    content = torch.load(path, weights_only=True)
+    torch.save(content, path)
+    with pytest.raises(DamagedCheckpoint, match="no checksum"):
+        read_checkpoint(path)
+    torch.save(content | {"format": 2, "state": {"optimizer": ({0: (0.9, 0.999)}, None)}}, path)
+    with pytest.raises(UserError, match=r"older gs-train \(checkpoint format 2, this version reads format 3\)"):
+        read_checkpoint(path)
+
+
 def test_the_state_of_another_density_controller_is_refused(state: TrainState, scene: Scene) -> None:
     saved = state.state_dict() | {"density_controller": "LargestFirst"}
     with pytest.raises(UserError, match="density controller LargestFirst, not ClassicDensity"):

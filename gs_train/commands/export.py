@@ -35,7 +35,9 @@ class ExportCommand:
             if not finite.any():
                 raise UserError(f"all Gaussians of {self.source} have NaN or infinite values: export another splat.")
             # Viewers end, or show nothing, on such rows.
-            notify(f"Left out {int((~finite).sum()):,} Gaussians of {self.source} with NaN or infinite values.")
+            count = int((~finite).sum())
+            plural = "" if count == 1 else "s"
+            notify(f"Left out {count:,} Gaussian{plural} of {self.source} with NaN or infinite values.")
             data = data.keep(finite)
         offset = write_offset(self.target, opened.frame.of_files)
         write(self.target, data)
