@@ -224,9 +224,10 @@ def test_the_console_script_is_main(tiny_scene: Path) -> None:
 
 
 def started(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command(*arguments), env=environment(), cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    """A process that does not ignore SIGHUP, even if the tests run under nohup."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    listen = None if os.name == "nt" else lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    return subprocess.Popen(command(*arguments), env=environment(), cwd=cwd, text=True, preexec_fn=listen, **pipes)
 
 
 def wait_for(ready: Any, process: subprocess.Popen[str]) -> None:
