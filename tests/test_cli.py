@@ -227,7 +227,7 @@ def started(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
     """A process that does not ignore SIGHUP, even if the tests run under nohup."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     listen = None if os.name == "nt" else lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    return subprocess.Popen(command(*arguments), env=environment(), cwd=cwd, text=True, preexec_fn=listen, **pipes)
+    return subprocess.Popen(command(*arguments), env=environment(), cwd=cwd, text=True, preexec_fn=listen, **pipes)  # noqa: PLW1509
 
 
 def wait_for(ready: Any, process: subprocess.Popen[str]) -> None:
