@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from staged_views import BLACK, StagedViews, density_setup, grey_model
+from staged_views import BLACK, CAMERA, StagedViews, density_setup, grey_model
 from torch import Tensor
 
 from gs_train.density.apply import apply_plan
@@ -14,6 +14,8 @@ from gs_train.density.config import DensityConfig
 from gs_train.density.multiview import PIXELS_PER_GAUSSIAN, MultiviewDensity, budget
 from gs_train.density.scores import score_views
 from gs_train.model.gaussians import GaussianModel
+from gs_train.render.cpu.rasterizer import CpuRasterizer
+from gs_train.render.types import RenderOutput
 
 
 def make_density(
@@ -128,3 +130,21 @@ def test_the_initial_number_of_gaussians_is_saved() -> None:
     assert density.state_dict() == {"start": 30}
     density.load_state_dict({"start": 7})
     assert density.state_dict() == {"start": 7}
+
+
+def test_scores_leave_no_gradient_on_what_the_views_learn() -> None:
+    """A gradient on a learned pose would enter its next step, but a resumed run would not have it."""
+
+    class MovingViews(StagedViews):
+        shift = torch.zeros(1, requires_grad=True)
+
+        def render(self, model: GaussianModel, index: int, background: Tensor) -> RenderOutput:
+            pose = torch.eye(4)
+            pose[:1, 3] = self.shift
+            return CpuRasterizer().render(model, CAMERA, pose, background)
+
+    model = grey_model([(0.0, 0.0, 2.0, 0.5), (0.1, 0.1, 3.0, 0.9)])
+    views = MovingViews([torch.ones(30, 40, 3)] * 2)
+    scores = score_views(model, views, [0, 1], 0.05, BLACK)
+    assert bool((scores.error > 0).all()) and bool((scores.contribution > 0).all())
+    assert views.shift.grad is None and all(tensor.grad is None for tensor in model.parameters.values())

@@ -17,7 +17,7 @@ FLAGS = {
         --out --preset --resume --overwrite --json
         --iterations --max-gaussians --device --background --sh-degree --sh-degree-interval --lambda-dssim
         --start-downscale --full-size-from --batch-size --batch-from --antialiased --no-antialiased
-        --init-from --exposure --refine-poses --no-refine-poses --depth-weight --seed
+        --init-from --exposure --refine-poses --no-refine-poses --corrections-until --depth-weight --seed
         --image-cache-gb --save-every --eval-every --keep --log-every
         --images --model --masks --invert-masks --no-invert-masks --alpha --resolution --test-every --test-list
         --skip-missing --no-skip-missing --allow-outside --no-allow-outside

@@ -229,6 +229,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "exposures": {"exposure": "affine", "density": {"kind": "multiview"}},
     "batches": {"batch_size": 3, "batch_from": 30, "background": "learned", "density": {"kind": "classic"}},
     "refined poses": {"refine_poses": True},
+    "refined poses, multiview": {"refine_poses": True, "exposure": "affine", "density": {"kind": "multiview"}},
     "learned background": {"background": "learned", "density": {"kind": "multiview"}},
 }
 CAP = 450

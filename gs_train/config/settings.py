@@ -68,6 +68,9 @@ class TrainConfig:
     refine_poses: bool = setting(False, group=CORRECTIONS, shapes_state=True)
     """Learn corrections of the training cameras' poses and write them to cameras_refined.json. Use it with --preset
     classic for poses that are slightly wrong; it costs quality where poses are right."""
+    corrections_until: int | float = setting(1.0, group=CORRECTIONS, above=0)
+    """Iteration at which the learning rates of exposures and poses reach their final values; 6000, or 1.0 for a
+    fraction of --iterations."""
     depth_weight: float = setting(0.0, group=CORRECTIONS, at_least=0)
     """Weight of the difference between rendered depth and the depth of a COLMAP scene's points; 0.1 helps flat or
     distant parts that few photos see."""

@@ -1,6 +1,7 @@
 """Scores of every Gaussian over several training views: the error it is blended into, and its contribution.
 
-The module renders and measures only; controllers decide what to change. It leaves the gradients of the model untouched.
+The module renders and measures only; controllers decide the changes. It leaves every gradient untouched: of the model,
+of learned poses and of learned exposures.
 """
 
 from __future__ import annotations
@@ -64,11 +65,12 @@ def score_views(
         render = views.render(probe, index, background)
         high = torch.where(error > high_error, error, 0.0)
         # Red carries the high errors, green the number 1 in every pixel.
-        render.image.backward(torch.stack([high, torch.ones_like(error), torch.zeros_like(error)], dim=2))
-        assert probe.f_dc.grad is not None
+        weights_of = torch.stack([high, torch.ones_like(error), torch.zeros_like(error)], dim=2)
+        # Learned poses take part in the render. A gradient on them would enter their next step.
+        (gradient,) = torch.autograd.grad(render.image, [probe.f_dc], weights_of)
         visible = render.visible()
         # The gradient of rows that the view does not see is undefined.
-        by_error, by_weight, _ = torch.where(visible, probe.f_dc.grad[:, 0].T / SH_C0, 0.0)
+        by_error, by_weight, _ = torch.where(visible, gradient[:, 0].T / SH_C0, 0.0)
         error_sum += by_error
         contribution = torch.maximum(contribution, by_weight)
         seen |= visible

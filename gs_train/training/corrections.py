@@ -142,7 +142,7 @@ class Corrections:
             device: device of the parameters.
         """
         self._device = device
-        count, iterations = len(scene.train_views), config.iterations
+        count, iterations = len(scene.train_views), int(config.corrections_until)
         self._exposure = Exposure(count, iterations, device) if config.exposure == "affine" else None
         self._poses = PoseRefinement(count, iterations, scene.extent, device) if config.refine_poses else None
 
