@@ -438,7 +438,10 @@ def test_garbage_in_metrics_is_dropped(tmp_path: Path, tail: bytes) -> None:
 def test_metrics_on_a_full_disk_stop_the_run(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.symlink_to("/dev/full")
-    with pytest.raises(OSError, match=re.escape(os.strerror(errno.ENOSPC))), TrainLog(path, first=0, last=10) as log:
+    with (
+        pytest.raises(OSError, match=re.escape(os.strerror(errno.ENOSPC))),
+        TrainLog(path, first=0, last=10, progress=False) as log,
+    ):
         log.record({"iteration": 1, "gaussians": 3}, loss=0.1, psnr=20.0)
     shutil.rmtree(tmp_path)
 

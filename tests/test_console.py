@@ -51,7 +51,7 @@ def test_a_hostile_name_in_results_is_escaped(tiny_run: Path, tmp_path: Path) ->
     done = gs_train_here("export", tiny_run, tmp_path / "a\x1b[31m\nb.ply")
     assert done.returncode == 0, done.stderr
     assert "a\\x1b[31m\\nb.ply" in done.stdout
-    assert done.stdout.count("\n") == 1
+    assert done.stdout.count("\n") == 2  # the file, and its background
 
 
 def test_facts_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:

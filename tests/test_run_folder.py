@@ -130,7 +130,7 @@ def test_the_rests_of_a_killed_start_do_not_take_the_folder(tiny_scene: Path, tm
     (out / f".config.toml.{DEAD_PROCESS}.tmp").write_text("sh_deg")
     train(load_scene(tiny_scene, SceneConfig()), SMALL, out, overwrite=overwrite)
     assert {path.name for path in out.iterdir()} == {
-        *("config.toml", "cfg_args", "metrics.jsonl", "cameras.json", "checkpoints", "point_cloud")
+        *("config.toml", "cfg_args", "run.json", "metrics.jsonl", "cameras.json", "checkpoints", "point_cloud")
     }
 
 
