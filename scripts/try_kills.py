@@ -66,7 +66,7 @@ class Outcome:
     """What a run folder holds after its training."""
 
     content: str
-    """Hash of everything that must not depend on a kill."""
+    """Hash of the parts that must not depend on a kill."""
     files: frozenset[str]
     """Names of all files."""
 

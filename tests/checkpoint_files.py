@@ -14,7 +14,7 @@ import torch
 def rewrite(path: Path, change: Callable[[Any], Any]) -> None:
     """Replace the content of a checkpoint by ``change(content)``; None keeps the content, which was changed in place.
 
-    The file gets its checksum, whatever the content is.
+    The file gets its checksum, also if the content is wrong.
     """
     content = torch.load(path, weights_only=True)
     changed = change(content)

@@ -81,7 +81,7 @@ def test_a_folder_and_a_missing_file_are_not_intact(tmp_path: Path) -> None:
             read_content(path)
 
 
-# ---- what is written can be read
+# ---- all written values can be read
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The element ``vertex`` of a PLY file: equal to plyfile's, and bounded by the file's size whatever the header says."""
+"""The element ``vertex`` of a PLY file: equal to plyfile's, and within the file's size if the header lies."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Reads the element ``vertex`` of a PLY file, for splats and for point clouds.
 
-Memory and time are bounded by the size of the file, whatever its header promises. plyfile is not used here: it reads
+The size of the file bounds memory and time, also if its header promises more rows. plyfile is not used here: it reads
 headers byte by byte, every row of lists in a Python loop (a mesh of a million faces takes ten seconds), and reserves
 memory for all promised rows.
 """
