@@ -1,8 +1,8 @@
 """The structure of saved values: which types, names, shapes and ranges a checkpoint may hold.
 
-Any program may have written the file. ``check_plain`` holds for every checkpoint: plain values of a size that the file can
-hold. ``check_like`` compares a value with a template of the same structure: for the parts that every command reads, a
-template in ``checkpoint.py``; for a resume, the state of a new run.
+Any program may have written the file. ``check_plain`` holds for every checkpoint: plain values of a size that the file
+can hold. ``check_like`` compares a value with a template of the same structure: for the parts that every command reads,
+a template in ``checkpoint.py``; for a resume, the state of a new run.
 """
 
 from __future__ import annotations
