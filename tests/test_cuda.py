@@ -198,8 +198,9 @@ def test_both_rasterizers_give_the_same_image_and_screen_gradient() -> None:
         background = torch.tensor([0.2, 0.5, 0.9], device=selection.device)
         output = selection.rasterizer.render(model, CAMERA, view.to(selection.device), background)
         output.image.square().sum().backward()
-        assert output.means2d.grad is not None
-        outputs.append((output.image.detach().cpu(), output.means2d.grad.cpu(), output.visible().cpu()))
+        gradient = output.screen_gradient()
+        assert gradient is not None
+        outputs.append((output.image.detach().cpu(), gradient.cpu(), output.visible().cpu()))
     (image, gradient, visible), (their_image, their_gradient, theirs_visible) = outputs
     # The test compares whole images, so it tolerates a few pixels next to a threshold.
     assert ((image - their_image).abs() > 1e-4).float().mean() < 0.02

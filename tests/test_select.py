@@ -184,7 +184,7 @@ def test_gsplat_is_called_with_unpacked_arguments_and_no_background(monkeypatch:
     assert call["Ks"][0].tolist() == [[5.0, 0.0, 2.5], [0.0, 5.5, 2.0], [0.0, 0.0, 1.0]]
     assert output.image.shape == (4, 6, 3)
     assert output.alpha.shape == (4, 6)
-    assert output.means2d.shape == output.radii.shape == (3, 2)
+    assert output.radii.shape == (3, 2)
     unlit = model.xyz[:, :2].sum() * 2.0
     torch.testing.assert_close(output.image[0, 0], unlit + 0.75 * background)
 
@@ -193,11 +193,12 @@ def test_means2d_receives_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     stage_rasterization(monkeypatch, [])
     model = small_model()
     output = gsplat_cuda.GsplatRasterizer().render(model, CAMERA, torch.eye(4), torch.zeros(3))
-    assert output.means2d.grad is None
+    assert output.screen_gradient() is None
     output.image.sum().backward()
     pixels_and_channels = 4 * 6 * 3
-    assert output.means2d.grad is not None
-    assert output.means2d.grad.tolist() == [[pixels_and_channels] * 2] * 3
+    gradient = output.screen_gradient()
+    assert gradient is not None
+    assert gradient.tolist() == [[pixels_and_channels] * 2] * 3
     assert model.xyz.grad[:, :2].tolist() == [[2 * pixels_and_channels] * 2] * 3
 
 
@@ -208,7 +209,9 @@ def test_absolute_gradients_and_antialiasing_are_passed_to_gsplat(monkeypatch: p
     output = rasterizer.render(small_model(), CAMERA, torch.eye(4), torch.zeros(3), absgrad=True)
     output.image.sum().backward()
     assert calls[0]["rasterize_mode"] == "antialiased" and calls[0]["absgrad"] is True
-    assert output.means2d.absgrad.tolist() == [[7.0, 7.0]] * 3  # type: ignore[attr-defined]
+    gradient = output.screen_gradient(absolute=True)
+    assert gradient is not None
+    assert gradient.tolist() == [[7.0, 7.0]] * 3
 
 
 def test_rendering_works_under_no_grad(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,4 +219,4 @@ def test_rendering_works_under_no_grad(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.no_grad():
         output = gsplat_cuda.GsplatRasterizer().render(small_model(), CAMERA, torch.eye(4), torch.zeros(3))
     assert not output.image.requires_grad
-    assert output.means2d.grad is None
+    assert output.screen_gradient() is None

@@ -50,7 +50,7 @@ class ClassicDensity:
         Raises:
             ValueError: there is no gradient, or its rows are not the model's.
         """
-        grad = render.means2d.absgrad if self.needs_absgrad else render.means2d.grad  # type: ignore[attr-defined]
+        grad = render.screen_gradient(absolute=self.needs_absgrad)
         if grad is None:
             raise ValueError("means2d has no gradient; call observe after backward")
         if len(grad) != len(self._grad_sum):

@@ -118,7 +118,7 @@ class DensityController(Protocol):
     """
 
     needs_absgrad: ClassVar[bool]
-    """Whether ``observe`` reads ``render.means2d.absgrad``; the renderer computes it only then."""
+    """Whether ``observe`` reads absolute gradients; the renderer computes it only then."""
 
     def __init__(self, setup: DensitySetup) -> None: ...
 
@@ -127,7 +127,7 @@ class DensityController(Protocol):
         ...
 
     def observe(self, render: RenderOutput) -> None:
-        """Collect statistics of one view after its backward pass (``render.means2d.grad`` is set)."""
+        """Collect statistics of one view after its backward pass (``render.screen_gradient`` is known)."""
         ...
 
     def plan(self, model: GaussianModel, iteration: int, background: Tensor) -> DensityPlan | None:

@@ -76,28 +76,21 @@ class GsplatRasterizer:
         return RenderOutput(
             image=image,
             alpha=alpha,
-            means2d=_with_gradient_of(meta["means2d"]),
+            means2d=_keeping_gradient(meta["means2d"]),
             radii=meta["radii"][0],
             depth=colours[0, :, :, 3] if depth else None,
         )
 
 
-def _with_gradient_of(batched: Tensor) -> Tensor:
-    """Return the [N, 2] values of a [1, N, 2] graph tensor, as a tensor whose ``grad`` the backward pass fills.
+def _keeping_gradient(means2d: Tensor) -> Tensor:
+    """Return a graph tensor whose ``grad`` the backward pass fills.
 
-    gsplat's tensor has a camera axis that RenderOutput has not. Indexing would make a new graph node that receives no
-    gradient. The returned values are therefore detached, and a hook on gsplat's tensor copies its gradient to them.
+    A hook that copies the gradient to another tensor would be simpler to use, but its closure and the tensor would
+    refer to each other through the graph, where the garbage collector does not look: no step's tensors would be freed.
     """
-    view = batched.detach()[0]
-
-    def pass_on(gradient: Tensor) -> None:
-        view.grad = gradient[0] if view.grad is None else view.grad + gradient[0]
-        if hasattr(batched, "absgrad"):
-            view.absgrad = batched.absgrad[0]  # type: ignore[attr-defined]
-
-    if batched.requires_grad:
-        batched.register_hook(pass_on)
-    return view
+    if means2d.requires_grad:
+        means2d.retain_grad()
+    return means2d
 
 
 def kernels_built() -> bool:

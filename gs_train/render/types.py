@@ -21,15 +21,24 @@ class RenderOutput:
     alpha: Tensor
     """[H, W] float32, 1 - final transmittance."""
     means2d: Tensor
-    """[N, 2] projected means in px. After ``backward``, its ``grad`` holds dL/dmeans2d, and its ``absgrad``, if
-    requested, the sum over pixels of |dL/dmeans2d| per axis (AbsGS; Ye et al. 2024). Rows with radii 0 are
-    undefined."""
+    """[N, 2] or [1, N, 2] projected means in px; rows with radii 0 are undefined. ``screen_gradient`` reads their
+    gradient."""
     radii: Tensor
     """[N, 2] int32 half extents in px; 0 in either column means that the Gaussian is not visible in this view."""
 
     depth: Tensor | None = None
     """[H, W] float32 mean distance along the camera's axis, weighted like the colours, in world units; 0 where no
     Gaussian contributes. None unless requested."""
+
+    def screen_gradient(self, *, absolute: bool = False) -> Tensor | None:
+        """[N, 2] dL/dmeans2d in 1/px after ``backward``, None before; rows with radii 0 are undefined.
+
+        Args:
+            absolute: return the sum over pixels of |dL/dmeans2d| per axis (AbsGS; Ye et al. 2024), which the render
+                must have requested with ``absgrad``.
+        """
+        gradient: Tensor | None = getattr(self.means2d, "absgrad" if absolute else "grad", None)
+        return None if gradient is None else gradient.view(-1, 2)
 
     def visible(self) -> Tensor:
         """[N] bool: the Gaussian is visible in this view."""
