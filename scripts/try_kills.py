@@ -31,13 +31,18 @@ from pathlib import Path
 from typing import Any
 
 import numba
+import numpy as np
 import torch
 import torch._dynamo  # the first optimizer imports it
 
 from gs_train import cli
+from gs_train.cameras.poses import camera_to_world
+from gs_train.formats.ply import write_ply
+from gs_train.formats.splat_data import SplatData
 from gs_train.render.cpu import rasterizer as _kernels  # noqa: F401  (imported before the forks)
 from gs_train.run.checkpoint import list_checkpoints, read_checkpoint
 from gs_train.sample.scene import write_sample_scene
+from gs_train.scene.load import SceneConfig, load_scene
 from gs_train.training import loop as _loop  # noqa: F401
 
 ITERATIONS = 30
@@ -58,7 +63,13 @@ VARIANTS: dict[str, list[str]] = {
     "random background": ["--density.kind", "mcmc", "--background", "random"],
     "coarse to fine": ["--density.kind", "multiview", "--start-downscale", "4", "--full-size-from", "20"],
     "batches, antialiased": ["--density.kind", "classic", "--batch-size", "3", "--batch-from", "9", "--antialiased"],
+    "evaluations": ["--density.kind", "multiview", "--eval-every", "4", "--test-list", "{work}/list.txt"],
+    "photos on disk": ["--density.kind", "absgrad", "--image-cache-gb", "1e-5"],
+    "depth": ["--density.kind", "mcmc", "--depth-weight", "0.1", "--exposure", "affine"],
+    "from a splat": ["--density.kind", "multiview", "--init-from", "{work}/start.ply"],
+    "far from the origin": ["--density.kind", "classic", "--model", "transforms.json"],
 }
+"""Flags of each variant. ``{work}`` is the folder of ``write_inputs``."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +80,33 @@ class Outcome:
     """Hash of the parts that must not depend on a kill."""
     files: frozenset[str]
     """Names of all files."""
+
+
+def write_inputs(work: Path) -> None:
+    """Write a scene whose transforms.json is the same scene far from the origin, a list of test views, and a splat."""
+    folder = work / "scene"
+    write_sample_scene(folder, views=8, width=64, height=48, points=400)
+    scene = load_scene(folder, SceneConfig(test_every=0))
+    camera, frames = scene.train_views[0].camera, []
+    for view in scene.train_views:
+        pose = camera_to_world(view.world_to_camera) @ np.diag([1.0, -1.0, -1.0, 1.0])
+        pose[:3, 3] += (500_000.0, 4_000_000.0, 100.0)
+        frames.append({"file_path": f"images/{view.name}", "transform_matrix": pose.tolist()})
+    size = {"w": camera.width, "h": camera.height, "fl_x": camera.fx, "fl_y": camera.fy, "cx": camera.cx}
+    (folder / "transforms.json").write_text(json.dumps({**size, "cy": camera.cy, "frames": frames}))
+    (work / "list.txt").write_text("".join(f"{view.name}\n" for view in scene.train_views[:2]))
+    count = len(scene.points.xyz)
+    write_ply(
+        work / "start.ply",
+        SplatData(
+            xyz=scene.points.xyz.astype(np.float32),
+            f_dc=np.zeros((count, 1, 3), np.float32),
+            f_rest=np.zeros((count, 0, 3), np.float32),
+            opacity=np.zeros((count, 1), np.float32),
+            scaling=np.full((count, 3), -3.0, np.float32),
+            rotation=np.tile(np.float32([1, 0, 0, 0]), (count, 1)),
+        ),
+    )
 
 
 # ---- child processes
@@ -188,7 +226,8 @@ class Trial:
         """Train once without a kill."""
         self.name, self.counts = name, Counter[str]()
         self._folder = work / "run"
-        self._train = ["train", str(scene), "--out", str(self._folder), *COMMON, *VARIANTS[name]]
+        flags = [flag.replace("{work}", str(work)) for flag in VARIANTS[name]]
+        self._train = ["train", str(scene), "--out", str(self._folder), *COMMON, *flags]
         self._clear()
         began_s = time.monotonic()
         _, self.operations = in_child(lambda: train_until(self._train, self._folder, None))
@@ -243,12 +282,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the random times")
     options = parser.parse_args()
     rng = random.Random(options.seed)
+    torch.set_num_threads(1)  # on images this small, threads cost more time than they save
     numba.njit(lambda: 0)()  # loads Numba's compiler before the forks, and starts no thread
     columns = ("kills", "resumed", "repeated", "overwritten", "lost", "different", "leftovers")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        write_sample_scene(work / "scene", views=8, width=64, height=48, points=400)
+        write_inputs(work)
         for number, name in enumerate(options.variants):
             trial = Trial(name, work / "scene", work)
             if options.every:
