@@ -1,4 +1,4 @@
-"""The rasterizer for NVIDIA GPUs: calls ``gsplat.rasterization`` and returns a ``RenderOutput``.
+"""The rasterizer for NVIDIA GPUs: calls gsplat's kernels and returns a ``RenderOutput``.
 
 The kernels are gsplat's, and ``select.py`` chooses the device. gsplat is imported only when this rasterizer is used.
 ``why_unusable`` loads its kernels first, because a plain import compiles silently for minutes or fails with messages
@@ -22,9 +22,16 @@ from gs_train.cameras.camera import Camera
 from gs_train.model.gaussians import GaussianModel
 from gs_train.render.types import RenderOutput
 
+_TILE = 16
+"""Width and height of gsplat's tiles, px (its default)."""
+
 
 class GsplatRasterizer:
-    """gsplat's CUDA kernels behind the ``Rasterizer`` protocol. Call ``why_unusable`` first: it loads the kernels."""
+    """gsplat's CUDA kernels behind the ``Rasterizer`` protocol. Call ``why_unusable`` first: it loads the kernels.
+
+    It calls gsplat's kernels one by one, not ``gsplat.rasterization``, which inverts the pose on the GPU and waits for
+    the result, and composites the background only in some modes.
+    """
 
     name = "gsplat"
 
@@ -32,8 +39,7 @@ class GsplatRasterizer:
         """``antialiased``: as in ``select_rasterizer``."""
         import gsplat
 
-        self._rasterization = gsplat.rasterization
-        self._mode = "antialiased" if antialiased else "classic"
+        self._gsplat, self._antialiased = gsplat, antialiased
 
     def render(
         self,
@@ -47,39 +53,77 @@ class GsplatRasterizer:
     ) -> RenderOutput:
         """Render ``model`` from ``camera``, as in ``Rasterizer.render``; all tensors are on one CUDA device."""
         fx, fy, cx, cy = camera.pinhole_intrinsics()
-        intrinsics = torch.tensor(
-            [[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]],
-            dtype=torch.float32,
-            device=world_to_camera.device,
-        )
-        # packed=False, because the packed path fails a shape assertion in some calls and renumbers the rows of means2d.
-        colours, alphas, meta = self._rasterization(
-            means=model.xyz,
-            quats=model.rotation,
-            scales=model.scales(),
-            opacities=model.opacities(),
-            colors=torch.cat((model.f_dc, model.f_rest), dim=1),
-            viewmats=world_to_camera[None],
-            Ks=intrinsics[None],
-            width=camera.width,
-            height=camera.height,
-            sh_degree=model.active_sh_degree,
+        intrinsics = torch.tensor([[[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]]], dtype=torch.float32)
+        opacities = model.opacities()
+        # packed=False, because the packed path renumbers the rows of means2d. Rows with radii 0 stay uninitialised;
+        # RenderOutput declares them undefined.
+        radii, means2d, depths, conics, compensations = self._gsplat.fully_fused_projection(
+            model.xyz,
+            None,
+            model.rotation,
+            model.scales(),
+            world_to_camera[None],
+            # A copy that does not block: the GPU may still be busy with the step before.
+            intrinsics.to(world_to_camera.device, non_blocking=True),
+            camera.width,
+            camera.height,
             packed=False,
-            render_mode="RGB+ED" if depth else "RGB",
-            rasterize_mode=self._mode,
+            calc_compensations=self._antialiased,
+            opacities=opacities,
+        )
+        opacities = opacities[None] if compensations is None else opacities * compensations
+        colours = self._colours(model, world_to_camera, visible=(radii > 0).all(dim=-1))
+        if depth:
+            colours = torch.cat((colours, depths[:, :, None]), dim=-1)
+            background = torch.cat((background, background.new_zeros(1)))
+        image, alpha = self._blend(means2d, conics, colours, opacities, radii, depths, background, camera, absgrad)
+        return RenderOutput(
+            image=image[:, :, :3] if depth else image,
+            alpha=alpha,
+            means2d=_keeping_gradient(means2d),
+            radii=radii[0],
+            depth=image[:, :, 3] / alpha.clamp(min=1e-10) if depth else None,
+        )
+
+    def _colours(self, model: GaussianModel, world_to_camera: Tensor, visible: Tensor) -> Tensor:
+        """[1, N, 3] colours seen from the camera; only rows of ``visible`` ([1, N] bool) are defined."""
+        # The centre of the camera is -R^T t, because a pose is a rigid transformation.
+        directions = model.xyz + world_to_camera[:3, 3] @ world_to_camera[:3, :3]
+        coefficients = torch.cat((model.f_dc, model.f_rest), dim=1)
+        evaluated = self._gsplat.spherical_harmonics(
+            model.active_sh_degree, directions[None], coefficients[None], masks=visible
+        )
+        return torch.clamp_min(evaluated + 0.5, 0.0)
+
+    def _blend(
+        self,
+        means2d: Tensor,
+        conics: Tensor,
+        colours: Tensor,
+        opacities: Tensor,
+        radii: Tensor,
+        depths: Tensor,
+        background: Tensor,
+        camera: Camera,
+        absgrad: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Blend projected Gaussians ([1, N, ...] each) over ``background`` ([C]): image [H, W, C] and alpha [H, W]."""
+        columns, rows = -(-camera.width // _TILE), -(-camera.height // _TILE)
+        _, tile_ids, gaussian_ids = self._gsplat.isect_tiles(means2d, radii, depths, _TILE, columns, rows)
+        image, alpha = self._gsplat.rasterize_to_pixels(
+            means2d,
+            conics,
+            colours,
+            opacities,
+            camera.width,
+            camera.height,
+            _TILE,
+            self._gsplat.isect_offset_encode(tile_ids, 1, columns, rows),
+            gaussian_ids,
+            backgrounds=background[None],
             absgrad=absgrad,
         )
-        # The background is composited here, because gsplat's own compositing fails in some modes.
-        alpha = alphas[0, :, :, 0]
-        image = colours[0, :, :, :3] + (1.0 - alpha)[:, :, None] * background
-        # Rows of gsplat's means2d with radii 0 are uninitialised; RenderOutput declares them undefined.
-        return RenderOutput(
-            image=image,
-            alpha=alpha,
-            means2d=_keeping_gradient(meta["means2d"]),
-            radii=meta["radii"][0],
-            depth=colours[0, :, :, 3] if depth else None,
-        )
+        return image[0], alpha[0, :, :, 0]
 
 
 def _keeping_gradient(means2d: Tensor) -> Tensor:
