@@ -2,11 +2,11 @@
 
     python scripts/fuzz.py [--number 10000] [--seed 0] [--only NUMBER]
 
-Each input is a small scene, run or splat of which one file is altered: bytes, numbers in texts, values in JSON and
-TOML, and values of a checkpoint that keeps its right checksum. Every command must end with code 0, or with code 2 and
-one sentence. Counted as faults are tracebacks and other codes, hangs of more than 20 s, more than 2 GB of memory, and
-control characters on the terminal. Prints the counts as a Markdown table, and each kind of fault once, with the number
-that --only repeats. POSIX only.
+Each input of fuzz_inputs.py is a small scene, run, splat or preset of which one file is altered: bytes, numbers in
+texts, values in JSON and TOML, and values of a checkpoint that keeps its right checksum. Every command must end with
+code 0, or with code 2 and one sentence. Counted as faults are tracebacks and other codes, hangs of more than 20 s, more
+than 2 GB of memory, and control characters on the terminal. Prints the counts as a Markdown table, and each kind of
+fault once, with the number that --only repeats. POSIX only.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import pickle
 import random
 import re
 import resource
-import shutil
 import signal
 import struct
 import sys
@@ -28,118 +27,22 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
+from fuzz_inputs import Target, fake_pycolmap, make_targets
 
 from gs_train import cli
-from gs_train.config.settings import TrainConfig
 from gs_train.run import checkpoint_file
-from gs_train.sample.scene import write_sample_scene
-from gs_train.scene.load import SceneConfig, load_scene
-from gs_train.training.loop import train
 
 MOST_S, MOST_BYTES = 20.0, 2 * 10**9
 NUMBERS = ["0", "-1", "1", "1e309", "-1e30", "1e-40", "nan", "inf", "65536", "2147483648", "9" * 30, "0x10", "", "x"]
+TOKENS = [*NUMBERS, '"x"', "true", "[]", "[1, 2]", "{}", "{a = 1}", "1979-05-27", "1_0", '"""', "[x]"]
 VALUES: list[Any] = [
     *(None, True, False, 0, -1, 1, 2**31, 2**62, -(2**63), 1e308, float("nan"), float("inf"), -0.5, "", "x", "../x"),
     *("\x1b[31m\u202e", "x" * 5000, [], [1], [[]], ["a", 1], {}, {"a": {"b": []}}, [0.0] * 16),
 ]
-
-
-@dataclass(frozen=True)
-class Target:
-    """A kind of input."""
-
-    folder: Path
-    """Holds the valid input."""
-    files: tuple[Path, ...]
-    """Files to alter."""
-    commands: tuple[tuple[str, ...], ...]
-    """Command lines to run on the altered input."""
-    content: bool = False
-    """Whether the files are checkpoints whose values are altered."""
-
-
-# ---- valid inputs
-
-
-def make_targets(work: Path) -> dict[str, Target]:
-    """Write the valid inputs."""
-    base, run = work / "base", work / "run"
-    write_sample_scene(base, views=4, width=24, height=24, points=30)
-    scene = load_scene(base, SceneConfig(test_every=2))
-    config = TrainConfig(
-        iterations=3, save_every=2, sh_degree=1, device="cpu", exposure="affine", refine_poses=True, log_every=1
-    )
-    train(scene, config, run)
-    targets = {}
-    for name, make in (("colmap-text", _as_text), ("transforms", _as_transforms), ("photos", _with_photos)):
-        folder = Path(shutil.copytree(base, work / name))
-        # The scene is trained as well: not every fault shows when it is read.
-        few = ("--iterations", "2", "--sh-degree", "1", "--device", "cpu", "--overwrite")
-        trained = ("train", str(folder), "--out", str(work / "new"), *few)
-        targets[name] = Target(folder, make(folder), (("info", str(folder)), trained))
-    folder = Path(shutil.copytree(base, work / "colmap-binary"))
-    targets["colmap-binary"] = Target(folder, tuple(sorted(folder.rglob("*.bin"))), (("info", str(folder)),))
-    splat = next(run.glob("point_cloud/*/*.ply"))
-    out = str(work / "out.ply")
-    targets["splat"] = Target(run, (splat,), (("info", str(splat)), ("export", str(splat), out)))
-    look, resume = ("info", str(run)), ("train", "--resume", str(run))
-    texts = tuple(path for path in run.iterdir() if path.is_file())
-    targets["run"] = Target(run, texts, (look, ("export", str(run), out), resume))
-    checkpoints = tuple(run.glob("checkpoints/*"))
-    targets["checkpoint-bytes"] = Target(run, checkpoints, (look, ("export", str(checkpoints[0]), out)))
-    commands = (("info", str(checkpoints[0])), ("export", str(checkpoints[0]), out), resume)
-    targets["checkpoint-content"] = Target(run, checkpoints, commands, content=True)
-    return targets
-
-
-def _as_text(folder: Path) -> tuple[Path, ...]:
-    model = folder / "sparse" / "0"
-    scene = load_scene(folder, SceneConfig(test_every=0))
-    for path in model.glob("*.bin"):
-        path.unlink()
-    camera = scene.train_views[0].camera
-    numbers = f"{camera.fx} {camera.fy} {camera.cx} {camera.cy}"
-    (model / "cameras.txt").write_text(f"# comment\n1 PINHOLE {camera.width} {camera.height} {numbers}\n")
-    lines = [f"{i} 1 0 0 0 0.1 0.2 {i} 1 {view.name}\n1.5 2.5 -1\n" for i, view in enumerate(scene.train_views, 1)]
-    (model / "images.txt").write_text("".join(lines))
-    points = [f"{i} {x} {y} {z} 1 2 3 0.5 1 0\n" for i, (x, y, z) in enumerate(scene.points.xyz.tolist())]
-    (model / "points3D.txt").write_text("".join(points))
-    return tuple(sorted(model.glob("*.txt")))
-
-
-def _as_transforms(folder: Path) -> tuple[Path, ...]:
-    scene = load_scene(folder, SceneConfig(test_every=0))
-    shutil.rmtree(folder / "sparse")
-    camera = scene.train_views[0].camera
-    frames = [
-        {"file_path": f"images/{view.name}", "transform_matrix": np.linalg.inv(view.world_to_camera).tolist()}
-        for view in scene.train_views
-    ]
-    size = {"w": camera.width, "h": camera.height, "fl_x": camera.fx, "fl_y": camera.fy, "k1": 0.01}
-    content = {**size, "camera_model": "OPENCV", "ply_file_path": "points.ply", "frames": frames}
-    (folder / "transforms.json").write_text(json.dumps(content))
-    header = "ply\nformat ascii 1.0\nelement vertex 3\nproperty float x\nproperty float y\nproperty float z\n"
-    colours = "property uchar red\nproperty uchar green\nproperty uchar blue\nend_header\n"
-    (folder / "points.ply").write_text(header + colours + "0 0 0 1 2 3\n1 0 0 1 2 3\n0 1 0 1 2 3\n")
-    return folder / "transforms.json", folder / "points.ply"
-
-
-def _with_photos(folder: Path) -> tuple[Path, ...]:
-    photos = sorted((folder / "images").iterdir())
-    for photo, kind in zip(photos, ("PNG", "JPEG", "TIFF", "BMP"), strict=True):
-        # Pillow finds the format by content, so the names stay.
-        Image.open(photo).convert("RGB").save(photo, format=kind)
-        mask = folder / "masks" / f"{photo.name}.png"
-        mask.parent.mkdir(exist_ok=True)
-        Image.new("L", (24, 24), 255).save(mask)
-    return (*photos, *sorted((folder / "masks").iterdir()))
 
 
 # ---- alterations
@@ -153,8 +56,8 @@ def alter(path: Path, rng: random.Random, content: bool) -> None:
     data = path.read_bytes()
     if path.suffix in (".json", ".jsonl") and rng.random() < 0.6:
         data = alter_json(data, rng)
-    elif path.suffix in (".txt", ".toml", "") and rng.random() < 0.5:
-        data = alter_number(data, rng)
+    elif path.suffix in (".txt", ".toml", ".ply", "") and rng.random() < 0.5:
+        data = alter_number(data, rng, TOKENS if path.suffix == ".toml" else NUMBERS)
     else:
         for _ in range(rng.choice((1, 1, 2, 5))):
             data = alter_bytes(data, rng)
@@ -187,13 +90,14 @@ def alter_bytes(data: bytes, rng: random.Random) -> bytes:
     return before + middle + after[skipped:]
 
 
-def alter_number(data: bytes, rng: random.Random) -> bytes:
-    """Replace a number of a text."""
-    found = list(re.finditer(rb"[-+]?\d[\d.e+-]*", data))
+def alter_number(data: bytes, rng: random.Random, others: list[str]) -> bytes:
+    """Replace a number of a text, also of a header before binary data."""
+    header = data.find(b"end_header") if data.startswith(b"ply") and b"ascii" not in data[:100] else -1
+    found = list(re.finditer(rb"[-+]?\d[\d.e+-]*", data[:header] if header >= 0 else data))
     if not found:
         return data
     match = rng.choice(found)
-    return data[: match.start()] + rng.choice(NUMBERS).encode() + data[match.end() :]
+    return data[: match.start()] + rng.choice(others).encode() + data[match.end() :]
 
 
 def alter_json(data: bytes, rng: random.Random) -> bytes:
@@ -243,8 +147,8 @@ def alter_value(content: Any, rng: random.Random, values: list[Any]) -> Any:
 # ---- runs
 
 
-def run_command(arguments: tuple[str, ...]) -> str | None:
-    """Run ``gs-train`` in this process; returns a fault, or None."""
+def run_command(arguments: tuple[str, ...], codes: tuple[int, ...] = (0, 2)) -> str | None:
+    """Run ``gs-train`` in this process; returns a fault, or None. ``codes`` are the exit codes that are no faults."""
     out, err = io.StringIO(), io.StringIO()
     try:
         with redirect_stdout(out), redirect_stderr(err):
@@ -254,8 +158,9 @@ def run_command(arguments: tuple[str, ...]) -> str | None:
         if re.search("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e]", text):
             return "control characters"
         last = (err.getvalue().strip().splitlines() or [""])[-1]
-        if done.code not in (0, None) and not (done.code == 2 and (last.startswith("gs-train: ") or "fault" in text)):
-            return f"code {done.code}: {last[:120]}"
+        code = int(done.code or 0)
+        if code not in codes or (code == 2 and not last.startswith("gs-train: ") and "fault" not in text):
+            return f"code {code}: {last[:120]}"
         return None
     except BaseException as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
@@ -266,20 +171,27 @@ def run_command(arguments: tuple[str, ...]) -> str | None:
 
 
 def try_input(target: Target, seed: int, number: int) -> str | None:
-    """Alter a file, run the commands, and restore the folder; returns the first fault."""
+    """Alter a file, run the commands, and restore the folder; returns the first fault.
+
+    An input with a negative number is not altered, and its commands must succeed.
+    """
     rng = random.Random(f"{seed} {number}")
+    valid = number < 0
     intact = {path: path.read_bytes() for path in target.folder.rglob("*") if path.is_file()}
     try:
-        alter(rng.choice(target.files), rng, target.content)
+        if not valid:
+            alter(rng.choice(target.files), rng, target.content)
         for command in target.commands:
-            fault = run_command(command)
+            fault = run_command(command, (0,) if valid else (0, 2))
             if fault is not None:
                 return f"{fault} [{command[0]}]"
         return None
     finally:
-        for path in [path for path in target.folder.rglob("*") if path.is_file()]:
-            if path not in intact:
+        for path in sorted(target.folder.rglob("*"), reverse=True):
+            if path.is_file() and path not in intact:
                 path.unlink()
+            elif path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
         for path, data in intact.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
@@ -287,10 +199,12 @@ def try_input(target: Target, seed: int, number: int) -> str | None:
 
 def work_through(targets: dict[str, Target], numbers: list[int], seed: int, pipe: int) -> None:
     """In a child: try the inputs, and write the number and name before each, and the fault after it."""
-    names = list(targets)
+    torch.set_num_threads(1)  # on inputs this small, threads cost more time than they save
+    names = [name for name, target in targets.items() for _ in range(target.share)]
+    random.Random(seed).shuffle(names)
     resource.setrlimit(resource.RLIMIT_AS, (6 * 10**9, 6 * 10**9))
     for number in numbers:
-        name = names[number % len(names)]
+        name = names[number % len(names)] if number >= 0 else list(targets)[number]
         os.write(pipe, f"{json.dumps([number, name])}\n".encode())
         signal.setitimer(signal.ITIMER_REAL, MOST_S)  # SIGALRM ends the process
         fault = try_input(targets[name], seed, number)
@@ -355,8 +269,10 @@ def main() -> int:
             (work / "targets").write_bytes(pickle.dumps(make_targets(work)))
             os._exit(0)
         os.waitpid(child, 0)
+        os.environ.update(fake_pycolmap(work / "pycolmap.log"))
         targets = pickle.loads((work / "targets").read_bytes())
-        numbers = list(range(options.number)) if options.only is None else [options.only]
+        # Valid inputs first: a reader that refuses its valid input would hide every fault.
+        numbers = list(range(-len(targets), options.number)) if options.only is None else [options.only]
         try_all(targets, numbers, options.seed, on_result)
     kinds = sorted({kind for _, kind in counts})
     print(f"| target | {' | '.join(kinds)} |\n|{'---|' * (len(kinds) + 1)}")
