@@ -1,14 +1,15 @@
-"""The photometric loss, SSIM and PSNR: in plain torch on any device, and in two fused kernels for training on a CPU.
+"""The photometric loss, SSIM and PSNR: in plain torch on any device, and the loss in fused kernels for training.
 
 SSIM follows Wang et al. 2004 with the original trainer's constants: window 11, sigma 1.5, C1 = 0.01**2, C2 = 0.03**2,
 per channel, for values in 0..1. On a CPU a depthwise convolution costs more than the whole rasterizer, so the Gaussian
-window is applied as small matrix products, 32 outputs from 42 inputs at a time. Torch and the kernels
-(``kernels.ssim``) compute the same value and the same gradient.
+window is applied as small matrix products, 32 outputs from 42 inputs at a time. Torch, the CPU kernels
+(``kernels.ssim``) and the GPU kernels (``triton_loss``) compute the same value and the same gradient.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -24,12 +25,17 @@ _C1, _C2 = 0.01**2, 0.03**2
 _BLOCK = 32  # outputs per matrix product: a larger block means fewer but more expensive products
 
 
+def _window() -> Tensor:
+    """[WINDOW] float64 weights of the Gaussian window along one axis; their sum is 1."""
+    x = torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2
+    window = torch.exp(-0.5 * (x / _SIGMA) ** 2)
+    return window / window.sum()
+
+
 @functools.cache
 def _band(device: torch.device, dtype: torch.dtype) -> Tensor:
     """[_BLOCK + WINDOW - 1, _BLOCK]: each column is the Gaussian window, shifted by one row from the column before."""
-    x = torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2
-    window = torch.exp(-0.5 * (x / _SIGMA) ** 2)
-    window /= window.sum()
+    window = _window()
     band = torch.zeros(_BLOCK + WINDOW - 1, _BLOCK, dtype=torch.float64)
     for column in range(_BLOCK):
         band[column : column + WINDOW, column] = window
@@ -67,12 +73,7 @@ class _PhotometricLoss(torch.autograd.Function):
     """The loss and its gradient. The gradient reuses the loss's blurs and needs only three more."""
 
     @staticmethod
-    def forward(ctx: Any, image: Tensor, target: Tensor, lambda_dssim: float, padding: Padding) -> Tensor:
-        kinds = [(tuple(t.shape), t.dtype, t.device) for t in (image, target)]
-        if image.dim() != 3 or image.shape[2] != 3 or kinds[0] != kinds[1]:
-            message = " and ".join(f"{shape} {dtype} on {device}" for shape, dtype, device in kinds)
-            raise ValueError(f"image and target must both be [H, W, 3], of one dtype and on one device, not {message}")
-        border = _border(image, padding)
+    def forward(ctx: Any, image: Tensor, target: Tensor, lambda_dssim: float, border: int) -> Tensor:
         if image.device.type == "cpu" and image.dtype == torch.float32:
             # Imported here, because importing Numba takes a second and a CUDA machine does not need it.
             from gs_train.kernels.ssim import photometric_loss_and_gradient
@@ -116,7 +117,52 @@ def photometric_loss(image: Tensor, target: Tensor, lambda_dssim: float, padding
     Raises:
         ValueError: shapes, dtypes or devices differ, or ``valid`` for an image smaller than the window.
     """
-    return _PhotometricLoss.apply(image, target, lambda_dssim, padding)  # type: ignore[no-any-return]
+    kinds = [(tuple(t.shape), t.dtype, t.device) for t in (image, target)]
+    if image.dim() != 3 or image.shape[2] != 3 or kinds[0] != kinds[1]:
+        message = " and ".join(f"{shape} {dtype} on {device}" for shape, dtype, device in kinds)
+        raise ValueError(f"image and target must both be [H, W, 3], of one dtype and on one device, not {message}")
+    border = _border(image, padding)
+    if image.is_cuda and image.dtype == torch.float32 and _triton_fault() is None:
+        return _by_triton(image, target, lambda_dssim, border)
+    return _PhotometricLoss.apply(image, target, lambda_dssim, border)  # type: ignore[no-any-return]
+
+
+def _by_triton(image: Tensor, target: Tensor, lambda_dssim: float, border: int) -> Tensor:
+    """The loss by the Triton kernels."""
+    from gs_train.triton_loss import TritonPhotometricLoss
+
+    loss: Tensor = TritonPhotometricLoss.apply(image, target, lambda_dssim, border, _weights(), (_C1, _C2))
+    return loss
+
+
+@functools.cache
+def _weights() -> tuple[float, ...]:
+    return tuple(_window().tolist())
+
+
+@functools.cache
+def _triton_fault() -> str | None:
+    """Why Triton's kernels do not work on this machine's GPU, as a phrase; None if they do. Compiles them."""
+    pixels = torch.linspace(0.0, 1.0, 3 * WINDOW**2).view(WINDOW, WINDOW, 3)
+    expected = pixels.double().requires_grad_()
+    try:
+        on_gpu = pixels.cuda().requires_grad_()
+        for image, loss_of in ((expected, _PhotometricLoss.apply), (on_gpu, _by_triton)):
+            loss_of(image, image.detach().flip(0), 0.5, 0).backward()
+        assert expected.grad is not None and on_gpu.grad is not None
+        agrees = torch.allclose(on_gpu.grad.double().cpu(), expected.grad, rtol=1e-3, atol=1e-5)
+        return None if agrees else "Triton's kernels compute another gradient"
+    # Triton starts a C compiler and the driver, and every part raises exceptions of its own.
+    except Exception as error:
+        return f"Triton does not work ({(str(error).strip() or type(error).__name__).splitlines()[0]})"
+
+
+def prepare(device: torch.device, notify: Callable[[str], None]) -> None:
+    """Compile the loss's kernels for ``device``, if it is a GPU. Tells if it needs the slower operators of torch."""
+    if device.type == "cuda":
+        fault = _triton_fault()
+        if fault is not None:
+            notify(f"The loss runs on plain torch operators, which makes a step about 3 ms longer: {fault}.")
 
 
 def apply_mask(image: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:

@@ -32,15 +32,17 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "scene": ("cameras", "formats.ply_vertices"),
     "prepare": ("scene", "cameras"),
     "sample": ("scene", "cameras"),
-    "losses": ("kernels",),
+    "triton_loss": (),
+    "losses": ("kernels", "triton_loss"),
     "model": ("scene.types", "cameras", "formats.splat_data"),
     "render": ("model", "cameras", "kernels"),
+    "alignment": ("scene", "cameras"),
     "density": ("model", "render", "losses"),
     # TrainConfig contains the settings classes of these modules.
     "config": ("scene.load", "model.schedule", "density.config"),
     "run": ("config", "scene", "cameras", "model", "render", "formats"),
-    "training": ("config", "scene", "cameras", "model", "render", "losses", "density", "run", "formats.splat_data"),
-    "evaluate": ("scene", "cameras", "model", "render", "losses", "formats", "run"),
+    "training": tuple("config scene cameras model render losses alignment density run formats.splat_data".split()),
+    "evaluate": ("scene", "cameras", "model", "render", "losses", "alignment", "formats", "run"),
     "commands": tuple(
         "cameras kernels formats scene prepare sample losses model render".split()
         + "density config run training evaluate console".split()
@@ -53,7 +55,12 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 # gs_train/__init__.py names the public entry points, __main__.py starts the command line.
 UNRESTRICTED = {"__main__", "__init__"}
 # Packages with limited third-party imports.
-OUTSIDE: dict[str, set[str]] = {"errors": set(), "formats": {"numpy", "plyfile"}, "losses": {"torch"}}
+OUTSIDE: dict[str, set[str]] = {
+    "errors": set(),
+    "formats": {"numpy", "plyfile", "PIL", "zstandard"},
+    "losses": {"torch"},
+    "triton_loss": {"torch", "triton"},
+}
 
 
 def imports_of(source: str, module: str, is_package: bool) -> set[str]:

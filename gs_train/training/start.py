@@ -63,19 +63,22 @@ def start_training(
         notify,
         antialiased=config.antialiased,
         absgrad=controller.needs_absgrad,
-        depth=config.depth_weight > 0,
+        depth=config.depth_weight > 0 or config.refine_poses,
         also_compile=[losses.warm_up],
     )
     notify(f"Device {selection.reason}.")
+    losses.prepare(selection.device, notify)
     splat = None
     if not resume:
         splat = initial_splat(config, scene.extent, frame) if config.init_from else None
         if not config.scene.ignore_pose_check:
             points, named = (scene.points, scene.path) if splat is None else (splat_points(splat), config.init_from)
             check_agreement(scene, points, str(named), notify)
-    corrections = Corrections(scene, config, selection.device)
+    corrections, images = Corrections(scene, config, selection.device), cache_images(scene, config, folder, notify)
+    if not resume:
+        corrections.start(scene, images.get, notify)
     views = TrainingViews(
-        cache_images(scene, config, folder, notify),
+        images,
         scene.train_views,
         selection,
         corrections,
