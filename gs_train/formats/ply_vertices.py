@@ -1,4 +1,4 @@
-"""Reads the element ``vertex`` of a PLY file, for splats and for point clouds.
+"""Reads elements of a PLY file: ``vertex`` of splats and point clouds, and the tables of compressed splats.
 
 The size of the file bounds memory and time, also if its header promises more rows. plyfile is not used here: it reads
 headers byte by byte, every row of lists in a Python loop (a mesh of a million faces takes ten seconds), and reserves
@@ -34,7 +34,7 @@ _TYPES = {
 
 
 class NoVertices(ValueError):
-    """The file is a PLY file, but it holds no vertices with one value per column."""
+    """The file is a PLY file, but it lacks the element, or the element has columns of lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,27 +64,49 @@ def read_vertices(path: Path) -> tuple[NDArray[np.void], tuple[str, ...]]:
         NoVertices: it has no element ``vertex``, or some of its columns hold lists.
         ValueError: it is truncated or not a PLY file.
     """
+    tables, comments = read_elements(path, ("vertex",))
+    return tables["vertex"], comments
+
+
+def read_elements(path: Path, names: tuple[str, ...]) -> tuple[dict[str, NDArray[np.void]], tuple[str, ...]]:
+    """The rows of several elements by name, as ``read_vertices`` returns them.
+
+    Raises:
+        OSError, NoVertices, ValueError: as ``read_vertices``.
+    """
     with path.open("rb") as file:
         header = _parse_header(file.read(_LONGEST_HEADER))
         size = os.fstat(file.fileno()).st_size
+    return {name: _read_element(path, header, size, name) for name in names}, header.comments
+
+
+def element_names(path: Path) -> tuple[str, ...]:
+    """Names of the elements of a PLY file, in order; raises OSError and ValueError as ``read_vertices``."""
+    with path.open("rb") as file:
+        return tuple(element.name for element in _parse_header(file.read(_LONGEST_HEADER)).elements)
+
+
+def _read_element(path: Path, header: _Header, size: int, name: str) -> NDArray[np.void]:
+    """The rows of an element of a file of ``size`` bytes."""
     before: list[_Element] = []
     for element in header.elements:
-        if element.name == "vertex":
+        if element.name == name:
             break
         before.append(element)
     else:
-        raise NoVertices("it has no element 'vertex'")
+        raise NoVertices(f"it has no element '{name}'")
     if element.lists:
         raise NoVertices(f"its columns {', '.join(element.lists)} hold lists")
     for other in before:
         if other.lists and not header.text:
-            raise NoVertices(f"its vertices come after the element '{other.name}', which holds lists")
+            raise NoVertices(f"its element '{name}' comes after the element '{other.name}', which holds lists")
     smallest = sum(_smallest_size(entry, header.text) for entry in (*before, element))
     # The last line of a text may lack its end.
     if header.size + smallest > size + header.text:
-        raise ValueError(f"its header promises {element.count:,} vertices, but the file has {size:,} bytes")
+        rows = f"{element.count:,} {'vertices' if name == 'vertex' else f'rows of {name}'}"
+        raise ValueError(f"its header promises {rows}, but the file has {size:,} bytes")
     read = _text_rows if header.text else _binary_rows
-    return read(path, header, before, element), header.comments
+    return read(path, header, before, element)
 
 
 def _smallest_size(element: _Element, text: bool) -> int:

@@ -77,10 +77,14 @@ class SplatData:
             finite &= np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
         return finite
 
-    def keep(self, mask: NDArray[np.bool_]) -> SplatData:
-        """The Gaussians where the mask [N] is true."""
+    def keep(self, mask: NDArray[np.bool_] | NDArray[np.int64]) -> SplatData:
+        """The Gaussians where the mask [N] is true, or the Gaussians of these row numbers, in their order."""
         names = ("xyz", "f_dc", "f_rest", "opacity", "scaling", "rotation")
         return replace(self, **{name: getattr(self, name)[mask] for name in names})
+
+    def up_to_degree(self, degree: int) -> SplatData:
+        """The splat without the SH coefficients of higher degrees than ``degree``."""
+        return replace(self, f_rest=self.f_rest[:, : (degree + 1) ** 2 - 1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +93,20 @@ class SplatFormat:
 
     read: Callable[[Path], SplatData] | None = None
     """Reads a file; raises UserError when the file is missing or damaged. None: the format is write-only."""
-    write: Callable[[Path, SplatData], None] | None = None
-    """Creates or replaces a file; raises UserError when that fails. None: the format is read-only."""
+    write: Callable[..., str | None] | None = None
+    """Creates or replaces a file from a path, a splat and ``options``; raises UserError when that fails. It may return
+    a sentence for the user. None: the format is read-only."""
     signature: bytes = b""
     """The first bytes of every file of the format; empty when the format has no signature."""
+    recognise: Callable[[bytes], bool] | None = None
+    """In place of ``signature``: whether a file that begins with these bytes (at most 4096) is of the format."""
+    max_sh_degree: int = MAX_SH_DEGREE
+    """Highest SH degree that files hold; ``registry.py`` removes higher degrees before it writes."""
+    options: tuple[str, ...] = ()
+    """Names of the keyword arguments of ``write``, which are flags of ``gs-train export``."""
+
+    def holds(self, head: bytes) -> bool:
+        """Whether a file that begins with ``head`` is of the format."""
+        if self.recognise is not None:
+            return self.recognise(head)
+        return self.signature != b"" and head.startswith(self.signature)
