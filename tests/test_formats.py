@@ -3,7 +3,10 @@ line."""
 
 from __future__ import annotations
 
+import itertools
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -85,15 +88,75 @@ def test_the_content_decides_if_the_ending_is_unknown(tmp_path: Path, name: str)
 
 
 def test_the_longest_ending_wins(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"a\.compressed\.ply has an ending that gs-train does not write: .* in \.ply"):
-        write_splat(tmp_path / "a.compressed.ply", make_splat(1, 0))
-    assert list(tmp_path.iterdir()) == []
+    write_splat(tmp_path / "a.compressed.ply", finite_splat(1, 0))
+    assert b"element chunk 1\n" in (tmp_path / "a.compressed.ply").read_bytes()
     for name in ("compressed.ply", "a.b.ply", "A.PLY"):
         write_splat(tmp_path / name, make_splat(1, 0))
+        assert b"element chunk" not in (tmp_path / name).read_bytes()
         assert len(read_splat(tmp_path / name)) == 1
 
 
-@pytest.mark.parametrize("name", ["a.spz", "a", "ply"])
+def test_every_file_is_read_by_its_content_under_every_name(tmp_path: Path) -> None:
+    splat = finite_splat(9)
+    for ending in writable_endings():
+        write_splat(tmp_path / f"a{ending}", splat)
+    for held, named in itertools.product(writable_endings(), repeat=2):
+        file, notes = tmp_path / f"b{named}", list[str]()
+        shutil.copy(tmp_path / f"a{held}", file)
+        if held == ".splat" != named:
+            # Its files have no signature, so that only their name tells them.
+            with pytest.raises(UserError, match=rf"b{re.escape(named)} is"):
+                read_splat(file)
+            continue
+        assert_same_bits(read_splat(file, notes.append), read_splat(tmp_path / f"a{held}"))
+        warning = f"{file} holds a {held} splat, though its name ends in {named}: it is read as {held}."
+        assert notes == ([] if held == named else [warning])
+
+
+def test_higher_degrees_than_the_format_holds_are_left_out_with_a_word(tmp_path: Path) -> None:
+    for ending, degree in ((".splat", 0), (".spz", 3), (".sog", 3), (".glb", 3), (".compressed.ply", 3), (".ply", 4)):
+        notes = list[str]()
+        write_splat(tmp_path / f"a{ending}", finite_splat(20, 4), notes.append)
+        assert read_splat(tmp_path / f"a{ending}").sh_degree == degree
+        left_out = [note for note in notes if "Left out the SH degrees" in note]
+        assert left_out == [] if degree == 4 else left_out[0].startswith(f"Left out the SH degrees {degree + 1} to 4:")
+
+
+def test_an_option_of_another_format_is_refused(tmp_path: Path) -> None:
+    for ending, option, holder in (
+        (".ply", "quality", ".sog"),
+        (".sog", "sh_bits", ".spz"),
+        (".splat", "spz_axes", ".spz"),
+    ):
+        flag = f"--{option.replace('_', '-')}"
+        with pytest.raises(UserError, match=f"{flag} is an option of {holder} files, and .*a{ending} is none"):
+            write_splat(tmp_path / f"a{ending}", finite_splat(2), **{option: "high"})
+    write_splat(tmp_path / "a.ply", finite_splat(2), quality=None)
+
+
+@pytest.mark.parametrize("ending", [".splat", ".spz", ".sog", ".glb", ".compressed.ply"])
+def test_an_empty_or_damaged_splat_is_not_written(tmp_path: Path, ending: str) -> None:
+    with pytest.raises(UserError, match="would have no Gaussians"):
+        write_splat(tmp_path / f"a{ending}", finite_splat(0))
+    splat = finite_splat(3)
+    with pytest.raises(UserError, match="cannot hold NaN or infinite values"):
+        write_splat(tmp_path / f"a{ending}", replace(splat, scaling=splat.scaling * np.float32(np.inf)))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("ending", [".splat", ".spz", ".sog", ".glb", ".compressed.ply", ".ply"])
+def test_extreme_values_give_files_that_can_be_read(tmp_path: Path, ending: str) -> None:
+    largest = np.float32(3e38)
+    for name in ("f_dc", "f_rest", "opacity", "scaling", "rotation"):
+        for value in (0, largest, -largest, np.float32(1e-42)):
+            splat = finite_splat(5, 1)
+            extreme = replace(splat, **{name: np.full_like(getattr(splat, name), value)})
+            write_splat(tmp_path / f"a{ending}", extreme)
+            found = read_splat(tmp_path / f"a{ending}")
+            assert len(found) == 5 and found.is_finite().all(), (name, value)
+
+
+@pytest.mark.parametrize("name", ["a.ksplat", "a", "ply"])
 def test_an_unknown_ending_names_the_known_ones(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match=rf"name a file that ends in {re.escape(' or '.join(writable_endings()))}\.$"):
         splat_writer(tmp_path / name)

@@ -74,17 +74,20 @@ def describe(path: Path, notify: Callable[[str], None]) -> Facts:
     """
     if not path.exists():
         raise UserError(f"{path} does not exist: {_KINDS}.")
+    if is_splat_file(path) and path.suffix != ".pt":
+        return _splat_facts(open_splat(path, notify).splat())
     if path.is_dir() and not RunFolder(path).is_run() and any(RunFolder(folder).is_run() for folder in path.iterdir()):
         raise UserError(f"{path} holds runs and is not a run itself: name one of the folders in it.")
     if path.is_dir():
         return _run_facts(RunFolder(path), notify) if RunFolder(path).is_run() else _scene_facts(path, notify)
     if path.suffix == ".json":
         return _scene_facts(path, notify)
-    if path.suffix != ".pt" and not is_splat_file(path):
+    if path.suffix != ".pt":
         none = f"{path} is none of the files that info describes: {_KINDS}."
         raise UserError(describe_unprepared(path) or none)
     opened = open_splat(path, notify)
-    return _splat_facts(opened.splat()) if opened.checkpoint is None else _checkpoint_facts(opened, opened.checkpoint)
+    assert opened.checkpoint is not None
+    return _checkpoint_facts(opened, opened.checkpoint)
 
 
 def _scene_facts(path: Path, notify: Callable[[str], None]) -> Facts:

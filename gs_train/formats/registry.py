@@ -1,4 +1,4 @@
-"""Splat files of every known format: chooses the reader or writer by the ending of the name, else by the first bytes.
+"""Splat files of every known format: the content of a file selects its reader, the ending of a name its writer.
 
 A new format is one new module that defines ``FORMAT``, and one line in ``FORMATS``. Modules load on first use.
 """
@@ -8,20 +8,35 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from gs_train.errors import UserError
 from gs_train.formats.splat_data import SplatData, SplatFormat
+from gs_train.options import flag_name
 
 FORMATS: dict[str, str | None] = {
     ".ply": "gs_train.formats.ply",
-    # Another layout, which gs-train does not write. Without the entry the name would count as .ply.
-    ".compressed.ply": None,
+    ".compressed.ply": "gs_train.formats.compressed_ply",
+    ".splat": "gs_train.formats.splat",
+    ".spz": "gs_train.formats.spz",
+    ".sog": "gs_train.formats.sog",
+    ".glb": "gs_train.formats.glb",
 }
 """Ending of a file name -> module of the format. The longest ending that fits wins; upper and lower case are equal."""
+_HEAD_BYTES = 4096
+_META = "meta.json"
 
 
-def read_splat(path: Path | str) -> SplatData:
+def _silent(_sentence: str) -> None:
+    """Ignore a note."""
+
+
+def read_splat(path: Path | str, notify: Callable[[str], None] = _silent) -> SplatData:
     """Read a splat file of any known format.
+
+    Args:
+        path: the file; for an unpacked .sog its folder or its meta.json.
+        notify: takes a sentence about a file whose name promises another format than it holds.
 
     Raises:
         UserError: the file does not exist, its format is unknown, or it is damaged.
@@ -29,37 +44,69 @@ def read_splat(path: Path | str) -> SplatData:
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path} does not exist: name a splat file ({_listed(readable_endings())}).")
-    read = _by_ending(path).read or _by_content(path).read
+    path = _data_file(path)
+    named, held = _by_ending(path), _by_content(path)
+    read = _format(held or named).read
     if read is None:
         raise UserError(f"{path} is no splat file that gs-train reads: name a {_listed(readable_endings())} file.")
+    if named and held and named != held:
+        notify(f"{path} holds a {held} splat, though its name ends in {named}: it is read as {held}.")
     return read(path)
 
 
-def write_splat(path: Path | str, data: SplatData) -> None:
+def write_splat(path: Path | str, data: SplatData, notify: Callable[[str], None] = _silent, **options: Any) -> None:
     """Create or replace a splat file; the ending of its name selects the format.
 
+    Args:
+        path: the file.
+        data: the Gaussians.
+        notify: takes sentences about parts of the splat that the format cannot hold.
+        options: of the format, such as ``quality="high"`` for .sog; None for the default.
+
     Raises:
-        UserError: no format with this ending can be written, or the file cannot be written.
+        UserError: no format with this ending can be written, it lacks an option, or the file cannot be written.
     """
-    splat_writer(Path(path))(Path(path), data)
+    splat_writer(Path(path), notify, **options)(Path(path), data)
 
 
-def splat_writer(path: Path) -> Callable[[Path, SplatData], None]:
+def splat_writer(
+    path: Path, notify: Callable[[str], None] = _silent, **options: Any
+) -> Callable[[Path, SplatData], None]:
     """The writer for the ending of ``path``, so that a command can refuse a name before it computes anything.
 
-    Raises:
-        UserError: no format with this ending can be written.
+    Args and raised errors are those of ``write_splat``.
     """
-    write = _by_ending(path).write
-    if write is None:
+    ending = _by_ending(path)
+    chosen = _format(ending)
+    save = chosen.write
+    if save is None:
         endings = _listed(writable_endings())
         raise UserError(f"{path} has an ending that gs-train does not write: name a file that ends in {endings}.")
+    given = {name: value for name, value in options.items() if value is not None}
+    for name in given:
+        if name not in chosen.options:
+            holders = [each for each in FORMATS if name in _format(each).options]
+            raise UserError(
+                f"{flag_name(name)} is an option of {_listed(holders)} files, and {path} is none: leave it."
+            )
+
+    def write(target: Path, data: SplatData) -> None:
+        if data.sh_degree > chosen.max_sh_degree:
+            kept = chosen.max_sh_degree
+            limit = f"hold degrees up to {kept}" if kept else "hold no view-dependent colours"
+            notify(f"Left out the SH degrees {kept + 1} to {data.sh_degree}: {ending} files {limit}.")
+            data = data.up_to_degree(kept)
+        note = save(target, data, **given)
+        if note is not None:
+            notify(note)
+
     return write
 
 
 def is_splat_file(path: Path) -> bool:
     """Whether ``read_splat`` has a reader for this file, by ending or content. The file may still be damaged."""
-    return path.is_file() and (_by_ending(path).read or _by_content(path).read) is not None
+    path = _data_file(path)
+    return path.is_file() and _format(_by_content(path) or _by_ending(path)).read is not None
 
 
 def readable_endings() -> list[str]:
@@ -72,22 +119,28 @@ def writable_endings() -> list[str]:
     return [ending for ending in FORMATS if _format(ending).write is not None]
 
 
-def _by_ending(path: Path) -> SplatFormat:
-    fitting = [ending for ending in FORMATS if path.name.lower().endswith(ending)]
-    return _format(max(fitting, key=len)) if fitting else SplatFormat()
+def _data_file(path: Path) -> Path:
+    """``path``, or the meta.json in the folder ``path``."""
+    return path / _META if (path / _META).is_file() else path
 
 
-def _by_content(path: Path) -> SplatFormat:
+def _by_ending(path: Path) -> str:
+    """The ending of the format that the name of a file promises; empty if no format has its ending."""
+    return max((ending for ending in FORMATS if path.name.lower().endswith(ending)), key=len, default="")
+
+
+def _by_content(path: Path) -> str:
+    """The ending of the format that a file holds; empty if no format recognises its first bytes."""
     if not path.is_file():
-        return SplatFormat()
-    formats = [_format(ending) for ending in FORMATS]
+        return ""
     with path.open("rb") as file:
-        head = file.read(max(len(each.signature) for each in formats))
-    return next((each for each in formats if each.signature and head.startswith(each.signature)), SplatFormat())
+        head = file.read(_HEAD_BYTES)
+    # Of ".ply" and ".compressed.ply", the longer ending is the more special format.
+    return max((ending for ending in FORMATS if _format(ending).holds(head)), key=len, default="")
 
 
 def _format(ending: str) -> SplatFormat:
-    module = FORMATS[ending]
+    module = FORMATS.get(ending)
     if module is None:
         return SplatFormat()
     found = import_module(module).FORMAT

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from gs_train.config.settings import TrainConfig
 from gs_train.config.toml import read_config
 from gs_train.errors import UserError
-from gs_train.formats.registry import read_splat
+from gs_train.formats.registry import is_splat_file, read_splat
 from gs_train.formats.splat_data import SplatData
 from gs_train.run.folder import RunFolder
 from gs_train.run.splat_frame import moved, read_offset
@@ -167,12 +167,12 @@ def open_splat(path: Path | str, notify: Callable[[str], None] = _silent) -> Ope
             read.
     """
     path = Path(path)
-    if path.is_dir():
+    if path.is_dir() and not is_splat_file(path):
         return open_run(path, notify)
     if not path.exists():
         raise UserError(f"{path} does not exist: name a run folder, a checkpoint (.pt) or a splat file.")
     if path.suffix != ".pt":
-        return OpenedSplat(path=path, content=read_splat(path), frame=read_offset(path))
+        return OpenedSplat(path=path, content=read_splat(path, notify), frame=read_offset(path))
     checkpoint, run = _read_checkpoint(path), RunFolder(path.absolute().parent.parent)
     if not run.is_run():
         return OpenedSplat(path=path, content=checkpoint, frame=checkpoint.frame, iteration=checkpoint.iteration)
