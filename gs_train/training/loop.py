@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from gs_train import losses
 from gs_train.config.settings import TrainConfig
 from gs_train.density.registry import controller_class
@@ -32,6 +34,11 @@ from gs_train.training.schedule import batch_size_at
 from gs_train.training.start import start_training
 from gs_train.training.state import TrainState
 from gs_train.training.views import TrainingViews
+
+_DECLINE_DB = 5.0
+"""Loss of PSNR that the user is told of."""
+_FEW = 5
+"""Number of views that show whether pruned Gaussians are missed."""
 
 AfterStep = Callable[[TrainState], None]
 """Called after every step with the state after it; must not change the state."""
@@ -200,10 +207,29 @@ def _control_density(
     plan = state.density.plan(state.model, state.iteration, state.background.eval_color())
     if plan is None:
         return
-    if plan.row_count(before) < before / 2:
-        left = f"{plan.row_count(before):,} of {before:,} Gaussians"
-        notify(f"Density control leaves {left} after iteration {state.iteration}: the result may be poor.")
+    if 2 * plan.row_count(before) >= before:
+        state.apply_plan(plan, config)
+        return
+    # Most Gaussians go. The controller may know that the photos do not need them.
+    was_db = max(_psnr_of_some(state, views), state.smoothed.get("best_psnr", -math.inf))
     state.apply_plan(plan, config)
+    is_db = _psnr_of_some(state, views)
+    if is_db < was_db - _DECLINE_DB:
+        left = f"{len(state.model):,} of {before:,} Gaussians after iteration {state.iteration}"
+        fall = f"the PSNR of the training photos falls from {was_db:.1f} to {is_db:.1f} dB"
+        remedy = "train again with --density.kind mcmc, which moves Gaussians instead of pruning them"
+        notify(f"Density control leaves {left}, and {fall}: if it stays low, {remedy}.")
+
+
+def _psnr_of_some(state: TrainState, views: TrainingViews) -> float:
+    """Mean PSNR of a few training views, dB."""
+    background, figures = state.background.eval_color(), []
+    with torch.no_grad():
+        for index in range(0, len(views), math.ceil(len(views) / _FEW)):
+            photo, weights = views.photo(index, background)
+            image = views.exposed(views.render(state.model, index, background).image, index)
+            figures.append(min(losses.psnr(image.clamp(0.0, 1.0), photo, weights).item(), losses.HIGHEST_PSNR))
+    return math.fsum(figures) / len(figures)
 
 
 def _record(log: TrainLog, state: TrainState, loss: float, psnr_db: float, lr_xyz: float) -> None:
