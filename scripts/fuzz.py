@@ -1,11 +1,11 @@
 """Alters valid inputs of every reader at random, and runs commands on them.
 
-    python scripts/fuzz.py [--number 10000] [--seed 0] [--only NUMBER]
+    python scripts/fuzz.py [--number 10000] [--seed 0] [--only NUMBER] [--seconds 20]
 
 Each input of fuzz_inputs.py is a small scene, run, splat or preset of which one file is altered: bytes, numbers in
 texts, values in JSON and TOML, and values of a checkpoint that keeps its right checksum. Every command must end with
-code 0, or with code 2 and one sentence. Counted as faults are tracebacks and other codes, hangs of more than 20 s, more
-than 2 GB of memory, and control characters on the terminal. Prints the counts as a Markdown table, and each kind of
+code 0, or with code 2 and one sentence. Counted as faults are tracebacks and other codes, hangs, more than 2 GB of
+memory, and control characters on the terminal. Prints the counts as a Markdown table, and each kind of
 fault once, with the number that --only repeats. POSIX only.
 """
 
@@ -36,7 +36,7 @@ from fuzz_inputs import Target, fake_pycolmap, make_targets
 from gs_train import cli
 from gs_train.run import checkpoint_file
 
-MOST_S, MOST_BYTES = 20.0, 2 * 10**9
+MOST_BYTES = 2 * 10**9
 NUMBERS = ["0", "-1", "1", "1e309", "-1e30", "1e-40", "nan", "inf", "65536", "2147483648", "9" * 30, "0x10", "", "x"]
 TOKENS = [*NUMBERS, '"x"', "true", "[]", "[1, 2]", "{}", "{a = 1}", "1979-05-27", "1_0", '"""', "[x]"]
 VALUES: list[Any] = [
@@ -197,17 +197,17 @@ def try_input(target: Target, seed: int, number: int) -> str | None:
             path.write_bytes(data)
 
 
-def work_through(targets: dict[str, Target], numbers: list[int], seed: int, pipe: int) -> None:
+def work_through(targets: dict[str, Target], numbers: list[int], options: argparse.Namespace, pipe: int) -> None:
     """In a child: try the inputs, and write the number and name before each, and the fault after it."""
     torch.set_num_threads(1)  # on inputs this small, threads cost more time than they save
     names = [name for name, target in targets.items() for _ in range(target.share)]
-    random.Random(seed).shuffle(names)
+    random.Random(options.seed).shuffle(names)
     resource.setrlimit(resource.RLIMIT_AS, (6 * 10**9, 6 * 10**9))
     for number in numbers:
         name = names[number % len(names)] if number >= 0 else list(targets)[number]
         os.write(pipe, f"{json.dumps([number, name])}\n".encode())
-        signal.setitimer(signal.ITIMER_REAL, MOST_S)  # SIGALRM ends the process
-        fault = try_input(targets[name], seed, number)
+        signal.setitimer(signal.ITIMER_REAL, options.seconds)  # SIGALRM ends the process
+        fault = try_input(targets[name], options.seed, number)
         signal.setitimer(signal.ITIMER_REAL, 0)
         peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         if fault is None and peak > MOST_BYTES:
@@ -217,14 +217,18 @@ def work_through(targets: dict[str, Target], numbers: list[int], seed: int, pipe
             return  # the next child shows the next peak
 
 
-def try_all(targets: dict[str, Target], numbers: list[int], seed: int, on_result: Callable[..., None]) -> None:
+def try_all(
+    targets: dict[str, Target], numbers: list[int], options: argparse.Namespace, on_result: Callable[..., None]
+) -> None:
     """Try the inputs in children; a new one goes on after a hang or a crash."""
     while numbers:
         reading, writing = os.pipe()
         child = os.fork()
         if child == 0:
             try:
-                work_through(targets, numbers, seed, writing)
+                work_through(targets, numbers, options, writing)
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(0)
         os.close(writing)
@@ -248,6 +252,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--number", type=int, default=10_000, help="number of inputs")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=20.0, help="a longer input hangs; raise it on a busy machine")
     parser.add_argument("--only", type=int, help="try the input of this number only")
     options = parser.parse_args()
     counts: Counter[tuple[str, str]] = Counter()
@@ -256,6 +261,8 @@ def main() -> int:
     def on_result(number: int, name: str, fault: str | None) -> None:
         kind = "passed" if fault is None else fault.split()[0].rstrip(":")
         counts[name, kind] += 1
+        if sum(counts.values()) % 500 == 0:
+            print(f"{sum(counts.values())} inputs", file=sys.stderr, flush=True)
         if fault is not None:
             seen[re.sub(r"\d+", "N", fault)] += 1
             if seen[re.sub(r"\d+", "N", fault)] == 1:
@@ -273,7 +280,7 @@ def main() -> int:
         targets = pickle.loads((work / "targets").read_bytes())
         # Valid inputs first: a reader that refuses its valid input would hide every fault.
         numbers = list(range(-len(targets), options.number)) if options.only is None else [options.only]
-        try_all(targets, numbers, options.seed, on_result)
+        try_all(targets, numbers, options, on_result)
     kinds = sorted({kind for _, kind in counts})
     print(f"| target | {' | '.join(kinds)} |\n|{'---|' * (len(kinds) + 1)}")
     for name in sorted({name for name, _ in counts}):
