@@ -23,7 +23,13 @@ CORRECTIONS = "Camera and colour corrections"
 DENSITY = "Density control"
 LEARNING_RATES = "Learning rates"
 OUTPUT = "Output and machine"
-GROUPS = (MOST_USED, INPUT, SCHEDULE, MODEL, CORRECTIONS, DENSITY, LEARNING_RATES, OUTPUT)
+CLEANING = "Gaussians to leave out"
+PLACEMENT = "Placement"
+FORMATS = "Options of single formats"
+GROUPS = (
+    *(MOST_USED, INPUT, SCHEDULE, MODEL, CORRECTIONS, DENSITY, LEARNING_RATES, OUTPUT),
+    *(CLEANING, PLACEMENT, FORMATS),
+)
 """Titles of the help groups, in the order of ``--help``. ``MOST_USED`` is for the options that most users need."""
 _KEY = "gs_train"
 _Config = TypeVar("_Config")
@@ -128,6 +134,27 @@ def _check_schedule_point(flag: str, value: float, rules: Rules) -> None:
             f"{flag} is {value}: give {zero} iterations as a whole number, or a fraction of --iterations up to 1.0 "
             "with a decimal point."
         )
+
+
+def parse_numbers(flag: str, text: str, names: str) -> tuple[float, ...]:
+    """The numbers of a text such as ``1,2.5,-3``.
+
+    Args:
+        flag: name of the flag.
+        text: its value.
+        names: what the numbers mean, such as ``x,y,z``.
+
+    Raises:
+        UserError: the text holds another number of values, or values that are not finite numbers.
+    """
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    count = names.count(",") + 1
+    if len(values) != count or not all(map(math.isfinite, values)):
+        raise UserError(f"{flag} is {text}: give {count} numbers as {names}.")
+    return values
 
 
 # ---- schedule points: fields typed ``int | float``

@@ -32,7 +32,10 @@ FLAGS = {
         --density.opacity-reg --density.scale-reg --density.score-views --density.high-error --density.min-contribution
     """,
     "eval": "--scene --device --json",
-    "export": "",
+    "export": """
+        --box --max-scale --min-opacity --drop-outliers --no-drop-outliers
+        --up --rotate --scale --translate --quality --sh-bits --spz-version --spz-axes
+    """,
     "prepare": "--frames",
     "sample": "--seed --views --width --height --points",
     "info": "--json",

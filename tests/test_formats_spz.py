@@ -95,7 +95,7 @@ def test_axes(tmp_path: Path) -> None:
     write_spz(tmp_path / "rub.spz", splat, spz_axes="rub")
     plain, turned = read_spz(tmp_path / "ply.spz"), read_spz(tmp_path / "rub.spz")
     np.testing.assert_array_equal(turned.xyz, plain.xyz * [1, -1, -1])
-    assert_same_bits(read_spz(tmp_path / "rub.spz", axes="rub"), half_turn(turned, (1, -1, -1)))
+    assert_same_bits(read_spz(tmp_path / "rub.spz", spz_axes="rub"), half_turn(turned, (1, -1, -1)))
     assert_close(half_turn(turned, (1, -1, -1)), plain, xyz=0, covariance=1e-5, colour=0, sh=0.001)
     pytest.importorskip("zstandard", reason="version 4 needs the extra 'zstd'")
     for axes in ("rdf", "rub"):

@@ -31,27 +31,29 @@ def _silent(_sentence: str) -> None:
     """Ignore a note."""
 
 
-def read_splat(path: Path | str, notify: Callable[[str], None] = _silent) -> SplatData:
+def read_splat(path: Path | str, notify: Callable[[str], None] = _silent, **options: Any) -> SplatData:
     """Read a splat file of any known format.
 
     Args:
         path: the file; for an unpacked .sog its folder or its meta.json.
         notify: takes a sentence about a file whose name promises another format than it holds.
+        options: of the format, such as ``spz_axes="rub"`` for .spz.
 
     Raises:
-        UserError: the file does not exist, its format is unknown, or it is damaged.
+        UserError: the file does not exist, its format is unknown or lacks an option, or it is damaged.
     """
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path} does not exist: name a splat file ({_listed(readable_endings())}).")
     path = _data_file(path)
     named, held = _by_ending(path), _by_content(path)
-    read = _format(held or named).read
-    if read is None:
+    found = _format(held or named)
+    if found.read is None:
         raise UserError(f"{path} is no splat file that gs-train reads: name a {_listed(readable_endings())} file.")
     if named and held and named != held:
         notify(f"{path} holds a {held} splat, though its name ends in {named}: it is read as {held}.")
-    return read(path)
+    _check_options(path, found.read_options, options)
+    return found.read(path, **options)
 
 
 def write_splat(path: Path | str, data: SplatData, notify: Callable[[str], None] = _silent, **options: Any) -> None:
@@ -61,7 +63,7 @@ def write_splat(path: Path | str, data: SplatData, notify: Callable[[str], None]
         path: the file.
         data: the Gaussians.
         notify: takes sentences about parts of the splat that the format cannot hold.
-        options: of the format, such as ``quality="high"`` for .sog; None for the default.
+        options: of the format, such as ``quality="high"`` for .sog.
 
     Raises:
         UserError: no format with this ending can be written, it lacks an option, or the file cannot be written.
@@ -82,13 +84,7 @@ def splat_writer(
     if save is None:
         endings = _listed(writable_endings())
         raise UserError(f"{path} has an ending that gs-train does not write: name a file that ends in {endings}.")
-    given = {name: value for name, value in options.items() if value is not None}
-    for name in given:
-        if name not in chosen.options:
-            holders = [each for each in FORMATS if name in _format(each).options]
-            raise UserError(
-                f"{flag_name(name)} is an option of {_listed(holders)} files, and {path} is none: leave it."
-            )
+    _check_options(path, chosen.write_options, options)
 
     def write(target: Path, data: SplatData) -> None:
         if data.sh_degree > chosen.max_sh_degree:
@@ -96,7 +92,7 @@ def splat_writer(
             limit = f"hold degrees up to {kept}" if kept else "hold no view-dependent colours"
             notify(f"Left out the SH degrees {kept + 1} to {data.sh_degree}: {ending} files {limit}.")
             data = data.up_to_degree(kept)
-        note = save(target, data, **given)
+        note = save(target, data, **options)
         if note is not None:
             notify(note)
 
@@ -117,6 +113,15 @@ def readable_endings() -> list[str]:
 def writable_endings() -> list[str]:
     """Endings of the formats that can be written."""
     return [ending for ending in FORMATS if _format(ending).write is not None]
+
+
+def _check_options(path: Path, known: tuple[str, ...], given: dict[str, Any]) -> None:
+    """Raise UserError if an option is not one of the format of ``path``."""
+    for name in given:
+        if name not in known:
+            holders = [each for each in FORMATS if name in (*_format(each).read_options, *_format(each).write_options)]
+            flag = flag_name(name)
+            raise UserError(f"{flag} is an option of {_listed(holders)} files, and {path} is none: leave out {flag}.")
 
 
 def _data_file(path: Path) -> Path:

@@ -226,5 +226,5 @@ def _is_sog(head: bytes) -> bool:
     return head.startswith(b"PK\x03\x04") or (head.lstrip().startswith(b"{") and b'"means"' in head)
 
 
-FORMAT = SplatFormat(read=read_sog, write=write_sog, recognise=_is_sog, max_sh_degree=3, options=("quality",))
+FORMAT = SplatFormat(read=read_sog, write=write_sog, recognise=_is_sog, max_sh_degree=3, write_options=("quality",))
 """The entry for ``registry.py``."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,18 +90,21 @@ class SplatData:
 class SplatFormat:
     """A file format: the module of the format defines one as ``FORMAT``, and ``registry.py`` lists the module."""
 
-    read: Callable[[Path], SplatData] | None = None
-    """Reads a file; raises UserError when the file is missing or damaged. None: the format is write-only."""
+    read: Callable[..., SplatData] | None = None
+    """Reads a file from a path and ``read_options``; raises UserError when the file is missing or damaged. None: the
+    format is write-only."""
     write: Callable[..., str | None] | None = None
-    """Creates or replaces a file from a path, a splat and ``options``; raises UserError when that fails. It may return
-    a sentence for the user. None: the format is read-only."""
+    """Creates or replaces a file from a path, a splat and ``write_options``; raises UserError when that fails. It may
+    return a sentence for the user. None: the format is read-only."""
     signature: bytes = b""
     """The first bytes of every file of the format; empty when the format has no signature."""
     recognise: Callable[[bytes], bool] | None = None
     """In place of ``signature``: whether a file that begins with these bytes (at most 4096) is of the format."""
     max_sh_degree: int = MAX_SH_DEGREE
     """Highest SH degree that files hold; ``registry.py`` removes higher degrees before it writes."""
-    options: tuple[str, ...] = ()
+    read_options: tuple[str, ...] = ()
+    """Names of the keyword arguments of ``read``, which are flags of ``gs-train export``."""
+    write_options: tuple[str, ...] = ()
     """Names of the keyword arguments of ``write``, which are flags of ``gs-train export``."""
 
     def holds(self, head: bytes) -> bool:

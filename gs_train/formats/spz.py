@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,13 +75,12 @@ def write_spz(
     return f"The axes in {path.name} are {axes}."
 
 
-def read_spz(path: Path, *, axes: Literal["rub"] | None = None) -> SplatData:
+def read_spz(path: Path, *, spz_axes: Axes | None = None) -> SplatData:
     """Read a .spz file of version 2, 3 or 4.
 
     Args:
         path: the file.
-        axes: ``rub`` if the file stores Niantic's axes and does not say so; else the axes that it names, or those of a
-            .ply.
+        spz_axes: of the file; None for the axes that it names, or those of a .ply if it names none.
 
     Raises:
         UserError: the file does not exist, is damaged, has another version, or needs the extra ``zstd``.
@@ -90,7 +88,7 @@ def read_spz(path: Path, *, axes: Literal["rub"] | None = None) -> SplatData:
     with reading(path, ".spz"):
         header, streams = unpack(path)
     data = _decode(header, streams)
-    return half_turn(data, _TO_RUB) if (axes or header.axes) == "rub" else data
+    return half_turn(data, _TO_RUB) if (spz_axes or header.axes) == "rub" else data
 
 
 def parse_sh_bits(text: str) -> tuple[int, int]:
@@ -193,6 +191,7 @@ FORMAT = SplatFormat(
     write=write_spz,
     recognise=lambda head: head.startswith((b"NGSP", b"\x1f\x8b\x08")),
     max_sh_degree=3,
-    options=("spz_version", "sh_bits", "spz_axes"),
+    read_options=("spz_axes",),
+    write_options=("spz_version", "sh_bits", "spz_axes"),
 )
 """The entry for ``registry.py``."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from gs_train.config.settings import TrainConfig
 from gs_train.config.toml import read_config
@@ -155,12 +155,13 @@ class OpenedSplat:
         return scene
 
 
-def open_splat(path: Path | str, notify: Callable[[str], None] = _silent) -> OpenedSplat:
+def open_splat(path: Path | str, notify: Callable[[str], None] = _silent, **options: Any) -> OpenedSplat:
     """Open a run folder at its newest intact checkpoint, a checkpoint (.pt), or a splat file.
 
     Args:
         path: the folder or file.
         notify: takes notes for the user, for example the name of a damaged checkpoint.
+        options: of the format of a splat file, as for ``read_splat``.
 
     Raises:
         UserError: the path does not exist, the folder is not a run or has no intact checkpoint, or the file cannot be
@@ -172,7 +173,7 @@ def open_splat(path: Path | str, notify: Callable[[str], None] = _silent) -> Ope
     if not path.exists():
         raise UserError(f"{path} does not exist: name a run folder, a checkpoint (.pt) or a splat file.")
     if path.suffix != ".pt":
-        return OpenedSplat(path=path, content=read_splat(path, notify), frame=read_offset(path))
+        return OpenedSplat(path=path, content=read_splat(path, notify, **options), frame=read_offset(path))
     checkpoint, run = _read_checkpoint(path), RunFolder(path.absolute().parent.parent)
     if not run.is_run():
         return OpenedSplat(path=path, content=checkpoint, frame=checkpoint.frame, iteration=checkpoint.iteration)

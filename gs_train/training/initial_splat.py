@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,19 +23,22 @@ _LARGEST_SCALE = 1000.0
 """Largest standard deviation of a Gaussian in scene extents. Sky and far background stay below 100."""
 
 
-def initial_splat(config: TrainConfig, extent: float, frame: Frame) -> SplatData:
+def initial_splat(
+    config: TrainConfig, extent: float, frame: Frame, notify: Callable[[str], None] = lambda _: None
+) -> SplatData:
     """The splat of ``config.init_from``, checked, in the coordinates of ``frame``.
 
     Args:
         config: resolved.
         extent: the scene's extent, training units.
         frame: coordinates of training.
+        notify: takes a sentence about a file whose name promises another format than it holds.
 
     Raises:
         UserError: it cannot be read, or does not fit ``config``.
     """
     named = f"--init-from {config.init_from}"
-    data = open_splat(Path(config.init_from)).splat(frame)
+    data = open_splat(Path(config.init_from), notify).splat(frame)
     if len(data) == 0:
         raise UserError(f"{named} has no Gaussians: choose another splat.")
     if len(data) > config.max_gaussians:

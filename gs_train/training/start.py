@@ -70,7 +70,7 @@ def start_training(
     losses.prepare(selection.device, notify)
     splat = None
     if not resume:
-        splat = initial_splat(config, scene.extent, frame) if config.init_from else None
+        splat = initial_splat(config, scene.extent, frame, notify) if config.init_from else None
         if not config.scene.ignore_pose_check:
             points, named = (scene.points, scene.path) if splat is None else (splat_points(splat), config.init_from)
             check_agreement(scene, points, str(named), notify)
