@@ -34,14 +34,8 @@ def apply_plan(plan: DensityPlan, model: GaussianModel, generator: torch.Generat
     Raises:
         ValueError: the plan names a row twice, or a row that the model does not have. The model is unchanged then.
     """
-    gone = torch.cat([rows.to(model.device) for rows in (plan.split, plan.drop)])
-    named = torch.cat([rows.to(model.device) for rows in (plan.clone, plan.relocate, gone)])
-    count = len(model)
-    if len(named) > 0:
-        if int(named.min()) < 0 or int(named.max()) >= count:
-            raise ValueError(f"plan: expected rows from 0 to {count - 1}, got {int(named.min())} to {int(named.max())}")
-        if int(torch.bincount(named).max()) > 1:
-            raise ValueError("plan: a row is named more than once")
+    if plan.changes_rows():
+        _check_rows(plan, model)
     with torch.no_grad():
         if plan.shift is not None:
             model.xyz.add_(plan.shift)
@@ -49,17 +43,32 @@ def apply_plan(plan: DensityPlan, model: GaussianModel, generator: torch.Generat
             opacity, factor = relocated(model.opacities()[plan.relocate], plan.relocate_into)
             model.opacity[plan.relocate] = opacity.logit().to(model.opacity.dtype)[:, None]
             model.scaling[plan.relocate] += factor.log().to(model.scaling.dtype)[:, None]
-    if len(named) > 0:
+    if plan.changes_rows():
         with torch.no_grad():
             new_rows = _new_rows(plan, model, generator)
         if len(new_rows["xyz"]) > 0:
             model.cat_tensors_to_optimizer(new_rows)
+        gone = _on_device(model, plan.split, plan.drop)
         if len(gone) > 0:
             keep = torch.ones(len(model), dtype=torch.bool, device=model.device)
             keep[gone] = False
             model.prune_optimizer(keep)
     if plan.reset_opacity:
         model.reset_opacity(reset_opacity_to)
+
+
+def _on_device(model: GaussianModel, *rows: Tensor) -> Tensor:
+    """The rows of a plan in one tensor on the model's device."""
+    return torch.cat([each.to(model.device) for each in rows])
+
+
+def _check_rows(plan: DensityPlan, model: GaussianModel) -> None:
+    """Raise ValueError if the plan names a row twice, or a row that the model does not have."""
+    named, count = _on_device(model, plan.clone, plan.relocate, plan.split, plan.drop), len(model)
+    if int(named.min()) < 0 or int(named.max()) >= count:
+        raise ValueError(f"plan: expected rows from 0 to {count - 1}, got {int(named.min())} to {int(named.max())}")
+    if int(torch.bincount(named).max()) > 1:
+        raise ValueError("plan: a row is named more than once")
 
 
 def _new_rows(plan: DensityPlan, model: GaussianModel, generator: torch.Generator) -> dict[str, Tensor]:
@@ -71,7 +80,7 @@ def _new_rows(plan: DensityPlan, model: GaussianModel, generator: torch.Generato
     """
     children = plan.split.repeat(SPLIT_CHILDREN)
     copies = plan.relocate.repeat_interleave(plan.relocate_into - 1)
-    sources = torch.cat([rows.to(model.device) for rows in (plan.clone, children, copies)])
+    sources = _on_device(model, plan.clone, children, copies)
     new = {name: tensor[sources] for name, tensor in model.parameters.items()}
     moved, first = sources[len(plan.clone) :], len(plan.clone)
     if len(moved) > 0:

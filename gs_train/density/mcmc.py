@@ -11,7 +11,8 @@ scales down so that some Gaussians become free. Four points differ from the pape
 - Noise moves a Gaussian by at most the scene's extent per axis and step, Gaussians far outside the scene
   count as transparent, and the last round prunes the Gaussians that no training view sees.
 
-The controller keeps no statistics: its plans follow from the model, the views, the iteration and the generator.
+The controller keeps no statistics: its plans follow from the model, the views, the iteration and the generator. The
+same seed gives other noise on a GPU, which draws it itself.
 """
 
 from __future__ import annotations
@@ -115,12 +116,24 @@ class McmcDensity:
         ``xyz``.
         """
         assert model.optimizer is not None
-        config, shift = self.config, torch.zeros_like(model.xyz)
-        rows = rows_of(opacities < _STILL)
-        draws = torch.randn(len(rows), 3, generator=self._generator).to(shift.device)
-        rate = get_lr(model.optimizer, "xyz") * config.noise_lr
-        strength = torch.sigmoid(_STEEPNESS * (config.min_opacity - opacities[rows])) * rate
-        quaternions, scales = model.quaternions()[rows], model.scales()[rows]
-        noise = scales.square() * rotate_back(quaternions, draws * strength[:, None])
-        shift[rows] = rotate(quaternions, noise.clamp(-self._extent, self._extent))
+        rate = get_lr(model.optimizer, "xyz") * self.config.noise_lr
+        if model.device.type != "cpu":
+            # To select rows would make the program wait for the GPU, and noise for every row is a large copy.
+            draws = torch.randn(len(model), 3, generator=self._generator_on(model.device), device=model.device)
+            return self._shaped(draws, rate, opacities, model.quaternions(), model.scales())
+        rows, shift = rows_of(opacities < _STILL), torch.zeros_like(model.xyz)
+        draws = torch.randn(len(rows), 3, generator=self._generator)
+        shift[rows] = self._shaped(draws, rate, opacities[rows], model.quaternions()[rows], model.scales()[rows])
         return shift
+
+    def _generator_on(self, device: torch.device) -> torch.Generator:
+        """A generator on a GPU, whose seed is drawn on the CPU: so it has no state to save."""
+        generator = torch.Generator(device)
+        generator.manual_seed(int(torch.randint(2**62, (), generator=self._generator)))
+        return generator
+
+    def _shaped(self, draws: Tensor, rate: float, opacities: Tensor, quaternions: Tensor, scales: Tensor) -> Tensor:
+        """[M, 3] noise of the strength and shape of M Gaussians, world units, from M standard normal draws."""
+        strength = torch.sigmoid(_STEEPNESS * (self.config.min_opacity - opacities)) * rate
+        noise = scales.square() * rotate_back(quaternions, draws * strength[:, None])
+        return rotate(quaternions, noise.clamp(-self._extent, self._extent))

@@ -15,4 +15,4 @@ def rotate(quaternions: Tensor, vectors: Tensor) -> Tensor:
 
 def rotate_back(quaternions: Tensor, vectors: Tensor) -> Tensor:
     """Rotate [M, 3] vectors by the inverses of [M, 4] unit quaternions wxyz."""
-    return rotate(quaternions * quaternions.new_tensor([1.0, -1.0, -1.0, -1.0]), vectors)
+    return rotate(torch.cat((quaternions[:, :1], -quaternions[:, 1:]), dim=1), vectors)

@@ -17,6 +17,10 @@ from gs_train.errors import UserError
 from gs_train.render.types import Rasterizer
 
 
+_PHOTO_SHARE = 0.2
+"""Of a GPU's free memory; the rest is for the Gaussians, their moments, and the buffers of a step."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Selection:
     """A rasterizer, the device its tensors live on, and why it was chosen."""
@@ -25,6 +29,8 @@ class Selection:
     device: torch.device
     reason: str
     """One line for the user, for example ``cpu: torch sees no CUDA device``."""
+    photo_memory: int = 0
+    """Bytes of the device's memory that photos may take; 0 for a CPU, which shares its memory with the photos."""
 
 
 def select_rasterizer(
@@ -71,7 +77,12 @@ def select_rasterizer(
 
         chosen = torch.device("cuda", torch.cuda.current_device())
         rasterizer = gsplat_cuda.GsplatRasterizer(antialiased=antialiased)
-        return Selection(rasterizer=rasterizer, device=chosen, reason=f"cuda: {gpu}, gsplat {__version__}")
+        return Selection(
+            rasterizer=rasterizer,
+            device=chosen,
+            reason=f"cuda: {gpu}, gsplat {__version__}",
+            photo_memory=int(_PHOTO_SHARE * torch.cuda.mem_get_info(chosen)[0]),
+        )
     if device == "cuda":
         raise UserError(f"--device cuda: {fault}; run gs-train doctor for the remedy, or use --device cpu.")
     return on_cpu(f"there is {gpu}, but {fault}")

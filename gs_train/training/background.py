@@ -34,7 +34,8 @@ class Background:
     def sample(self) -> Tensor:
         """The colour of the next render in training; differentiable if it is learned."""
         if self._kind == "random":
-            return torch.rand(3, generator=self._generator).to(self._device)
+            # A copy that does not block: the GPU may still be busy with the step before.
+            return torch.rand(3, generator=self._generator).to(self._device, non_blocking=True)
         return self._logit.sigmoid() if self._kind == "learned" else self.eval_color()
 
     def eval_color(self) -> Tensor:

@@ -57,7 +57,7 @@ class PointDepths:
         if len(seen.inverse_depth) == 0:
             return depth.new_zeros(())
         # Errors of triangulated points are even in inverse depth, and far points do not outweigh near points.
-        size = torch.tensor([depth.shape[1], depth.shape[0]], device=depth.device)
+        size = torch.tensor([depth.shape[1], depth.shape[0]]).to(depth.device, non_blocking=True)
         grid = (2.0 * seen.places / (downscale * size) - 1.0)[None, None]
         at_points = torch.nn.functional.grid_sample(
             depth[None, None], grid, padding_mode="border", align_corners=False

@@ -1,0 +1,179 @@
+"""Trainings on a pretended GPU: they train, wait for the GPU only where they must, and keep no tensor of a step."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pretended_device
+import pytest
+import torch
+
+from gs_train.config.settings import TrainConfig
+from gs_train.config.toml import load_preset
+from gs_train.scene.load import SceneConfig, load_scene
+from gs_train.scene.types import Scene
+from gs_train.training.loop import train
+from gs_train.training.state import TrainState
+
+KINDS = ("classic", "absgrad", "mcmc", "multiview")
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[pretended_device.PretendedDevice]:
+    # The tensors are so small that threads would only wait for each other.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield pretended_device.install(monkeypatch)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def small_scene(tiny_scene: Path) -> Scene:
+    """Photos of 16x12 px and 80 points, because the double of gsplat's kernels is slow."""
+    scene = load_scene(tiny_scene, SceneConfig(resolution=4))
+    points, few = scene.points, slice(None, None, 5)
+    return replace(scene, points=replace(points, xyz=points.xyz[few], rgb=points.rgb[few], ids=points.ids[few]))
+
+
+def config_of(kind: str, iterations: int, **settings: Any) -> TrainConfig:
+    """Rounds of density control every ten iterations from 10 to 60, and opacity resets."""
+    base = load_preset("default")
+    density = replace(
+        base.density,
+        kind=kind,
+        from_iteration=10,
+        until_iteration=60,
+        refine_until_iteration=60,
+        interval=10,
+        opacity_reset_interval=40,
+        score_views=2,
+    )
+    settings = {"max_gaussians": 100, "log_every": 10, "save_every": 40, "start_downscale": 1} | settings
+    return replace(base, iterations=iterations, density=density, **settings)
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "antialiased": {"antialiased": True},
+    "depth": {"depth_weight": 0.1},
+    "exposure": {"exposure": "affine"},
+    "poses": {"refine_poses": True, "start_downscale": 2},
+    "learned background": {"background": "learned"},
+    "batch": {"batch_size": 2, "batch_from": 20},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_density_control_trains_and_waits_only_in_rounds(
+    kind: str, gpu: pretended_device.PretendedDevice, small_scene: Scene, tmp_path: Path
+) -> None:
+    waits: dict[int, list[str]] = {}
+
+    def note(state: TrainState) -> None:
+        waits[state.iteration] = list(gpu.waits)
+        gpu.waits.clear()
+
+    with gpu:
+        state = train(small_scene, config_of(kind, 100), tmp_path / "run", after_step=[note], progress=False)
+        losses = state.smoothed
+    assert state.model.device == pretended_device.DEVICE and losses["psnr"] > 10.0
+    # The first steps copy photos and constants; steps at multiples of ten log, and steps after them change Gaussians.
+    ordinary = {step: found for step, found in waits.items() if step > 10 and step % 10 > 1}
+    assert len(ordinary) == 72
+    assert {step: found for step, found in ordinary.items() if found} == {}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_trains_without_a_wait(
+    name: str, gpu: pretended_device.PretendedDevice, small_scene: Scene, tmp_path: Path
+) -> None:
+    config = config_of("multiview", 30, **OPTIONS[name])
+    waits: dict[int, list[str]] = {}
+
+    def note(state: TrainState) -> None:
+        waits[state.iteration] = list(gpu.waits)
+        gpu.waits.clear()
+
+    with gpu:
+        train(small_scene, config, tmp_path / "run", after_step=[note], progress=False)
+    ordinary = {step: found for step, found in waits.items() if 25 < step < 30}
+    assert len(ordinary) == 4
+    if name != "poses":  # A refined pose is solved for on the CPU.
+        assert {step: found for step, found in ordinary.items() if found} == {}
+
+
+@pytest.mark.parametrize("kind", ["absgrad", "mcmc"])
+def test_a_run_resumes_to_equal_bits_and_moves_between_devices(
+    kind: str, gpu: pretended_device.PretendedDevice, small_scene: Scene, tmp_path: Path
+) -> None:
+    config, run = replace(config_of(kind, 24), save_every=12, keep=5), tmp_path / "run"
+
+    def parameters_after(device: str) -> dict[str, torch.Tensor]:
+        (run / "checkpoints" / "iteration_000024.pt").unlink()
+        state = train(small_scene, replace(config, device=device), run, resume=True, progress=False)
+        return {name: pretended_device.to_cpu(p).detach() for name, p in state.model.parameters.items()}
+
+    with gpu:
+        train(small_scene, config, run, progress=False)
+        first, second = parameters_after("auto"), parameters_after("auto")
+        for name in first:
+            assert torch.equal(first[name], second[name]), name
+    on_cpu = parameters_after("cpu")
+    for name in first:
+        assert on_cpu[name].device.type == "cpu" and on_cpu[name].isfinite().all()
+        if kind != "mcmc":  # A GPU draws other noise.
+            assert (on_cpu[name] - first[name]).norm() < 0.05 * first[name].norm(), name
+    with gpu:
+        back = train(small_scene, replace(config, iterations=26), run, resume=True, progress=False)
+    assert back.model.device == pretended_device.DEVICE
+
+
+def test_memory_does_not_grow(gpu: pretended_device.PretendedDevice, small_scene: Scene, tmp_path: Path) -> None:
+    """After each step, only Gaussians, their moments, photos and constants are in memory."""
+    config = config_of("absgrad", 200, start_downscale=1)
+    # A first round later than the last step.
+    config = replace(config, density=replace(config.density, from_iteration=500, opacity_reset_interval=0))
+    alive: dict[int, int] = {}
+
+    def note(state: TrainState) -> None:
+        if state.iteration % 50 == 0:
+            gc.collect()
+            alive[state.iteration] = gpu.living_bytes()
+
+    with gpu:
+        train(small_scene, config, tmp_path / "run", after_step=[note], progress=False)
+    assert list(alive) == [50, 100, 150, 200]
+    assert len(set(alive.values())) == 1, alive
+
+
+def test_the_pretended_device_behaves_like_a_gpu(gpu: pretended_device.PretendedDevice) -> None:
+    with gpu:
+        tensor = torch.arange(4.0).to(pretended_device.DEVICE)
+        assert list(gpu.waits) == ["copy to the GPU"]
+        gpu.waits.clear()
+        assert tensor.device == pretended_device.DEVICE and (tensor + 1.0).device == pretended_device.DEVICE
+        torch.ones(3).to(pretended_device.DEVICE, non_blocking=True)
+        torch.ones(10**5).pin_memory().to(pretended_device.DEVICE, non_blocking=True)
+        assert not gpu.waits
+        with pytest.raises(RuntimeError, match="same device"):
+            tensor + torch.ones(4)
+        with pytest.raises(TypeError, match="numpy"):
+            tensor.numpy()
+        torch.ones(10**5).to(pretended_device.DEVICE, non_blocking=True)
+        for wait in (
+            lambda: tensor.sum().item(),
+            lambda: bool((tensor > 0).any()),
+            (tensor > 0).nonzero,
+            lambda: tensor[tensor > 0],
+            tensor.cpu,
+            lambda: torch.tensor([1.0], device=pretended_device.DEVICE),
+            lambda: tensor[torch.tensor([0, 1])],
+        ):
+            wait()
+        assert gpu.waits.total() == 8
+        before = gpu.living_bytes()
+        kept = tensor * 2.0
+        assert gpu.living_bytes() == before + kept.nbytes
