@@ -12,6 +12,7 @@ fault once, with the number that --only repeats. POSIX only.
 from __future__ import annotations
 
 import argparse
+import gzip
 import io
 import json
 import os
@@ -54,7 +55,9 @@ def alter(path: Path, rng: random.Random, content: bool) -> None:
         alter_checkpoint(path, rng)
         return
     data = path.read_bytes()
-    if path.suffix in (".json", ".jsonl") and rng.random() < 0.6:
+    if path.suffix in (".spz", ".glb") and rng.random() < 0.7:
+        data = alter_inside(data, rng)
+    elif path.suffix in (".json", ".jsonl") and rng.random() < 0.6:
         data = alter_json(data, rng)
     elif path.suffix in (".txt", ".toml", ".ply", "") and rng.random() < 0.5:
         data = alter_number(data, rng, TOKENS if path.suffix == ".toml" else NUMBERS)
@@ -62,6 +65,18 @@ def alter(path: Path, rng: random.Random, content: bool) -> None:
         for _ in range(rng.choice((1, 1, 2, 5))):
             data = alter_bytes(data, rng)
     path.write_bytes(data)
+
+
+def alter_inside(data: bytes, rng: random.Random) -> bytes:
+    """Alter the unpacked bytes of a gzip stream, or the JSON of a binary glTF, and pack them again."""
+    if data.startswith(b"\x1f\x8b"):
+        return gzip.compress(alter_bytes(gzip.decompress(data), rng), 1)
+    if data.startswith(b"glTF"):
+        size = struct.unpack_from("<I", data, 12)[0]
+        text = alter_json(data[20 : 20 + size], rng)
+        text += b" " * (-len(text) % 4)
+        return data[:12] + struct.pack("<I", len(text)) + data[16:20] + text + data[20 + size :]
+    return alter_bytes(data, rng)
 
 
 def alter_bytes(data: bytes, rng: random.Random) -> bytes:

@@ -16,6 +16,7 @@ from plyfile import PlyData, PlyElement
 
 from gs_train.cameras.poses import camera_to_world, rotation_to_quaternion
 from gs_train.config.settings import TrainConfig
+from gs_train.formats.registry import read_splat, write_splat
 from gs_train.sample.scene import write_sample_scene
 from gs_train.scene.load import SceneConfig, load_scene
 from gs_train.scene.types import Scene
@@ -115,7 +116,31 @@ def _splats(work: Path, base: Path, run: Path) -> dict[str, Target]:
         export = ("export", str(splat), str(work / "out.ply"))
         files = tuple(sorted(folder.iterdir()))
         targets[f"splat-{name}"] = Target(folder, files, (("info", str(splat)), export, start), share=4)
+    return targets | _compact_splats(work, original)
+
+
+def _compact_splats(work: Path, original: Path) -> dict[str, Target]:
+    """The splat in every format other than .ply, and as an unpacked .sog."""
+    targets = {}
+    data = read_splat(original)
+    for name, version in (("compressed.ply", 3), ("splat", 3), ("spz", 3), ("spz", 4), ("sog", 3), ("glb", 3)):
+        folder = work / f"splat-{name}-{version}"
+        folder.mkdir()
+        splat = folder / f"splat.{name}"
+        write_splat(splat, data, **({"spz_version": 4} if version == 4 else {}))
+        files = (splat,)
+        if name == "sog":
+            unpacked = folder / "unpacked"
+            shutil.unpack_archive(splat, unpacked, "zip")
+            targets["splat-sog-folder"] = _converted(work, unpacked, tuple(sorted(unpacked.iterdir())))
+        targets[folder.name] = _converted(work, splat, files)
     return targets
+
+
+def _converted(work: Path, splat: Path, files: tuple[Path, ...]) -> Target:
+    """Commands that read a splat and write it in formats that check its values."""
+    exports = (("export", str(splat), str(work / f"out.{name}")) for name in ("ply", "sog", "spz"))
+    return Target(splat if splat.is_dir() else splat.parent, files, (("info", str(splat)), *exports), share=8)
 
 
 def _runs(work: Path, run: Path) -> dict[str, Target]:

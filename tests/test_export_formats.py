@@ -16,7 +16,7 @@ from splats import assert_close, assert_same_bits, covariances, finite_splat, in
 
 from gs_train.config.settings import TrainConfig
 from gs_train.formats.ply import read_ply, write_ply
-from gs_train.formats.registry import read_splat, writable_endings
+from gs_train.formats.registry import read_splat, writable_endings, write_splat
 from gs_train.formats.splat_data import SplatData
 from gs_train.scene.frame import Frame
 from gs_train.training.initial_splat import initial_splat
@@ -66,7 +66,7 @@ def test_training_starts_from_every_format(tiny_run: Path, tiny_scene: Path, tmp
     assert gs_train_here("export", tiny_run, tmp_path / "first.ply").returncode == 0
     expected = read_ply(tmp_path / "first.ply")
     for ending in writable_endings():
-        assert gs_train_here("export", tiny_run, tmp_path / f"a{ending}").returncode == 0
+        write_splat(tmp_path / f"a{ending}", expected)
         named = replace(config, init_from=str(tmp_path / f"a{ending}"))
         found = initial_splat(named, 5.0, Frame())
         np.testing.assert_allclose(in_order_of(found, expected).xyz, expected.xyz, atol=0.02)

@@ -19,7 +19,7 @@ from splats import assert_close, assert_same_bits, finite_splat, in_order_of, tr
 from gs_train.errors import UserError
 from gs_train.formats.codebook import make_codebook, nearest_entries
 from gs_train.formats.palette import make_palette
-from gs_train.formats.registry import read_splat
+from gs_train.formats.registry import is_splat_file, read_splat
 from gs_train.formats.sog import palette_size, read_sog, write_sog
 
 
@@ -228,3 +228,13 @@ def test_a_deflated_zip_file_is_read_and_other_zip_files_are_refused(tmp_path: P
         archive.writestr("meta.json", "[" * 100_000)
     with pytest.raises(UserError, match="is not JSON"):
         read_sog(path)
+
+
+def test_zip_files_of_other_formats_are_not_taken_for_sog(tmp_path: Path) -> None:
+    for name in ("a.npz", "a.splat.npz", "a"):
+        np.savez(tmp_path / "plain.npz", xyz=np.zeros(3))
+        (tmp_path / name).write_bytes((tmp_path / "plain.npz").read_bytes())
+        assert not is_splat_file(tmp_path / name)
+    write_sog(tmp_path / "a.sog", trained_splat(3))
+    (tmp_path / "a").write_bytes((tmp_path / "a.sog").read_bytes())
+    assert is_splat_file(tmp_path / "a")

@@ -37,6 +37,8 @@ _MOST_SH = 1000.0
 """Largest coefficient, so that sums of squares stay finite. Coefficients above 10 are defects."""
 _PALETTE_LEAST, _PALETTE_MOST = 4096, 65536
 _PALETTE_COLUMNS = 64
+_ZIP_HEADER = 30
+"""Bytes before the name of an entry of a zip file."""
 _NO_ROTATION_ALPHA = 252
 """Alpha of a rotation whose component 0 is the largest; others follow."""
 
@@ -222,8 +224,11 @@ def _decode_sh(files: Files, meta: dict[str, Any], count: int) -> NDArray[np.flo
 
 
 def _is_sog(head: bytes) -> bool:
-    """A zip file, or the meta.json of an unpacked file."""
-    return head.startswith(b"PK\x03\x04") or (head.lstrip().startswith(b"{") and b'"means"' in head)
+    """A zip file whose first entry is an image or meta.json, or the meta.json of an unpacked file."""
+    if head.startswith(b"PK\x03\x04") and len(head) >= _ZIP_HEADER:
+        length = int.from_bytes(head[26:28], "little")
+        return head[_ZIP_HEADER : _ZIP_HEADER + length].endswith((b".webp", b"meta.json"))
+    return head.lstrip().startswith(b"{") and b'"means"' in head
 
 
 FORMAT = SplatFormat(read=read_sog, write=write_sog, recognise=_is_sog, max_sh_degree=3, write_options=("quality",))
