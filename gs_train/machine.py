@@ -56,6 +56,14 @@ def peak_memory() -> int | None:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
+def peak_gpu_memory() -> int | None:
+    """Largest memory that torch has reserved on the GPU in use so far; None if this process uses no GPU."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    return int(torch.cuda.max_memory_reserved())
+
+
 def check_threads() -> None:
     """Check that the thread pools of torch, Numba and the photos can start: native pools that cannot hang or crash.
 

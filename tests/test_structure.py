@@ -30,8 +30,9 @@ FOREIGN = {
     # torch passes values to the backward pass as attributes of the context, and gsplat sets the attribute absgrad of
     # means2d.
     "gs_train/render/cpu/autograd.py": {"ctx", "means2d"},
+    "gs_train/triton_loss.py": {"ctx"},
     "gs_train/render/cpu/gsplat_api.py": {"means2d"},
-    "gs_train/render/gsplat_cuda.py": {"view"},
+    "gs_train/model/optimizer.py": {"parameter"},  # the gradient, which torch accumulates
 }
 
 

@@ -176,8 +176,7 @@ class GaussianModel:
         """
         if self.optimizer is None:
             raise ValueError("step needs training_setup to be called first")
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        door.step(self.optimizer)
 
     def cat_tensors_to_optimizer(self, tensors_dict: Mapping[str, Tensor]) -> dict[str, Parameter]:
         """Append rows with zero moments to all six tensors. Works with and without an optimizer.

@@ -123,7 +123,8 @@ class GsplatRasterizer:
             backgrounds=background[None],
             absgrad=absgrad,
         )
-        return image[0], alpha[0, :, :, 0]
+        # An index would copy the gradient of the image in the backward pass; squeeze does not.
+        return image.squeeze(0), alpha.squeeze(0).squeeze(-1)
 
 
 def _keeping_gradient(means2d: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from gs_train.config.toml import write_toml
 from gs_train.errors import UserError
 from gs_train.formats.ply import write_ply
 from gs_train.formats.splat_data import SplatData
-from gs_train.machine import peak_memory
+from gs_train.machine import peak_gpu_memory, peak_memory
 from gs_train.run.lock import LOCK_NAME
 from gs_train.run.splat_frame import moved, write_offset
 from gs_train.scene.frame import Frame
@@ -207,6 +207,7 @@ class RunFolder:
             "gaussians": gaussians,
             "loop_s": round(loop_s, 3),
             "peak_memory_bytes": peak_memory(),
+            "peak_gpu_memory_bytes": peak_gpu_memory(),
             "device": device,
             "cpu_count": os.cpu_count(),
             "platform": platform.platform(),

@@ -1,0 +1,90 @@
+"""``scripts/gpu_check.sh``: its refusal without a GPU, and its pieces on a pretended GPU and on the CPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pretended_device
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def gpu_check() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("gpu_check", ROOT / "scripts" / "gpu_check.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.skipif(os.name == "nt" or torch.cuda.is_available(), reason="needs bash, and no GPU")
+@pytest.mark.parametrize("python", [sys.executable, "no_such_python"])
+def test_without_a_gpu_it_says_so_and_installs_nothing(python: str, tmp_path: Path) -> None:
+    if python == "no_such_python" and Path("/usr/bin/nvidia-smi").exists():
+        pytest.skip("nvidia-smi is installed")
+    done = subprocess.run(
+        ["bash", str(ROOT / "scripts" / "gpu_check.sh"), "--out", str(tmp_path / "out")],
+        env={**os.environ, "PYTHON": python},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stdout == "" and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: gpu_check.sh needs an NVIDIA GPU, and ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_profile_on_a_pretended_gpu(gpu_check: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = pretended_device.install(monkeypatch)
+    for name in ("synchronize", "empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", device.living_bytes)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", device.living_bytes)
+    monkeypatch.setattr(gpu_check, "WARM_UP", 1)
+    monkeypatch.setattr(gpu_check, "TIMED", 2)
+    monkeypatch.setattr(gpu_check, "GROWTH_STEPS", (3, 6))
+    with device:
+        figures = gpu_check.profile(pretended_device.DEVICE, (20, 40), ((16, 12),))
+        device.waits.clear()
+        gpu_check.synthetic_step(pretended_device.DEVICE, 20, 16, 12).whole()
+        # The setup copies tensors; the step itself does not wait.
+        assert not [wait for wait in device.waits if "gsplat_cuda" in wait or "losses" in wait]
+    assert [row["gaussians"] for row in figures["steps"]] == [20, 40]
+    for row in figures["steps"]:
+        assert row["size"] == [16, 12] and row["step_ms"] > 0 and row["gsplat_ms"] > 0
+        assert row["ratio"] == pytest.approx(row["step_ms"] / row["gsplat_ms"], rel=0.05)
+    assert figures["memory_after_3_bytes"] == figures["memory_after_6_bytes"] > 0
+    assert figures["waits"] == [] and figures["launches"] == 0.0 and len(figures["cpu_ms"]) == 20
+    json.dumps(figures)
+
+
+def test_trainings_on_the_cpu(
+    gpu_check: ModuleType, tiny_scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = gpu_check.run_gs_train
+
+    def on_cpu(*arguments: Any) -> bool:
+        succeeded: bool = run(*("cpu" if argument == "cuda" else argument for argument in arguments))
+        return succeeded
+
+    monkeypatch.setattr(gpu_check, "run_gs_train", on_cpu)
+    figures = gpu_check.train_presets(tiny_scene, tmp_path, ["tiny"], [12, 14])
+    assert figures["scene"] == "scene" and not figures["failed"]
+    assert [row["iteration"] for row in figures["runs"]] == [12, 14]
+    for row in figures["runs"]:
+        assert row["psnr"] > 10 and row["whole_s"] > row["loop_s"] > 0 and row["device"] == "cpu"
+        assert row["peak_memory_bytes"] > 0 and row["peak_gpu_memory_bytes"] is None
+    assert gpu_check.train_presets(tiny_scene, tmp_path, ["no_such_preset"], [12])["failed"]
