@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from gs_train import __version__, flags
 from gs_train.console import SIGPIPE, flush_stdout, prepare_streams, print_error, show
-from gs_train.errors import UserError, describe_full_disk
+from gs_train.errors import UserError, describe_full_disk, describe_gpu_memory
 from gs_train.machine import check_threads
 
 _USER_ERROR = 2
@@ -64,6 +64,11 @@ def _exit_code(arguments: Sequence[str]) -> int:
         print_error(message)
     except MemoryError as error:
         print_error(f"{error if str(error) else 'out of memory'}: use smaller images or fewer Gaussians.")
+    except RuntimeError as error:
+        full = describe_gpu_memory(error)
+        if full is None:
+            raise
+        print_error(f"{full}: end other programs on the GPU, or run the command with --device cpu.")
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     return _USER_ERROR

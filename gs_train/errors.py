@@ -5,6 +5,8 @@ The command line prints a ``UserError`` and exits with code 2. Every other excep
 
 import difflib
 import errno
+import re
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -73,3 +75,22 @@ def describe_full_disk(error: OSError, folder: Path | None = None) -> str | None
             file = f"A file in {place}" if error.filename is None else str(place)
         return f"{file} cannot grow ({error.strerror}): lift the limit on the size of files (ulimit -f)"
     return f"The disk is full{'' if place is None else f' at {place}'} ({error.strerror}): free space"
+
+
+def describe_gpu_memory(error: RuntimeError) -> str | None:
+    """The first half of an error message if ``error`` means that a GPU has no memory left; else None.
+
+    Returns:
+        The fault with its numbers, such as ``The GPU has no memory left (2.00 GiB asked for, 1.10 GiB of 79.11 GiB
+        free)``. The caller adds the remedy.
+    """
+    torch, text = sys.modules.get("torch"), str(error)
+    own_type = torch is not None and isinstance(error, torch.OutOfMemoryError)
+    if not own_type and not ("CUDA" in text and "out of memory" in text):
+        return None
+    numbers = []
+    if asked := re.search(r"Tried to allocate ([\d.]+ \w+)", text):
+        numbers.append(f"{asked[1]} asked for")
+    if capacity := re.search(r"total capacity of ([\d.]+ \w+) of which ([\d.]+ \w+) is free", text):
+        numbers.append(f"{capacity[2]} of {capacity[1]} free")
+    return "The GPU has no memory left" + (f" ({', '.join(numbers)})" if numbers else "")

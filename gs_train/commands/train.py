@@ -14,7 +14,7 @@ from gs_train.commands.registry import GivenFlags
 from gs_train.config.settings import TrainConfig
 from gs_train.config.toml import DEFAULT_PRESET, load_preset, read_config
 from gs_train.console import notify, print_json, show, stop_signals
-from gs_train.errors import UserError, describe_full_disk
+from gs_train.errors import UserError, describe_full_disk, describe_gpu_memory
 from gs_train.machine import peak_memory
 from gs_train.options import MOST_USED, OUTPUT, flag_name, names_where, setting
 from gs_train.run.folder import RunFolder
@@ -100,6 +100,11 @@ class TrainCommand:
                 if message is None:
                     raise
                 raise UserError(message) from error
+            except RuntimeError as error:
+                message = _gpu_memory_message(error, out, self.config)
+                if message is None:
+                    raise
+                raise UserError(message) from error
             except FloatingPointError as error:
                 raise UserError(
                     f"training has diverged ({error}): lower the learning rates (--optimizer.* flags) and add "
@@ -169,6 +174,20 @@ def _full_disk_message(error: OSError, out: Path) -> str | None:
     if list_checkpoints(RunFolder(out).checkpoints):
         return f"{full} and go on with gs-train train --resume {quote(str(out))}; earlier files are intact."
     return f"{full} and run the same command again with --overwrite (the run has no checkpoint yet)."
+
+
+def _gpu_memory_message(error: RuntimeError, out: Path, config: TrainConfig) -> str | None:
+    """The message for a GPU without memory, with the remedy; None for any other error."""
+    from gs_train.run.checkpoint import list_checkpoints
+
+    full = describe_gpu_memory(error)
+    if full is None:
+        return None
+    remedy = f"lower --max-gaussians (now {config.max_gaussians:,}) or reduce the photos with --resolution"
+    if checkpoints := list_checkpoints(RunFolder(out).checkpoints):
+        go_on = f"go on from {checkpoints[0].name} with gs-train train --resume {quote(str(out))}"
+        return f"{full}: end other programs on the GPU and {go_on}, or {remedy} and train in another --out."
+    return f"{full}: {remedy}, add --overwrite, and end other programs on the GPU."
 
 
 def _evaluation(config: TrainConfig, scene: Scene, folder: RunFolder) -> AfterStep:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
+import subprocess
 import sysconfig
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -19,9 +21,15 @@ import torch
 from torch import Tensor
 
 from gs_train.cameras.camera import Camera
+from gs_train.machine import cpu_threads, free_memory
 from gs_train.model.gaussians import GaussianModel
 from gs_train.render.types import RenderOutput
 
+_OF_NINJA = re.compile(r"Error building extension|FAILED:|ninja:|\[\d+/\d+\]|Traceback|subprocess\.")
+_OF_COMPILER = re.compile(r"\berror\b|\bfatal\b|undefined reference|cannot find|No space left|Killed", re.IGNORECASE)
+_LONGEST_REASON = 300
+_BYTES_PER_JOB = 3 * 10**9
+"""Memory of a compiler at work on one of gsplat's sources."""
 _TILE = 16
 """Width and height of gsplat's tiles, px (its default)."""
 
@@ -148,7 +156,26 @@ def kernels_built() -> bool:
     from torch.utils.cpp_extension import _get_build_directory
 
     folder = Path(_get_build_directory("gsplat_cuda", verbose=False))
-    return any((folder / f"gsplat_cuda{suffix}").exists() for suffix in (".so", ".pyd", ".lib"))
+    built = any((folder / f"gsplat_cuda{suffix}").exists() for suffix in (".so", ".pyd", ".lib"))
+    return built and _is_up_to_date(folder)
+
+
+def _is_up_to_date(folder: Path) -> bool:
+    """Whether loading the library in the build folder ``folder`` compiles nothing."""
+    from torch.utils.cpp_extension import include_paths
+
+    gsplat = importlib.util.find_spec("gsplat")
+    assert gsplat is not None and gsplat.origin is not None
+    try:
+        plan = (folder / "build.ninja").read_text()
+        # For a torch or a gsplat in another place, the plan is written anew, and every command in it differs.
+        if not all(str(path) in plan for path in (Path(gsplat.origin).parent, include_paths()[0])):
+            return False
+        with _scripts_on_path():
+            dry_run = subprocess.run(["ninja", "-n"], cwd=folder, capture_output=True, text=True, check=False)
+    except OSError:
+        return False
+    return dry_run.returncode == 0 and "no work to do" in dry_run.stdout
 
 
 def why_unusable(notify: Callable[[str], None]) -> str | None:
@@ -166,15 +193,36 @@ def why_unusable(notify: Callable[[str], None]) -> str | None:
         if not kernels_built():
             notify("gsplat compiles its CUDA kernels now: this takes minutes, once")
         # The line above and the phrase below replace gsplat's own output during loading.
-        with redirect_stdout(StringIO()), _scripts_on_path():
+        with redirect_stdout(StringIO()), _scripts_on_path(), _as_many_jobs_as_memory_allows():
             from gsplat.cuda import _backend
     # A compiler, a linker, a loader and three packages can fail here, each with its own exception type.
     except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        return f"gsplat's CUDA kernels do not load ({lines[0]})"
+        return f"gsplat's CUDA kernels do not load ({_reason(error)})"
     if _backend._C is None:
         return "gsplat found no CUDA toolkit (nvcc) to compile its kernels with"
     return None
+
+
+def _reason(error: Exception) -> str:
+    """The line of an exception's text that names the fault: the first error of the compiler, else the first line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    # The output of ninja repeats the command, a thousand characters, before the compiler's words.
+    told = (line for line in lines if not _OF_NINJA.match(line) and " -o " not in line and _OF_COMPILER.search(line))
+    line = next(told, lines[0])
+    return line if len(line) <= _LONGEST_REASON else f"{line[:_LONGEST_REASON]} ..."
+
+
+@contextmanager
+def _as_many_jobs_as_memory_allows() -> Iterator[None]:
+    """Set MAX_JOBS, the number of compilers at a time, unless the user has. gsplat's own value may exhaust memory."""
+    if "MAX_JOBS" in os.environ:
+        yield
+        return
+    os.environ["MAX_JOBS"] = str(max(1, min(cpu_threads(), free_memory() // _BYTES_PER_JOB)))
+    try:
+        yield
+    finally:
+        os.environ.pop("MAX_JOBS", None)
 
 
 @contextmanager
