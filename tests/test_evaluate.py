@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+import shutil
+from dataclasses import fields, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from command_line import gs_train_here
@@ -13,6 +15,7 @@ from transforms_files import document, write
 
 from gs_train.evaluate.evaluate import Evaluation, png_names, write_figures
 from gs_train.evaluate.metrics import ViewMetrics, view_metrics
+from gs_train.formats.ply import read_ply, write_ply
 
 METRICS = [entry.name for entry in fields(ViewMetrics)]
 
@@ -94,3 +97,16 @@ def test_the_share_of_pixels_that_count() -> None:
     weight = torch.ones(24, 32, 1)
     weight[:6], weight[6:12] = 0.0, 0.5
     assert view_metrics(image, target, weight).counted == pytest.approx(0.625)
+
+
+@pytest.mark.parametrize("scale", [np.nan, 1e30])  # the exponential of 1e30 overflows
+def test_a_splat_that_cannot_be_rendered_is_named(own_run: Path, scale: float) -> None:
+    shutil.rmtree(own_run / "checkpoints")
+    splat = own_run / "point_cloud" / "iteration_24" / "point_cloud.ply"
+    data = read_ply(splat)
+    scaling = data.scaling.copy()
+    scaling[0] = scale
+    write_ply(splat, replace(data, scaling=scaling))
+    done = gs_train_here("eval", own_run)
+    assert done.returncode == 2
+    assert f"gs-train: {own_run} is damaged (" in done.stderr and "copy it again, or train again." in done.stderr

@@ -122,20 +122,50 @@ def evaluate_splat(
         renders, after_view: as in ``evaluate``.
 
     Raises:
-        UserError, OSError: as in ``evaluate``.
+        UserError: as in ``evaluate``, or the splat has NaN or infinite values.
+        OSError: as in ``evaluate``.
     """
-    return evaluate(
-        opened.model(selection.device),
-        views,
-        selection.rasterizer,
-        background=opened.background(selection.device),
-        renders=renders,
-        after_view=after_view,
-    )
+    try:
+        return evaluate(
+            opened.model(selection.device),
+            views,
+            selection.rasterizer,
+            background=opened.background(selection.device),
+            renders=renders,
+            after_view=after_view,
+        )
+    except FloatingPointError as error:
+        raise UserError(f"{opened.path} is damaged ({error}): copy it again, or train again.") from None
 
 
-def write_figures(evaluation: Evaluation, folder: Path, *, iteration: int | None, split: str) -> tuple[Path, Path]:
-    """Write results.json (the means and their circumstances) and per_view.json into ``folder``; returns both paths."""
+def evaluate_refined(
+    opened: OpenedSplat, views: Sequence[View], selection: Selection, *, after_view: Callable[[], None] = lambda: None
+) -> Evaluation:
+    """Evaluate an opened splat at the poses that fit the photos best (see ``refine.py``). Writes no pictures.
+
+    Args:
+        opened, views, selection, after_view: as in ``evaluate_splat``.
+
+    Raises:
+        UserError: as in ``evaluate``.
+    """
+    model, background = opened.model(selection.device), opened.background(selection.device)
+    refined = refine_on_photos(model, views, selection.rasterizer, background=background, after_view=after_view)
+    return evaluate(model, refined, selection.rasterizer, background=background)
+
+
+def write_figures(
+    evaluation: Evaluation, folder: Path, *, iteration: int | None, split: str, refined: Evaluation | None = None
+) -> tuple[Path, Path]:
+    """Write results.json (the means and their circumstances) and per_view.json into ``folder``; returns both paths.
+
+    Args:
+        evaluation: of the views.
+        folder: an existing folder.
+        iteration: steps taken.
+        split: ``test`` or ``train``.
+        refined: of the same views with poses refined on the photos; its figures get the ending ``_refined_poses``.
+    """
     results, per_view = folder / "results.json", folder / "per_view.json"
     figures = {
         "iteration": iteration,
