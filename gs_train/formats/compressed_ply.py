@@ -89,23 +89,18 @@ def read_compressed_ply(path: Path) -> SplatData:
         except ValueError as error:
             raise Damaged(" ".join(str(error).split())) from error
         chunks, packed, sh = _checked(tables["chunk"], tables["vertex"], tables.get("sh"))
-    chunk_of = np.arange(len(packed)) // _CHUNK
-    # Damaged ranges give NaN or infinite values, which `info` and `export` report.
-    with np.errstate(over="ignore", invalid="ignore"):
-        xyz = _in_range(_unpack(packed[:, 0], _POSITION_BITS), chunks[:, 0:6], chunk_of)
-        scaling = _in_range(_unpack(packed[:, 2], _POSITION_BITS), chunks[:, 6:12], chunk_of)
+        chunk_of = np.arange(len(packed)) // _CHUNK
         rgba = _unpack(packed[:, 3], _COLOUR_BITS)
         colours = _in_range(rgba[:, :3], chunks[:, 12:18], chunk_of)
-        f_dc = (colours - np.float32(0.5)) / np.float32(SH_C0)
-    return SplatData(
-        xyz=xyz,
-        f_dc=f_dc.reshape(-1, 1, 3),
-        f_rest=_unpack_sh(sh),
-        opacity=to_logits(rgba[:, 3:]),
-        scaling=scaling,
-        rotation=_unpack_rotations(packed[:, 1]),
-        antialiased=_ANTIALIASED in comments,
-    )
+        return SplatData(
+            xyz=_in_range(_unpack(packed[:, 0], _POSITION_BITS), chunks[:, 0:6], chunk_of),
+            f_dc=((colours - np.float32(0.5)) / np.float32(SH_C0)).reshape(-1, 1, 3),
+            f_rest=_unpack_sh(sh),
+            opacity=to_logits(rgba[:, 3:]),
+            scaling=_in_range(_unpack(packed[:, 2], _POSITION_BITS), chunks[:, 6:12], chunk_of),
+            rotation=_unpack_rotations(packed[:, 1]),
+            antialiased=_ANTIALIASED in comments,
+        )
 
 
 def _header(chunks: int, count: int, sh_columns: int, antialiased: bool) -> bytes:
@@ -132,8 +127,7 @@ def _checked(
     if any(packed.dtype[name].kind != "u" or packed.dtype[name].itemsize != 4 for name in _PACKED):
         raise Damaged("its packed columns are not of the type uint")
     has_colours = all(name in (chunks.dtype.names or ()) for name in _RANGES[12:])
-    with np.errstate(over="ignore", invalid="ignore"):
-        columns = [chunks[name].astype(np.float32) for name in (_RANGES if has_colours else _RANGES[:12])]
+    columns = [chunks[name].astype(np.float32) for name in (_RANGES if has_colours else _RANGES[:12])]
     # Older files have no ranges of colours: their colours go from 0 to 1.
     columns += [] if has_colours else [np.full(len(chunks), end, dtype=np.float32) for end in (0, 0, 0, 1, 1, 1)]
     names = [] if sh is None else [name for name in sh.dtype.names or () if name.startswith("f_rest_")]

@@ -87,16 +87,16 @@ def read_glb(path: Path) -> SplatData:
         if any(len(values) != count for values in (rotation, scale, alpha, f_dc, *f_rest)):
             raise Damaged("its attributes have different numbers of rows")
         extras = primitive.get("extras")
-    found = SplatData(
-        xyz=xyz,
-        f_dc=f_dc.reshape(count, 1, 3),
-        f_rest=np.stack(f_rest, axis=1) if f_rest else np.zeros((count, 0, 3), dtype=np.float32),
-        opacity=to_logits(alpha),
-        scaling=log_scales(scale),
-        rotation=np.roll(rotation, 1, axis=1),
-        antialiased=isinstance(extras, dict) and extras.get("antialiased") is True,
-    )
-    return half_turn(found, _TO_GLTF)
+        found = SplatData(
+            xyz=xyz,
+            f_dc=f_dc.reshape(count, 1, 3),
+            f_rest=np.stack(f_rest, axis=1) if f_rest else np.zeros((count, 0, 3), dtype=np.float32),
+            opacity=to_logits(alpha),
+            scaling=log_scales(scale),
+            rotation=np.roll(rotation, 1, axis=1),
+            antialiased=isinstance(extras, dict) and extras.get("antialiased") is True,
+        )
+        return half_turn(found, _TO_GLTF)
 
 
 def _splat_primitive(content: Any) -> dict[str, Any]:

@@ -29,14 +29,16 @@ class Damaged(ValueError):
 
 @contextmanager
 def reading(path: Path, ending: str) -> Iterator[None]:
-    """Turn faults of a file that is read inside the block into UserError.
+    """Turn faults of a file that is read inside the block into UserError, and silence NumPy's warnings.
 
     Args:
         path: the file.
         ending: of the format, such as ``.spz``.
     """
     try:
-        yield
+        # Damaged numbers become NaN or infinite values, which ``info`` and ``export`` report.
+        with np.errstate(all="ignore"):
+            yield
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist: name a splat file.") from error
     except OSError as error:

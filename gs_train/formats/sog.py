@@ -171,9 +171,7 @@ def _decode(files: Files) -> SplatData:
     (scale_bytes,) = _images(files, scales, 1, count)
     (colour_bytes,) = _images(files, colours, 1, count)
     (rotation_bytes,) = _images(files, member(meta, "quats", dict), 1, count)
-    # Hostile bounds give infinite positions, which `info` and `export` report.
-    with np.errstate(over="ignore", invalid="ignore"):
-        xyz = (np.sign(positions) * np.expm1(np.abs(positions))).astype(np.float32)
+    xyz = (np.sign(positions) * np.expm1(np.abs(positions))).astype(np.float32)
     return SplatData(
         xyz=xyz,
         f_dc=numbers(colours, "codebook", ENTRIES)[colour_bytes[:, :3]].reshape(count, 1, 3),

@@ -81,7 +81,7 @@ def _zip_reader(path: Path) -> tuple[Callable[[str], bytes], int]:
     try:
         archive = zipfile.ZipFile(io.BytesIO(content))
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError, struct.error) as error:
-        raise Damaged(f"its zip file is broken: {error}") from error
+        raise Damaged(f"its zip file is broken: {str(error)[:80]}") from error
 
     def read(name: str) -> bytes:
         try:
@@ -89,7 +89,7 @@ def _zip_reader(path: Path) -> tuple[Callable[[str], bytes], int]:
         except KeyError:
             raise Damaged(f"it lacks the file {name[:100]}") from None
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or entry.flag_bits & 1:
-            raise Damaged(f"its file {name} is encrypted or compressed by an unknown method")
+            raise Damaged(f"its file {name[:100]} is encrypted or compressed by an unknown method")
         _check_size(name, entry.file_size)
         check_expansion(entry.file_size, len(content))
         try:
@@ -98,7 +98,7 @@ def _zip_reader(path: Path) -> tuple[Callable[[str], bytes], int]:
             *(zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError),
             *(RuntimeError, NotImplementedError, struct.error, OverflowError),
         ) as error:
-            raise Damaged(f"its file {name} is broken: {error}") from error
+            raise Damaged(f"its file {name[:100]} is broken: {str(error)[:80]}") from error
 
     return read, len(content)
 

@@ -55,16 +55,16 @@ def read_splat_file(path: Path) -> SplatData:
         if size == 0 or size % _ROW.itemsize:
             raise Damaged(f"it has {size:,} bytes, not a multiple of {_ROW.itemsize}")
         table = np.fromfile(path, dtype=_ROW)
-    count = len(table)
-    colours = (to_fractions(table["rgba"][:, :3]) - np.float32(0.5)) / np.float32(SH_C0)
-    return SplatData(
-        xyz=table["xyz"].astype(np.float32),
-        f_dc=colours.reshape(count, 1, 3),
-        f_rest=np.zeros((count, 0, 3), dtype=np.float32),
-        opacity=to_logits(to_fractions(table["rgba"][:, 3:])),
-        scaling=log_scales(table["scale"]),
-        rotation=unit_quaternions(table["rotation"].astype(np.float32) / np.float32(128) - np.float32(1)),
-    )
+        count = len(table)
+        colours = (to_fractions(table["rgba"][:, :3]) - np.float32(0.5)) / np.float32(SH_C0)
+        return SplatData(
+            xyz=table["xyz"].astype(np.float32),
+            f_dc=colours.reshape(count, 1, 3),
+            f_rest=np.zeros((count, 0, 3), dtype=np.float32),
+            opacity=to_logits(to_fractions(table["rgba"][:, 3:])),
+            scaling=log_scales(table["scale"]),
+            rotation=unit_quaternions(table["rotation"].astype(np.float32) / np.float32(128) - np.float32(1)),
+        )
 
 
 FORMAT = SplatFormat(read=read_splat_file, write=write_splat_file, max_sh_degree=0)

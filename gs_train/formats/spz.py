@@ -87,8 +87,8 @@ def read_spz(path: Path, *, spz_axes: Axes | None = None) -> SplatData:
     """
     with reading(path, ".spz"):
         header, streams = unpack(path)
-    data = _decode(header, streams)
-    return half_turn(data, _TO_RUB) if (spz_axes or header.axes) == "rub" else data
+        data = _decode(header, streams)
+        return half_turn(data, _TO_RUB) if (spz_axes or header.axes) == "rub" else data
 
 
 def parse_sh_bits(text: str) -> tuple[int, int]:
