@@ -6,20 +6,16 @@ import gc
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pretended_device
 import pytest
 import torch
+from small_trainings import KINDS, OPTIONS, config_of, ordinary
 
-from gs_train.config.settings import TrainConfig
-from gs_train.config.toml import load_preset
 from gs_train.scene.load import SceneConfig, load_scene
 from gs_train.scene.types import Scene
 from gs_train.training.loop import train
 from gs_train.training.state import TrainState
-
-KINDS = ("classic", "absgrad", "mcmc", "multiview")
 
 
 @pytest.fixture
@@ -39,33 +35,6 @@ def small_scene(tiny_scene: Path) -> Scene:
     return replace(scene, points=replace(points, xyz=points.xyz[few], rgb=points.rgb[few], ids=points.ids[few]))
 
 
-def config_of(kind: str, iterations: int, **settings: Any) -> TrainConfig:
-    """Rounds of density control every ten iterations from 10 to 60, and opacity resets."""
-    base = load_preset("default")
-    density = replace(
-        base.density,
-        kind=kind,
-        from_iteration=10,
-        until_iteration=60,
-        refine_until_iteration=60,
-        interval=10,
-        opacity_reset_interval=40,
-        score_views=2,
-    )
-    settings = {"max_gaussians": 100, "log_every": 10, "save_every": 40, "start_downscale": 1} | settings
-    return replace(base, iterations=iterations, density=density, **settings)
-
-
-OPTIONS: dict[str, dict[str, Any]] = {
-    "antialiased": {"antialiased": True},
-    "depth": {"depth_weight": 0.1},
-    "exposure": {"exposure": "affine"},
-    "poses": {"refine_poses": True, "start_downscale": 2},
-    "learned background": {"background": "learned"},
-    "batch": {"batch_size": 2, "batch_from": 20},
-}
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_density_control_trains_and_waits_only_in_rounds(
     kind: str, gpu: pretended_device.PretendedDevice, small_scene: Scene, tmp_path: Path
@@ -80,10 +49,9 @@ def test_every_kind_of_density_control_trains_and_waits_only_in_rounds(
         state = train(small_scene, config_of(kind, 100), tmp_path / "run", after_step=[note], progress=False)
         losses = state.smoothed
     assert state.model.device == pretended_device.DEVICE and losses["psnr"] > 10.0
-    # The first steps copy photos and constants; steps at multiples of ten log, and steps after them change Gaussians.
-    ordinary = {step: found for step, found in waits.items() if step > 10 and step % 10 > 1}
-    assert len(ordinary) == 72
-    assert {step: found for step, found in ordinary.items() if found} == {}
+    steps = [step for step in waits if ordinary(step)]
+    assert len(steps) == 72
+    assert {step: waits[step] for step in steps if waits[step]} == {}
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -99,10 +67,10 @@ def test_every_option_trains_without_a_wait(
 
     with gpu:
         train(small_scene, config, tmp_path / "run", after_step=[note], progress=False)
-    ordinary = {step: found for step, found in waits.items() if 25 < step < 30}
-    assert len(ordinary) == 4
+    steps = [step for step in waits if step > 20 and ordinary(step)]
+    assert len(steps) == 8
     if name != "poses":  # A refined pose is solved for on the CPU.
-        assert {step: found for step, found in ordinary.items() if found} == {}
+        assert {step: waits[step] for step in steps if waits[step]} == {}
 
 
 @pytest.mark.parametrize("kind", ["absgrad", "mcmc"])
