@@ -155,7 +155,9 @@ def alter_value(content: Any, rng: random.Random, values: list[Any]) -> Any:
             content[key] = alter_value(content[key], rng, values)
         return content
     if isinstance(content, torch.Tensor) and content.numel() < 10**6 and rng.random() < 0.5:
-        return rng.choice((content[:1], content.double(), content.to(torch.int64), content * torch.nan, content[None]))
+        return rng.choice(
+            (content.flatten()[:1], content.double(), content.to(torch.int64), content * torch.nan, content[None])
+        )
     return rng.choice(values)
 
 
