@@ -3,42 +3,51 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from command_line import gs_train_here
 
-from gs_train.cameras.camera import Camera
+from gs_train.alignment.motion import mean_square_px, motion_between, moved
+from gs_train.alignment.points import align_to_points
+from gs_train.config.toml import load_preset
 from gs_train.evaluate.metrics import match_colours
-from gs_train.model.gaussians import GaussianModel
-from gs_train.render.cpu.rasterizer import CpuRasterizer
-from gs_train.training.corrections import Exposure, PerViewParameter, PoseRefinement
+from gs_train.sample.scene import write_sample_scene
+from gs_train.scene.load import load_scene
+from gs_train.scene.photos.decode import decode_image
+from gs_train.scene.types import Scene, View
+from gs_train.training.corrections import Exposure
+from gs_train.training.loop import train
+from gs_train.training.poses import PoseRefinement
 
 
 def test_only_the_view_that_was_used_is_stepped_and_the_mean_stays() -> None:
-    each = PerViewParameter(torch.zeros(3, 2), lambda _: 0.1)
-    for _ in range(4):
-        each.zero_mean(1, torch.zeros(2)).sum().backward()
-        each.step(1)
-    values = each.state_dict()["values"]
-    assert torch.equal(values[[0, 2]], torch.zeros(2, 2)) and bool((values[1] < -0.3).all())
-    mean = torch.tensor([5.0, -7.0])
-    torch.testing.assert_close(torch.stack([each.zero_mean(index, mean) for index in range(3)]).mean(dim=0), mean)
+    exposure = Exposure(3, 100, "cpu")
+    image = torch.rand(4, 4, 3, generator=torch.Generator().manual_seed(0))
+    for iteration in range(1, 5):
+        exposure.exposed(image, 1).sum().backward()
+        exposure.step(iteration)
+    values, identity = exposure.state_dict()["values"], torch.eye(3, 4)
+    assert torch.equal(values[[0, 2]], identity.expand(2, 3, 4)) and bool((values[1] < identity).all())
+    mean = torch.stack([exposure.exposed(image, index) for index in range(3)]).mean(dim=0)
+    torch.testing.assert_close(mean, image)
 
 
 def test_resuming_from_a_saved_state_takes_the_same_steps() -> None:
-    def step(each: PerViewParameter, index: int) -> None:
-        each.zero_mean(index, torch.zeros(2)).square().sum().backward()
-        each.step(index + 1)
+    image = torch.rand(4, 4, 3, generator=torch.Generator().manual_seed(0))
 
-    start = torch.tensor([[1.0, 2.0], [3.0, -4.0]])
-    whole, part = PerViewParameter(start, lambda i: 0.1 / i), PerViewParameter(start, lambda i: 0.1 / i)
+    def step(exposure: Exposure, index: int) -> None:
+        exposure.exposed(image, index).square().sum().backward()
+        exposure.step(index + 1)
+
+    whole, part, again = (Exposure(2, 10, "cpu") for _ in range(3))
     for index in (0, 1, 1):
         step(whole, index)
         step(part, index)
-    again = PerViewParameter(torch.zeros(2, 2), lambda i: 0.1 / i)
     again.load_state_dict(part.state_dict())
     for index in (1, 0):
         step(whole, index)
@@ -67,66 +76,70 @@ def test_matching_colours_undoes_an_affine_change_and_accepts_a_single_colour() 
     torch.testing.assert_close(match_colours(grey, grey / 2), grey / 2, atol=1e-4, rtol=0.0)
 
 
-def pose(angle: float, shift: tuple[float, float, float]) -> torch.Tensor:
-    """[4, 4] rotation about x by ``angle`` in radians, then a shift."""
-    cos, sin = np.cos(angle), np.sin(angle)
-    matrix = torch.eye(4)
-    matrix[1:3, 1:3] = torch.tensor([[cos, -sin], [sin, cos]])
-    matrix[:3, 3] = torch.tensor(shift)
-    return matrix
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Scene:
+    folder = tmp_path_factory.mktemp("corrections") / "scene"
+    write_sample_scene(folder, views=10, width=160, height=120, points=2500)
+    return load_scene(folder)
 
 
-def test_a_refined_pose_is_rigid_and_turns_about_its_own_centre() -> None:
-    poses = PoseRefinement(2, 100, extent=3.0, device="cpu")
-    before = pose(0.3, (0.1, -0.2, 2.0))
-    torch.testing.assert_close(poses.refined(before, 0), before)
-    poses.load_state_dict(
-        {**poses.state_dict(), "values": torch.tensor([[0.02, 0.0, 0.0, 0, 0, 0], [-0.02, 0.0, 0.0, 0, 0, 0]])}
-    )
-    after = poses.refined(before, 0).detach()
-    torch.testing.assert_close(after[:3, :3] @ after[:3, :3].T, torch.eye(3))
-    centres = [-matrix[:3, :3].T @ matrix[:3, 3] for matrix in (before, after)]
-    torch.testing.assert_close(*centres)
-    angle = torch.arccos((torch.trace(before[:3, :3].T @ after[:3, :3]) - 1) / 2)
-    assert float(angle) == pytest.approx(0.02, rel=1e-3)
-    poses.load_state_dict(
-        {**poses.state_dict(), "values": torch.tensor([[0, 0, 0, 0.0, 0.01, 0.0], [0, 0, 0, 0.0, -0.01, 0.0]])}
-    )
-    after = poses.refined(before, 0).detach()
-    torch.testing.assert_close(
-        -after[:3, :3].T @ after[:3, 3] - centres[0], torch.tensor([0.0, 0.03, 0.0]), atol=1e-5, rtol=0.0
-    )
+def with_wrong_poses(scene: Scene) -> Scene:
+    """Training cameras turned by half a degree and moved by 1 % of the extent."""
+    random = np.random.default_rng(5)
+
+    def spoil(view: View) -> View:
+        turn, shift = (vector / np.linalg.norm(vector) for vector in random.normal(size=(2, 3)))
+        motion = np.concatenate([np.radians(0.5) * turn, 0.01 * scene.extent * shift])
+        pose = moved(torch.from_numpy(view.world_to_camera), torch.from_numpy(motion))
+        return replace(view, world_to_camera=pose.numpy())
+
+    return replace(scene, train_views=tuple(map(spoil, scene.train_views)))
 
 
-def test_gradients_of_the_rasterizer_correct_wrong_poses() -> None:
-    """The Gaussians are right, and two cameras are off by opposite rotations and shifts. Refinement reduces the pose
-    errors to less than 30 %."""
-    generator = torch.Generator().manual_seed(1)
-    count = 60
-    model = GaussianModel(
-        {
-            "xyz": torch.rand(count, 3, generator=generator) * 2 - 1,
-            "f_dc": torch.rand(count, 1, 3, generator=generator) * 2 - 1,
-            "f_rest": torch.zeros(count, 0, 3),
-            "opacity": torch.full((count, 1), 2.0),
-            "scaling": torch.full((count, 3), -2.0),
-            "rotation": torch.tensor([1.0, 0.0, 0.0, 0.0]).repeat(count, 1),
-        }
+def error_px(scene: Scene, right: Scene) -> float:
+    """Root mean square of the displacements that wrong poses of the training cameras give the points, px."""
+    views = right.train_views
+    metric = align_to_points(views, right.points, lambda index: decode_image(views[index])).metric
+    before, after = (
+        torch.stack([torch.from_numpy(view.world_to_camera) for view in each.train_views]) for each in (right, scene)
     )
-    camera = Camera(width=48, height=48, fx=50.0, fy=50.0, cx=24.0, cy=24.0)
-    rasterizer, black = CpuRasterizer(), torch.zeros(3)
-    right = pose(0.0, (0.0, 0.0, 3.0))
-    photo = rasterizer.render(model, camera, right, black).image.detach()
-    wrong = [pose(sign * 0.02, (sign * 0.03, 0.0, 3.0)) for sign in (1, -1)]
-    poses = PoseRefinement(2, 600, extent=1.0, device="cpu")
-    for iteration in range(1, 601):
-        index = iteration % 2
-        image = rasterizer.render(model, camera, poses.refined(wrong[index], index), black).image
-        (image - photo).square().mean().backward()
-        poses.step(iteration)
-    for index in range(2):
-        left = (poses.refined(wrong[index], index).detach() - right).abs().max()
-        assert left < 0.3 * (wrong[index] - right).abs().max()
+    return float(mean_square_px(motion_between(before, after), metric).mean().sqrt())
+
+
+def refine(scene: Scene, folder: Path, **settings: Any) -> Scene:
+    """The scene with the cameras that a short training has refined."""
+    config = replace(load_preset("tiny"), iterations=150, device="cpu", refine_poses=True, **settings)
+    state = train(scene, config, folder, progress=False)
+    refined = state.corrections.refined(scene.train_views)
+    assert refined is not None
+    return replace(scene, train_views=tuple(refined))
+
+
+def test_wrong_poses_are_refined_in_a_training(sample: Scene, tmp_path: Path) -> None:
+    wrong = with_wrong_poses(sample)
+    assert error_px(wrong, sample) > 1.5
+    assert error_px(refine(wrong, tmp_path / "run"), sample) < 0.3
+
+
+def test_right_poses_hardly_move_in_a_training(sample: Scene, tmp_path: Path) -> None:
+    assert error_px(refine(sample, tmp_path / "run"), sample) < 0.15
+
+
+def test_without_points_the_splat_alone_refines_the_poses(sample: Scene, tmp_path: Path) -> None:
+    """The points make the splat, but the alignment to them before the first step is left out."""
+    wrong = with_wrong_poses(sample)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PoseRefinement, "align_to_points", lambda *_: None)
+        refined = refine(wrong, tmp_path / "run")
+    assert error_px(refined, sample) < 0.95 * error_px(wrong, sample)
+
+
+def test_refined_poses_are_saved_and_restored(sample: Scene) -> None:
+    poses, again = (PoseRefinement(sample, 100, torch.device("cpu")) for _ in range(2))
+    wrong = with_wrong_poses(sample)
+    other = PoseRefinement(wrong, 100, torch.device("cpu"))
+    again.load_state_dict(other.state_dict())
+    assert torch.equal(again.pose(0), other.pose(0)) and not torch.equal(again.pose(0), poses.pose(0))
 
 
 def test_the_refined_cameras_are_written_beside_the_originals(tiny_scene: Path, tmp_path: Path) -> None:
@@ -139,7 +152,7 @@ def test_the_refined_cameras_are_written_beside_the_originals(tiny_scene: Path, 
     assert [camera["img_name"] for camera in given] == [camera["img_name"] for camera in refined]
     moved = [np.abs(np.subtract(a["position"], b["position"])).max() for a, b in zip(given, refined, strict=True)]
     assert moved[0] == 0.0, "the test view has moved"
-    assert 1e-6 < max(moved) < 0.1
+    assert 1e-6 < max(moved) < 0.2
 
 
 def test_training_from_a_splat_keeps_its_degree(tiny_run: Path, tiny_scene: Path, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ class EvalCommand:
 
     def run(self) -> int:
         """Write results.json, per_view.json and renders/ into the run folder."""
-        from gs_train.evaluate.evaluate import evaluate_splat, write_figures
+        from gs_train.evaluate.evaluate import evaluate_refined, evaluate_splat, write_figures
         from gs_train.progress import Progress
         from gs_train.run.folder import RunFolder
         from gs_train.run.open import open_run
@@ -57,8 +57,14 @@ class EvalCommand:
                 renders=self.run_folder / "renders" / f"iteration_{opened.iteration}",
                 after_view=progress.update,
             )
+        refined = None
+        if opened.config is not None and opened.config.refine_poses:
+            with Progress("eval with refined poses", len(views), unit="view") as progress:
+                refined = evaluate_refined(opened, views, selection, after_view=progress.update)
         RunFolder(self.run_folder).clear_leftovers()
-        results, per_view = write_figures(evaluation, self.run_folder, iteration=opened.iteration, split=split)
+        results, per_view = write_figures(
+            evaluation, self.run_folder, iteration=opened.iteration, split=split, refined=refined
+        )
         mean, write = evaluation.mean, notify if self.json else show
         if self.json:
             paths = {"results": str(results), "per_view": str(per_view), "images": [*map(str, evaluation.images)]}
@@ -68,6 +74,11 @@ class EvalCommand:
             f"PSNR {mean.psnr:.2f} dB ({mean.psnr_colour_matched:.2f} dB with colours matched), "
             f"SSIM {mean.ssim:.4f} (valid region){_counted(mean.counted)}."
         )
+        if refined is not None:
+            write(
+                f"With the poses of these views refined on their photos: PSNR {refined.mean.psnr:.2f} dB "
+                f"({refined.mean.psnr_colour_matched:.2f} dB with colours matched), SSIM {refined.mean.ssim:.4f}."
+            )
         if mean.psnr_colour_matched > mean.psnr + _EXPOSURE_DB:
             write(
                 "The colours differ more than the shapes: if the photos' exposure varies, train with --exposure affine."

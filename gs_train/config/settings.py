@@ -66,10 +66,10 @@ class TrainConfig:
     """affine learns a colour transform per training photo. Use it for photos that differ in exposure or white
     balance."""
     refine_poses: bool = setting(False, group=CORRECTIONS, shapes_state=True)
-    """Learn corrections of the training cameras' poses and write them to cameras_refined.json. Use it with --preset
-    classic for poses that are slightly wrong; it costs quality where poses are right."""
+    """Correct the training cameras' poses and write them to cameras_refined.json. Use it for poses that are slightly
+    wrong, by half a degree or so; it changes little where poses are right, and a step takes a third longer."""
     corrections_until: int | float = setting(1.0, group=CORRECTIONS, above=0)
-    """Iteration at which the learning rates of exposures and poses reach their final values; 6000, or 1.0 for a
+    """Iteration at which the learning rate of exposures reaches its final value and poses are final; 6000, or 1.0 for a
     fraction of --iterations."""
     depth_weight: float = setting(0.0, group=CORRECTIONS, at_least=0)
     """Weight of the difference between rendered depth and the depth of a COLMAP scene's points; 0.1 helps flat or

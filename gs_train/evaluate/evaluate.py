@@ -18,6 +18,7 @@ from PIL import Image
 from gs_train.atomic_write import atomic_write, atomic_write_text
 from gs_train.errors import UserError
 from gs_train.evaluate.metrics import SSIM_REGION, ViewMetrics, view_metrics
+from gs_train.evaluate.refine import refine_on_photos
 from gs_train.losses import WINDOW
 from gs_train.model.gaussians import GaussianModel
 from gs_train.render.select import Selection
@@ -172,15 +173,22 @@ def write_figures(
         "split": split,
         "views": len(evaluation.per_view),
         **asdict(evaluation.mean),
+        **({} if refined is None else _of_refined_poses(refined.mean)),
         "ssim_region": SSIM_REGION,
         "gaussians": evaluation.gaussians,
         "rasterizer": evaluation.rasterizer,
     }
     atomic_write_text(results, json.dumps(figures, indent=2) + "\n")
-    atomic_write_text(
-        per_view, json.dumps({name: asdict(metrics) for name, metrics in evaluation.per_view.items()}, indent=2) + "\n"
-    )
+    each = {name: asdict(metrics) for name, metrics in evaluation.per_view.items()}
+    for name, metrics in ({} if refined is None else refined.per_view).items():
+        each[name] |= _of_refined_poses(metrics)
+    atomic_write_text(per_view, json.dumps(each, indent=2) + "\n")
     return results, per_view
+
+
+def _of_refined_poses(metrics: ViewMetrics) -> dict[str, float]:
+    """The figures under names of their own; the share of pixels is that of the given poses."""
+    return {f"{name}_refined_poses": value for name, value in asdict(metrics).items() if name != "counted"}
 
 
 def png_names(names: Sequence[str]) -> list[str]:

@@ -176,6 +176,7 @@ def _take_steps(
                 # ---- Backward. Gradients accumulate over the batch; Adam ignores their scale, so we do not average.
                 total.backward()
                 density.observe(render)
+                views.observe(render, image, target, weights, index)
 
             # ---- Adam steps
             model.step()

@@ -56,14 +56,14 @@ class TrainingViews:
         self._rasterizer, self._corrections, self._depths = selection.rasterizer, corrections, depths
         self._depth_weight = depth_weight
         self._downscale_at, self._absgrad = downscale_at, absgrad
-        self._downscale = 1
+        self._downscale, self._iteration = 1, 0
 
     def __len__(self) -> int:
         return len(self._cameras)
 
     def begin_step(self, iteration: int) -> None:
         """Set the training size for the step at ``iteration`` (from 1)."""
-        self._downscale = self._downscale_at(iteration)
+        self._downscale, self._iteration = self._downscale_at(iteration), iteration
 
     def camera(self, index: int) -> Camera:
         """The camera of view ``index`` at the current training size."""
@@ -85,14 +85,24 @@ class TrainingViews:
 
     def render(self, model: GaussianModel, index: int, background: Tensor) -> RenderOutput:
         """Render the model from view ``index`` over ``background``, without its exposure."""
-        pose = self._corrections.pose(self._poses[index], index)
-        return self._rasterizer.render(
-            model, self.camera(index), pose, background, absgrad=self._absgrad, depth=self._depths is not None
-        )
+        pose, depth = self._corrections.pose(self._poses[index], index), self._depths is not None
+        depth = depth or self._corrections.need_depth
+        return self._rasterizer.render(model, self.camera(index), pose, background, absgrad=self._absgrad, depth=depth)
 
     def exposed(self, image: Tensor, index: int) -> Tensor:
         """A render of view ``index``, [H, W, 3], as it is compared with its photo."""
         return self._corrections.exposed(image, index)
+
+    def observe(self, render: RenderOutput, image: Tensor, photo: Tensor, weights: Tensor | None, index: int) -> None:
+        """Learn the pose of view ``index`` from its render in this step.
+
+        Args:
+            render: of the view.
+            image: [H, W, 3] the render with its exposure.
+            photo, weights: from ``photo``.
+            index: the view.
+        """
+        self._corrections.observe(index, self._iteration, self.camera(index), render, image, photo, weights)
 
     def depth_loss(self, render: RenderOutput, index: int) -> Tensor | None:
         """Weighted error of the depth of a render of view ``index``, scalar; None if depths are not trained."""
