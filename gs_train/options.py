@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import Field, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -31,6 +32,8 @@ GROUPS = (
     *(CLEANING, PLACEMENT, FORMATS),
 )
 """Titles of the help groups, in the order of ``--help``. ``MOST_USED`` is for the options that most users need."""
+DEVICES = "{auto,cuda,cuda:N,cpu}"
+"""The values of ``--device``; ``check_device`` checks them."""
 _KEY = "gs_train"
 _Config = TypeVar("_Config")
 
@@ -192,3 +195,11 @@ def names_where(kind: type[Any], rule: str, prefix: str = "") -> Iterator[str]:
             yield from names_where(hint, rule, f"{prefix}{name}.")  # type: ignore[arg-type]
         elif getattr(rules, rule):
             yield f"{prefix}{name}"
+
+
+def check_device(device: str) -> None:
+    """Raise UserError if ``device`` is no value of ``--device``. Whether the device exists is not checked."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise UserError(
+            f"--device {device}: expected auto, cpu, cuda, or cuda:N with the number of a GPU, as in cuda:1."
+        )

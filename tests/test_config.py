@@ -168,7 +168,7 @@ def test_whole_number_and_fraction_keep_their_type(tmp_path: Path) -> None:
         ("antialiased = 1", "it must be true or false"),
         ("[scene]\nresolution = 3", "key scene.resolution is 3; it must be one of -1, 1, 2, 4, 8"),
         ("[scene]\nimages = 3", "it must be text"),
-        ('device = "tpu"', "'auto', 'cuda', 'cpu'"),
+        ('device = "tpu"', "--device tpu: expected auto, cpu, cuda"),
         ("scene_path = 3", "key scene_path is 3; it must be text"),
         ("iterations = ", "cannot be read as TOML"),
     ],

@@ -145,3 +145,18 @@ def test_the_pretended_device_behaves_like_a_gpu(gpu: pretended_device.Pretended
         before = gpu.living_bytes()
         kept = tensor * 2.0
         assert gpu.living_bytes() == before + kept.nbytes
+
+
+@pytest.mark.parametrize("kind", ["classic", "mcmc"])
+def test_a_gaussian_that_becomes_nan_ends_the_training_at_the_next_logging_step(
+    kind: str, gpu: pretended_device.PretendedDevice, small_scene: Scene, tmp_path: Path
+) -> None:
+    """gsplat leaves it out of the render, so the loss stays finite."""
+
+    def spoil(state: TrainState) -> None:
+        if state.iteration == 13:
+            pretended_device.to_cpu(state.model.xyz.data)[3] = torch.nan
+
+    with gpu, pytest.raises(FloatingPointError, match=r"at iteration 20; 3 of \d+ values of xyz are not finite"):
+        train(small_scene, config_of(kind, 30), tmp_path / "run", after_step=[spoil], progress=False)
+    assert not list((tmp_path / "run" / "checkpoints").glob("*.pt"))

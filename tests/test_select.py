@@ -11,6 +11,7 @@ import numba
 import pytest
 import torch
 
+from gs_train.config.settings import TrainConfig
 from gs_train.errors import UserError
 from gs_train.kernels import cache
 from gs_train.kernels.jit import report_compilation
@@ -96,6 +97,26 @@ def test_gpu_with_kernels_uses_gsplat(device: Any, gpu: None, said: list[str], m
     assert selection.device == torch.device("cuda", 0)
     assert selection.reason.startswith("cuda: NVIDIA Test, gsplat 1.")
     assert "\n" not in selection.reason
+
+
+def test_a_gpu_is_chosen_by_its_number(gpu: None, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    current = [0]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda number: current.__setitem__(0, number))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
+    stage_backend(monkeypatch, compiled=object())
+    assert select_rasterizer("cuda:1", said.append).device == torch.device("cuda", 1)
+    assert current == [1]
+    with pytest.raises(UserError, match=r"^--device cuda:2: torch sees cuda:0 to cuda:1: choose one of these\.$"):
+        select_rasterizer("cuda:2", said.append)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:-1", "cuda:one", "mps", ""])
+def test_an_unknown_device_is_refused(device: str, said: list[str]) -> None:
+    with pytest.raises(UserError, match=rf"^--device {device}: expected auto, cpu, cuda, or cuda:N"):
+        select_rasterizer(device, said.append)
+    with pytest.raises(UserError, match=rf"^--device {device}: expected auto, cpu, cuda, or cuda:N"):
+        TrainConfig(device=device)
 
 
 def test_a_gpu_without_toolkit_selects_the_cpu(gpu: None, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,11 +6,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from gs_train.console import end_at_once, notify, print_json, show
+from gs_train.options import DEVICES, check_device
 
 if TYPE_CHECKING:
     from gs_train.run.open import OpenedSplat
@@ -29,11 +30,16 @@ class EvalCommand:
     """Folder of the run. Its newest intact checkpoint counts."""
     scene: Annotated[Path | None, tyro.conf.arg(metavar="SCENE")] = None
     """Scene folder or transforms .json. Name it if the scene has moved since the training."""
-    device: Annotated[Literal["auto", "cuda", "cpu"] | None, tyro.conf.arg(metavar="{auto,cuda,cpu}")] = None
+    device: Annotated[str | None, tyro.conf.arg(metavar=DEVICES)] = None
     """Device to render on; the device of the training if not given. cpu leaves a GPU to other work."""
 
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print the result as one JSON object on stdout, and all other text on stderr. Use it in scripts."""
+
+    def __post_init__(self) -> None:
+        """Raise UserError for an unknown device."""
+        if self.device is not None:
+            check_device(self.device)
 
     def run(self) -> int:
         """Write results.json, per_view.json and renders/ into the run folder."""

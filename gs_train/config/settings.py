@@ -13,7 +13,18 @@ import tyro
 
 from gs_train.density.config import DensityConfig
 from gs_train.model.schedule import OptimizerConfig
-from gs_train.options import CORRECTIONS, MODEL, MOST_USED, OUTPUT, SCHEDULE, check, resolve, setting
+from gs_train.options import (
+    CORRECTIONS,
+    DEVICES,
+    MODEL,
+    MOST_USED,
+    OUTPUT,
+    SCHEDULE,
+    check,
+    check_device,
+    resolve,
+    setting,
+)
 from gs_train.scene.load import SceneConfig
 
 BackgroundKind = Literal["black", "white", "random", "learned"]
@@ -37,8 +48,9 @@ class TrainConfig:
     """Optimizer steps. More gives a better picture; 2000 shows a first one."""
     max_gaussians: int = setting(200_000, group=MOST_USED, at_least=1)
     """Upper limit of the number of Gaussians. Lower it for a smaller file, raise it for scenes larger than a room."""
-    device: Literal["auto", "cuda", "cpu"] = setting("auto", group=MOST_USED, on_resume=True)
-    """Device to train on. auto uses an NVIDIA GPU if CUDA works, otherwise the CPU."""
+    device: Annotated[str, tyro.conf.arg(metavar=DEVICES)] = setting("auto", group=MOST_USED, on_resume=True)
+    """Device to train on. auto uses an NVIDIA GPU if CUDA works, otherwise the CPU. cuda:N uses the GPU with the number
+    N of several, from 0."""
     background: BackgroundKind = setting("random", group=MOST_USED, shapes_state=True)
     """Colour behind the Gaussians. random: new colour each step, black at evaluation. learned: optimised. Use white or
     black for pictures of single objects with alpha."""
@@ -98,6 +110,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Raise UserError, naming the flag, for a value outside its range."""
         check(self)
+        check_device(self.device)
 
     def resolved(self) -> TrainConfig:
         """The same schedule in whole iterations.

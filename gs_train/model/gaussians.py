@@ -130,6 +130,11 @@ class GaussianModel:
         """[N, 4] unit quaternions wxyz."""
         return torch.nn.functional.normalize(self.rotation, dim=-1)
 
+    def is_finite(self) -> bool:
+        """Whether no parameter is NaN or infinite. On a GPU, this waits for the steps before."""
+        sums = torch.stack([parameter.detach().sum() for parameter in self._parameters.values()])
+        return bool(sums.isfinite().all())
+
     # ---- training ----
 
     def training_setup(self, config: OptimizerConfig) -> None:

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import torch
 
 from gs_train.errors import UserError
+from gs_train.options import check_device
 from gs_train.render.types import Rasterizer
-
 
 _PHOTO_SHARE = 0.2
 """Of a GPU's free memory; the rest is for the Gaussians, their moments, and the buffers of a step."""
@@ -34,7 +33,7 @@ class Selection:
 
 
 def select_rasterizer(
-    device: Literal["auto", "cuda", "cpu"],
+    device: str,
     notify: Callable[[str], None],
     *,
     antialiased: bool = False,
@@ -45,7 +44,8 @@ def select_rasterizer(
     """Choose the rasterizer for ``--device``.
 
     Args:
-        device: ``auto`` selects CUDA if torch sees a GPU and gsplat's kernels load, else the CPU.
+        device: ``auto`` selects CUDA if torch sees a GPU and gsplat's kernels load, else the CPU. ``cuda:N`` makes GPU
+            number N the current one.
         notify: receives one line before kernels compile, and for our CPU kernels one line with the time afterwards.
             Kernels compile once per machine: minutes for gsplat's, half a minute for ours.
         antialiased: render a Gaussian smaller than a pixel fainter instead of larger (Mip-Splatting's 2D filter; Yu et
@@ -54,22 +54,26 @@ def select_rasterizer(
         also_compile: functions that compile the caller's other CPU kernels; called only if the CPU is selected.
 
     Raises:
-        UserError: ``device`` is ``cuda``, and torch sees no GPU or gsplat's kernels do not load.
+        UserError: ``device`` is ``cuda`` or ``cuda:N``, and torch sees no such GPU or gsplat's kernels do not load; or
+            it is no device.
     """
+    check_device(device)
     on_cpu = partial(
         _select_cpu, notify, antialiased=antialiased, absgrad=absgrad, depth=depth, also_compile=also_compile
     )
     if device == "cpu":
         return on_cpu("asked for by --device cpu")
     if not torch.cuda.is_available():
-        if device == "cuda":
+        if device != "auto":
             raise UserError(
-                "--device cuda: torch sees no CUDA device; install the driver and CUDA torch, or use --device cpu."
+                f"--device {device}: torch sees no CUDA device; install the driver and CUDA torch, or use --device cpu."
             )
         return on_cpu("torch sees no CUDA device")
 
     from gs_train.render import gsplat_cuda
 
+    if ":" in device:
+        _use_gpu(int(device.partition(":")[2]))
     gpu = torch.cuda.get_device_name()
     fault = gsplat_cuda.why_unusable(notify)
     if fault is None:
@@ -83,9 +87,22 @@ def select_rasterizer(
             reason=f"cuda: {gpu}, gsplat {__version__}",
             photo_memory=int(_PHOTO_SHARE * torch.cuda.mem_get_info(chosen)[0]),
         )
-    if device == "cuda":
-        raise UserError(f"--device cuda: {fault}; run gs-train doctor for the remedy, or use --device cpu.")
+    if device != "auto":
+        raise UserError(f"--device {device}: {fault}; run gs-train doctor for the remedy, or use --device cpu.")
     return on_cpu(f"there is {gpu}, but {fault}")
+
+
+def _use_gpu(number: int) -> None:
+    """Make GPU ``number`` the current one: gsplat's and Triton's kernels run there.
+
+    Raises:
+        UserError: there are fewer GPUs.
+    """
+    count = torch.cuda.device_count()
+    if number >= count:
+        seen = "only cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
+        raise UserError(f"--device cuda:{number}: torch sees {seen}: choose one of these.")
+    torch.cuda.set_device(number)
 
 
 def _select_cpu(

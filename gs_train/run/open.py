@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from gs_train.config.settings import TrainConfig
 from gs_train.config.toml import read_config
@@ -111,9 +111,7 @@ class OpenedSplat:
         rgb = tuple(round(255 * value) for value in self.background().tolist())
         return {(0, 0, 0): "black", (255, 255, 255): "white"}.get(rgb, f"RGB {rgb}")
 
-    def select_rasterizer(
-        self, device: Literal["auto", "cuda", "cpu"] | None = None, notify: Callable[[str], None] = _silent
-    ) -> Selection:
+    def select_rasterizer(self, device: str | None = None, notify: Callable[[str], None] = _silent) -> Selection:
         """The rasterizer for this splat.
 
         Args:

@@ -234,8 +234,9 @@ def _psnr_of_some(state: TrainState, views: TrainingViews) -> float:
 
 
 def _record(log: TrainLog, state: TrainState, loss: float, psnr_db: float, lr_xyz: float) -> None:
-    """Log one step. A loss that is not finite ends training, because no later step would repair it."""
-    if not math.isfinite(loss):
+    """Log one step. A loss or a parameter that is not finite ends training, because no later step would repair it."""
+    # gsplat leaves Gaussians with NaN out, so the loss alone does not tell.
+    if not math.isfinite(loss) or not state.model.is_finite():
         fault = describe_non_finite(state.model.parameters)
         raise FloatingPointError(f"the loss is {loss} at iteration {state.iteration}{'; ' if fault else ''}{fault}")
     # A view that is matched exactly (all black, for example) would make the running mean infinite for good.

@@ -17,6 +17,7 @@ from gs_train.render.select import Selection
 from gs_train.render.types import RenderOutput
 from gs_train.scene.photos.cache import ImageCache
 from gs_train.scene.photos.composite import composite, pixel_weights
+from gs_train.scene.photos.on_device import PhotosOnDevice
 from gs_train.scene.types import View
 from gs_train.training.corrections import Corrections
 from gs_train.training.depth import PointDepths
@@ -49,7 +50,7 @@ class TrainingViews:
             depth_weight: weight of the depth error in the loss.
             absgrad: whether renders collect absolute gradients.
         """
-        self._images = images
+        self._photos = PhotosOnDevice(images, selection.device, selection.photo_memory)
         self._cameras = [view.camera for view in views]
         poses = torch.stack([torch.from_numpy(view.world_to_camera) for view in views])
         self._poses = poses.to(selection.device, torch.float32)
@@ -71,7 +72,7 @@ class TrainingViews:
 
     def expect(self, indices: Sequence[int]) -> None:
         """Announce the next views, the current one first, so that their photos are read ahead."""
-        self._images.expect(indices, self._downscale)
+        self._photos.expect(indices, self._downscale)
 
     def photo(self, index: int, background: Tensor) -> tuple[Tensor, Tensor | None]:
         """The photo of view ``index``, composited over ``background`` ([3] RGB, 0 to 1) where it has alpha.
@@ -80,7 +81,7 @@ class TrainingViews:
             [H, W, 3] float32, 0 to 1; and pixel weights [H, W, 1], 0 to 1, or None if every pixel counts fully.
         """
         with record_function("gs_train::photo"):
-            pixels = self._images.get(index, self._downscale)
+            pixels = self._photos.get(index, self._downscale)
         return composite(pixels, background), pixel_weights(pixels, background.device)
 
     def render(self, model: GaussianModel, index: int, background: Tensor) -> RenderOutput:

@@ -35,7 +35,7 @@ class PhotosOnDevice:
         self._images.expect([index for index in indices if (index, downscale) not in self._held], downscale)
 
     def get(self, index: int, downscale: int) -> Tensor:
-        """[H, W, C] uint8 photo of view ``index`` on the device, as ``ImageCache.get``; callers must not write to it."""
+        """[H, W, C] uint8 pixels of view ``index``, as ``ImageCache.get``. Callers must not write to it."""
         key = index, downscale
         if key not in self._held:
             pixels = torch.from_numpy(self._images.get(index, downscale))
