@@ -236,8 +236,8 @@ def _psnr_of_some(state: TrainState, views: TrainingViews) -> float:
 def _record(log: TrainLog, state: TrainState, loss: float, psnr_db: float, lr_xyz: float) -> None:
     """Log one step. A loss or a parameter that is not finite ends training, because no later step would repair it."""
     # gsplat leaves Gaussians with NaN out, so the loss alone does not tell.
-    if not math.isfinite(loss) or not state.model.is_finite():
-        fault = describe_non_finite(state.model.parameters)
+    fault = describe_non_finite(state.model.parameters)
+    if fault or not math.isfinite(loss):
         raise FloatingPointError(f"the loss is {loss} at iteration {state.iteration}{'; ' if fault else ''}{fault}")
     # A view that is matched exactly (all black, for example) would make the running mean infinite for good.
     psnr_db = min(psnr_db, losses.HIGHEST_PSNR)
