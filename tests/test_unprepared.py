@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -109,3 +110,21 @@ def test_other_folders_and_files(tmp_path: Path) -> None:
         assert name == ".hidden.png" or describe_unprepared(tmp_path / "notes.txt") is None
     with pytest.raises(UserError, match="is not a scene: give a folder that holds photos and a COLMAP model"):
         load_scene(tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["images", "my photos"])
+def test_the_photos_of_a_scene_name_the_scene(
+    tiny_scene: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: str
+) -> None:
+    scene = Path(shutil.copytree(tiny_scene, tmp_path / "my scene"))
+    (scene / "images").rename(scene / folder)
+    monkeypatch.chdir(tmp_path)
+    refused = gs_train_here("train", Path(scene.name, folder))
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    assert f"{scene.name}/{folder} holds photos of the scene {scene.name}: name the scene" in refused.stderr
+    (command,) = re.findall("`([^`]*)`", refused.stderr)
+    trained = gs_train_here(*shlex.split(command)[1:], "--out", tmp_path / "run", *SHORT)
+    assert trained.returncode == 0, trained.stderr
+    # Other photos beside the model are not the scene's.
+    others = write_photos(scene / "others")
+    assert "without camera poses" in gs_train_here("train", others).stderr

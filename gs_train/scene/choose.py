@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shlex
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from gs_train.errors import UserError, first_few
 from gs_train.scene.photos.find import find_files
@@ -120,7 +121,8 @@ def _no_model(path: Path, name: str, found: list[FoundModel]) -> UserError:
 
 def _no_scene(path: Path) -> UserError:
     incomplete = (reader.describe_incomplete(path) for reader in registry.READERS)
-    message = next(filter(None, incomplete), None) or _describe_deeper(path) or describe_unprepared(path)
+    message = next(filter(None, incomplete), None) or _describe_deeper(path)
+    message = message or _describe_above(path) or describe_unprepared(path)
     if message is None and path.is_file():
         files = " or ".join(reader.file for reader in registry.READERS if reader.file)
         message = f"{path} is a file: give {files}, or the scene folder that holds the photos and their cameras."
@@ -139,3 +141,15 @@ def _describe_deeper(path: Path) -> str | None:
         return None
     command = shlex.join(["gs-train", "train", str(path), "--model", names[0]])
     return f"{path} holds no model itself, but {first_few(names)}: choose one with `{command}`."
+
+
+def _describe_above(path: Path) -> str | None:
+    """A sentence about a folder of photos that the scene above it registers; None for anything else."""
+    scene = path.parent if path.name not in ("", "..") else path.resolve().parent
+    for model in registry.find_models(scene, False) if path.is_dir() else []:
+        with suppress(UserError):
+            if any((path / PurePosixPath(name).name).is_file() for name in model.names()):
+                named = [] if path.resolve().name == "images" or model.path.is_file() else ["--images", path.name]
+                command = shlex.join(["gs-train", "train", str(scene), *named])
+                return f"{path} holds photos of the scene {scene}: name the scene instead, as in `{command}`."
+    return None
