@@ -35,7 +35,7 @@ import numpy as np
 import torch
 import torch._dynamo  # the first optimizer imports it
 
-from gs_train import cli
+from gs_train import cli, flags
 from gs_train.cameras.poses import camera_to_world
 from gs_train.formats.ply import write_ply
 from gs_train.formats.splat_data import SplatData
@@ -53,23 +53,22 @@ COMMON = [
     *("--density.opacity-reset-interval", "11"),
 ]
 VARIANTS: dict[str, list[str]] = {
-    "classic": ["--density.kind", "classic"],
-    "absgrad": ["--density.kind", "absgrad", "--density.absgrad-threshold", "1e-6"],
-    "mcmc": ["--density.kind", "mcmc"],
-    "multiview": ["--density.kind", "multiview", "--density.score-views", "3"],
-    "exposure": ["--density.kind", "multiview", "--exposure", "affine"],
-    "poses": ["--density.kind", "classic", "--refine-poses"],
-    "learned background": ["--density.kind", "classic", "--background", "learned"],
-    "random background": ["--density.kind", "mcmc", "--background", "random"],
-    "coarse to fine": ["--density.kind", "multiview", "--start-downscale", "4", "--full-size-from", "20"],
-    "batches, antialiased": ["--density.kind", "classic", "--batch-size", "3", "--batch-from", "9", "--antialiased"],
-    "evaluations": ["--density.kind", "multiview", "--eval-every", "4", "--test-list", "{work}/list.txt"],
-    "photos on disk": ["--density.kind", "absgrad", "--image-cache-gb", "1e-5"],
-    "depth": ["--density.kind", "mcmc", "--depth-weight", "0.1", "--exposure", "affine"],
-    "from a splat": ["--density.kind", "multiview", "--init-from", "{work}/start.ply"],
-    "far from the origin": ["--density.kind", "classic", "--model", "transforms.json"],
+    "classic": [
+        *("--density.kind", "classic", "--background", "learned", "--antialiased"),
+        *("--batch-size", "3", "--batch-from", "20"),
+    ],
+    "absgrad": [
+        *("--density.kind", "absgrad", "--density.absgrad-threshold", "1e-6", "--image-cache-gb", "1e-5"),
+        *("--model", "transforms.json"),
+    ],
+    "mcmc": ["--density.kind", "mcmc", "--background", "random", "--depth-weight", "0.1", "--exposure", "affine"],
+    "multiview": [
+        *("--density.kind", "multiview", "--density.score-views", "3", "--init-from", "{work}/start.ply"),
+        *("--start-downscale", "4", "--full-size-from", "20", "--eval-every", "4", "--test-list", "{work}/list.txt"),
+    ],
+    "poses": ["--density.kind", "multiview", "--density.score-views", "3", "--refine-poses", "--exposure", "affine"],
 }
-"""Flags of each variant. ``{work}`` is the folder of ``write_inputs``."""
+"""Flags of each kind of density control, with other options beside it. ``{work}`` is the folder of ``write_inputs``."""
 
 
 @dataclass(frozen=True)
@@ -226,8 +225,9 @@ class Trial:
         """Train once without a kill."""
         self.name, self.counts = name, Counter[str]()
         self._folder = work / "run"
-        flags = [flag.replace("{work}", str(work)) for flag in VARIANTS[name]]
-        self._train = ["train", str(scene), "--out", str(self._folder), *COMMON, *flags]
+        own = [flag.replace("{work}", str(work)) for flag in VARIANTS[name]]
+        self._train = ["train", str(scene), "--out", str(self._folder), *COMMON, *own]
+        flags.parse(self._train)  # fills caches, which every fork then has
         self._clear()
         began_s = time.monotonic()
         _, self.operations = in_child(lambda: train_until(self._train, self._folder, None))

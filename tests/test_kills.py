@@ -15,7 +15,7 @@ from command_line import ROOT, environment
 @pytest.mark.skipif(os.name == "nt", reason="the script forks")
 def test_a_killed_training_goes_on_to_the_same_result(tiny_run: Path) -> None:
     assert tiny_run.is_dir()  # so the kernels are compiled
-    command = [sys.executable, str(ROOT / "scripts" / "try_kills.py"), "--variants", "classic", "exposure"]
+    command = [sys.executable, str(ROOT / "scripts" / "try_kills.py"), "--variants", "classic", "mcmc"]
     done = subprocess.run(
         [*command, "--every", "20", "--random", "2"],
         env=environment(),
@@ -25,7 +25,7 @@ def test_a_killed_training_goes_on_to_the_same_result(tiny_run: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    lines = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith(("| classic", "| exposure"))]
+    lines = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith(("| classic", "| mcmc"))]
     assert len(lines) == 2
     for line in lines:
         assert int(line[1]) >= 4
