@@ -31,6 +31,7 @@ FOREIGN = {
     # means2d.
     "gs_train/render/cpu/autograd.py": {"ctx", "means2d"},
     "gs_train/triton_loss.py": {"ctx"},
+    "gs_train/render/triton_colours.py": {"ctx"},
     "gs_train/render/cpu/gsplat_api.py": {"means2d"},
     "gs_train/model/optimizer.py": {"parameter"},  # the gradient, which torch accumulates
 }

@@ -7,6 +7,7 @@ that name the wrong cause. Background and gradients mean the same as on the CPU,
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import re
@@ -80,7 +81,10 @@ class GsplatRasterizer:
             opacities=opacities,
         )
         opacities = opacities[None] if compensations is None else opacities * compensations
-        colours = self._colours(model, world_to_camera, visible=(radii > 0).all(dim=-1))
+        # No gradient of Triton's kernels reaches the pose.
+        fused = triton_colours() if model.xyz.is_cuda and not world_to_camera.requires_grad else None
+        colours_of = fused or gsplat_colours
+        colours = colours_of(model.xyz, model.f_dc, model.f_rest, world_to_camera, radii, model.active_sh_degree)
         if depth:
             colours = torch.cat((colours, depths[:, :, None]), dim=-1)
             background = torch.cat((background, background.new_zeros(1)))
@@ -92,16 +96,6 @@ class GsplatRasterizer:
             radii=radii[0],
             depth=image[:, :, 3] / alpha.clamp(min=1e-10) if depth else None,
         )
-
-    def _colours(self, model: GaussianModel, world_to_camera: Tensor, visible: Tensor) -> Tensor:
-        """[1, N, 3] colours seen from the camera; only rows of ``visible`` ([1, N] bool) are defined."""
-        # The centre of the camera is -R^T t, because a pose is a rigid transformation.
-        directions = model.xyz + world_to_camera[:3, 3] @ world_to_camera[:3, :3]
-        coefficients = torch.cat((model.f_dc, model.f_rest), dim=1)
-        evaluated = self._gsplat.spherical_harmonics(
-            model.active_sh_degree, directions[None], coefficients[None], masks=visible
-        )
-        return torch.clamp_min(evaluated + 0.5, 0.0)
 
     def _blend(
         self,
@@ -133,6 +127,52 @@ class GsplatRasterizer:
         )
         # An index would copy the gradient of the image in the backward pass; squeeze does not.
         return image.squeeze(0), alpha.squeeze(0).squeeze(-1)
+
+
+Colours = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int], Tensor]
+"""Function of xyz, f_dc, f_rest, world_to_camera [4, 4], radii [1, N, 2] and the degree: [1, N, 3] colours from 0 up.
+Rows with radii 0 are undefined."""
+
+
+def gsplat_colours(
+    xyz: Tensor, f_dc: Tensor, f_rest: Tensor, world_to_camera: Tensor, radii: Tensor, degree: int
+) -> Tensor:
+    """``Colours`` by gsplat's kernel."""
+    import gsplat
+
+    # The centre of the camera is -R^T t, because a pose is a rigid transformation.
+    directions = xyz + world_to_camera[:3, 3] @ world_to_camera[:3, :3]
+    coefficients = torch.cat((f_dc, f_rest), dim=1)
+    visible = (radii > 0).all(dim=-1)
+    evaluated = gsplat.spherical_harmonics(degree, directions[None], coefficients[None], masks=visible)
+    return torch.clamp_min(evaluated + 0.5, 0.0)
+
+
+@functools.cache
+def triton_colours() -> Colours | None:
+    """``Colours`` by Triton's kernels; None without a GPU, or where Triton does not work. Compiles the kernels."""
+    if not torch.cuda.is_available():
+        return None
+    generator = torch.Generator().manual_seed(0)
+    splat = [torch.randn(8, *shape, generator=generator) for shape in ((3,), (1, 3), (15, 3))]
+    try:
+        from gs_train.render.triton_colours import TritonColours
+
+        view, radii = torch.eye(4).cuda(), torch.ones(1, 8, 2, dtype=torch.int32).cuda()
+        functions: tuple[Colours, Colours] = (TritonColours.apply, gsplat_colours)
+        found, expected = (_with_gradients(function, splat, view, radii) for function in functions)
+        agree = all(torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in zip(found, expected, strict=True))
+        return functions[0] if agree else None
+    # Triton starts a C compiler and the driver, and every part raises exceptions of its own.
+    except Exception:
+        return None
+
+
+def _with_gradients(function: Colours, splat: list[Tensor], view: Tensor, radii: Tensor) -> list[Tensor]:
+    """The colours of a small splat on the GPU, and the gradients of a loss on them."""
+    xyz, f_dc, f_rest = inputs = [tensor.cuda().requires_grad_() for tensor in splat]
+    colours = function(xyz, f_dc, f_rest, view, radii, 3)
+    return [colours, *torch.autograd.grad(colours.square().sum(), inputs)]
 
 
 def _keeping_gradient(means2d: Tensor) -> Tensor:

@@ -81,10 +81,11 @@ def select_rasterizer(
 
         chosen = torch.device("cuda", torch.cuda.current_device())
         rasterizer = gsplat_cuda.GsplatRasterizer(antialiased=antialiased)
+        triton = "" if gsplat_cuda.triton_colours() is not None else ", colours without Triton"
         return Selection(
             rasterizer=rasterizer,
             device=chosen,
-            reason=f"cuda: {gpu}, gsplat {__version__}",
+            reason=f"cuda: {gpu}, gsplat {__version__}{triton}",
             photo_memory=int(_PHOTO_SHARE * torch.cuda.mem_get_info(chosen)[0]),
         )
     if device != "auto":
