@@ -23,10 +23,10 @@ def notices(scene: Path, start: Path, out: Path, min_opacity: float) -> tuple[li
         The notices of density control, and the number of Gaussians before and after the round.
     """
     density = DensityConfig(
-        kind="classic", from_iteration=1, interval=10, until_iteration=11, grad_threshold=1e9, min_opacity=min_opacity
+        kind="classic", from_iteration=1, interval=60, until_iteration=61, grad_threshold=1e9, min_opacity=min_opacity
     )
     config = TrainConfig(
-        iterations=20, device="cpu", background="black", start_downscale=1, init_from=str(start), density=density
+        iterations=96, device="cpu", background="black", start_downscale=1, init_from=str(start), density=density
     )
     told: list[str] = []
     counts: list[int] = []
@@ -37,7 +37,7 @@ def notices(scene: Path, start: Path, out: Path, min_opacity: float) -> tuple[li
         notify=told.append,
         after_step=[lambda state: counts.append(len(state.model))],
     )
-    return [each for each in told if each.startswith("Density control")], [counts[9], counts[10]]
+    return [each for each in told if each.startswith("Density control")], [counts[59], counts[60]]
 
 
 def test_only_a_loss_of_quality_is_told(tiny_run: Path, tiny_scene: Path, tmp_path: Path) -> None:
@@ -55,4 +55,4 @@ def test_only_a_loss_of_quality_is_told(tiny_run: Path, tiny_scene: Path, tmp_pa
     told, (before, after) = notices(tiny_scene, tmp_path / "start.ply", tmp_path / "all", 0.999)
     assert (before, after) == (3 * rows, 1)
     (sentence,) = told
-    assert f"leaves 1 of {before:,} Gaussians after iteration 10" in sentence and "--density.kind mcmc" in sentence
+    assert f"leaves 1 of {before:,} Gaussians after iteration 60" in sentence and "--density.kind mcmc" in sentence
