@@ -13,7 +13,14 @@ from torch import Tensor
 
 from gs_train.alignment.estimate import robust_step, without_exposure
 from gs_train.alignment.gauge import is_common, without_common_motion
-from gs_train.alignment.motion import mean_square_px, motion_between, moved, pixel_flow, pixel_metric
+from gs_train.alignment.motion import (
+    mean_square_px,
+    motion_between,
+    moved,
+    pixel_flow,
+    pixel_metric,
+    rotation_matrix,
+)
 from gs_train.alignment.photo import align_to_photo, reduced_image
 from gs_train.alignment.points import PointAlignment, align_to_points
 from gs_train.cameras.camera import Camera
@@ -100,6 +107,12 @@ def test_a_motion_is_recovered_from_two_poses() -> None:
     torch.testing.assert_close(motion_between(pose, moved(pose, MOTION)), MOTION, rtol=0.0, atol=2e-4)
 
 
+def test_rotations_by_vectors() -> None:
+    for vector in ([0.3, -0.5, 0.2], [1e-9, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 2.5, 0.0]):
+        expected = torch.from_numpy(Rotation.from_rotvec(vector).as_matrix())
+        torch.testing.assert_close(rotation_matrix(torch.tensor(vector, dtype=torch.float64)), expected)
+
+
 # ---- the robust step ----
 
 
@@ -184,10 +197,10 @@ def test_a_camera_moves_onto_its_photo(change: Callable[[Tensor], Tensor]) -> No
     for reduction in (2, 1, 1, 1):
         render = rendered(model, pose)
         assert render.depth is not None
-        motion, metric = align_to_photo(CAMERA, render.image, photo, render.depth, render.alpha, reduction=reduction)
-        errors.append(float(mean_square_px(motion_between(right, pose), metric).sqrt()))
-        pose = moved(pose, motion)
-    errors.append(float(mean_square_px(motion_between(right, pose), metric).sqrt()))
+        fit = align_to_photo(CAMERA, render.image, photo, render.depth, render.alpha, reduction=reduction)
+        errors.append(float(mean_square_px(motion_between(right, pose), fit.metric).sqrt()))
+        pose = moved(pose, fit.motion)
+    errors.append(float(mean_square_px(motion_between(right, pose), fit.metric).sqrt()))
     assert errors[0] > 0.8 and errors[-1] < 0.03, errors
 
 
@@ -198,10 +211,26 @@ def test_masked_pixels_do_not_move_a_camera() -> None:
     photo[:, :30] = photo[:, 3:33].clone()
     weights[:, :34] = 0.0
     assert render.depth is not None
-    motion, metric = align_to_photo(CAMERA, render.image, photo, render.depth, render.alpha, weights)
-    assert mean_square_px(motion, metric).sqrt() < 1e-3
-    motion, metric = align_to_photo(CAMERA, render.image, photo, render.depth, render.alpha)
-    assert mean_square_px(motion, metric).sqrt() > 0.05
+    fit = align_to_photo(CAMERA, render.image, photo, render.depth, render.alpha, weights)
+    assert mean_square_px(fit.motion, fit.metric).sqrt() < 1e-3
+    fit = align_to_photo(CAMERA, render.image, photo, render.depth, render.alpha)
+    assert mean_square_px(fit.motion, fit.metric).sqrt() > 0.05
+
+
+def test_the_covariance_tells_how_far_an_estimate_is_off() -> None:
+    """Blurred errors of a tenth of the contrast, like those of an unfinished splat, on a photo from the right pose."""
+    model, pose = textured_model(), start_pose()
+    render = rendered(model, pose)
+    assert render.depth is not None
+    squared, expected = [], []
+    for seed in range(30):
+        noise = torch.randn(1, 3, CAMERA.height // 6, CAMERA.width // 6, generator=torch.Generator().manual_seed(seed))
+        blurred = torch.nn.functional.interpolate(noise, (CAMERA.height, CAMERA.width), mode="bilinear")[0]
+        photo = render.image + 0.05 * blurred.permute(1, 2, 0)
+        fit = align_to_photo(CAMERA, render.image, photo, render.depth, render.alpha)
+        squared.append(float(mean_square_px(fit.motion, fit.metric)))
+        expected.append(float((fit.covariance @ fit.metric).trace()))
+    assert 0.5 < np.mean(squared) / np.mean(expected) < 2.0
 
 
 def test_reducing_an_image_takes_means() -> None:

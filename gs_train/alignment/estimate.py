@@ -81,7 +81,8 @@ def robust_step_by_groups(
     diagonal = normal.diagonal()
     # Without any information the step is 0, not an error.
     damped = normal + torch.diag(_DAMPING * diagonal + 1e-9 * diagonal.max() + 1e-12)
-    step = -torch.linalg.solve(damped, gradients.sum(dim=0))
+    # The variants without a check of their own, which would make a GPU wait.
+    step = -torch.linalg.solve_ex(damped, gradients.sum(dim=0)).result
     left = gradients + normals @ step
-    inverse = torch.linalg.inv(damped)
+    inverse = torch.linalg.inv_ex(damped).inverse
     return step, inverse @ (left.T @ left) @ inverse

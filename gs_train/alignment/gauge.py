@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gs_train.alignment.motion import mean_square_px, motion_between
+from gs_train.alignment.motion import cross_matrices, mean_square_px, motion_between, rotation_matrix
 
 _SIMILARITY = 7
 _TIKHONOV = 1e-6
@@ -38,15 +38,15 @@ def without_common_motion(poses: Tensor, given: Tensor, metric: Tensor) -> Tenso
     # [V, 6, 7] derivative of each camera's motion by the rotation (3), the scale and the shift (3) of the rig.
     effect = torch.zeros(len(poses), 6, _SIMILARITY, dtype=poses.dtype, device=poses.device)
     effect[:, :3, :3] = turn
-    effect[:, 3:, :3] = -turn @ _cross_matrices(arms)
+    effect[:, 3:, :3] = -turn @ cross_matrices(arms)
     effect[:, 3:, 3] = (turn @ arms[:, :, None])[:, :, 0]
     effect[:, 3:, 4:] = turn
     weighted = effect.mT @ metric
     normal = (weighted @ effect).sum(dim=0)
     gradient = (weighted @ motion_between(given, poses)[:, :, None]).sum(dim=0)[:, 0]
     damping = _TIKHONOV * normal.diagonal() + 1e-12
-    similarity = -torch.linalg.solve(normal + torch.diag(damping), gradient)
-    rotation = torch.linalg.matrix_exp(_cross_matrices(similarity[None, :3])[0])
+    similarity = -torch.linalg.solve_ex(normal + torch.diag(damping), gradient).result
+    rotation = rotation_matrix(similarity[:3])
     aligned = poses.clone()
     aligned[:, :3, :3] = turn @ rotation.T
     moved = (1.0 + similarity[3]) * (arms @ rotation.T) + middle + similarity[4:]
@@ -72,10 +72,3 @@ def is_common(poses: Tensor, given: Tensor, metric: Tensor, *, times: float = 3.
 def _centres(poses: Tensor) -> Tensor:
     """[V, 3] centres of cameras with poses [V, 4, 4]."""
     return -(poses[:, :3, :3].mT @ poses[:, :3, 3:])[:, :, 0]
-
-
-def _cross_matrices(vectors: Tensor) -> Tensor:
-    """[V, 3, 3] matrices whose product with any x is the cross product of ``vectors`` [V, 3] and x."""
-    x, y, z = vectors.unbind(1)
-    zero = torch.zeros_like(x)
-    return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=1).view(-1, 3, 3)

@@ -44,7 +44,7 @@ def pixel_metric(flow: Tensor, counts: Tensor) -> Tensor:
 
 def moved(world_to_camera: Tensor, motion: Tensor) -> Tensor:
     """[4, 4] pose of a camera after ``motion``; the input is float64."""
-    turn = torch.linalg.matrix_exp(_cross_matrix(motion[:3])).T
+    turn = rotation_matrix(motion[:3]).T
     after = world_to_camera.clone()
     after[:3, :3] = turn @ world_to_camera[:3, :3]
     after[:3, 3] = turn @ (world_to_camera[:3, 3] - motion[3:])
@@ -72,8 +72,17 @@ def mean_square_px(motion: Tensor, metric: Tensor) -> Tensor:
     return torch.einsum("...i,...ij,...j->...", motion, metric, motion)
 
 
-def _cross_matrix(vector: Tensor) -> Tensor:
-    """[3, 3] matrix whose product with any x is the cross product of ``vector`` and x."""
-    x, y, z = vector
+def rotation_matrix(vector: Tensor) -> Tensor:
+    """[3, 3] rotation by the vector's length in radians about its direction (Rodrigues' formula)."""
+    cross = cross_matrices(vector)
+    # sin(x) / x and (1 - cos(x)) / x^2, also at 0.
+    angle = vector.norm() / torch.pi
+    unit = torch.eye(3, dtype=vector.dtype, device=vector.device)
+    return unit + torch.sinc(angle) * cross + 0.5 * torch.sinc(0.5 * angle) ** 2 * (cross @ cross)
+
+
+def cross_matrices(vectors: Tensor) -> Tensor:
+    """[..., 3, 3] matrices whose product with any x is the cross product of ``vectors`` [..., 3] and x."""
+    x, y, z = vectors.unbind(-1)
     zero = torch.zeros_like(x)
-    return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero]).view(3, 3)
+    return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).unflatten(-1, (3, 3))

@@ -118,12 +118,13 @@ class PoseRefinement:
         with torch.no_grad():
             depth, alpha = render.depth.detach(), render.alpha.detach()
             fit = align_to_photo(camera, image.detach(), photo, depth, alpha, weights, reduction=reduction)
-            pose, unit = self._poses[index], torch.eye(6).to(self._poses)
+            pose = self._poses[index]
+            unit = torch.eye(6, dtype=pose.dtype, device=pose.device)
             so_far = motion_between(self._start[index], pose)
             # The weighted mean of the start, which has one error, and of this estimate, which has another.
-            start_px, splat_px = self._expected[index] * camera.width, _SPLAT_ERROR * camera.width
+            start_px, splat_px = float(self._expected[index]) * camera.width, _SPLAT_ERROR * camera.width
             ratio = (fit.covariance @ fit.metric + splat_px**2 * unit) / start_px**2
-            mean = torch.linalg.solve(unit + ratio, so_far + fit.motion)
+            mean = torch.linalg.solve_ex(unit + ratio, so_far + fit.motion).result
             change = _STEP * (mean - so_far)
             displaced = mean_square_px(change, fit.metric).clamp(min=1e-12).sqrt()
             self._poses[index] = moved(pose, change * (_LARGEST_MOVE * camera.width / displaced).clamp(max=1.0))
