@@ -153,6 +153,14 @@ def test_the_refined_cameras_are_written_beside_the_originals(tiny_scene: Path, 
     moved = [np.abs(np.subtract(a["position"], b["position"])).max() for a, b in zip(given, refined, strict=True)]
     assert moved[0] == 0.0, "the test view has moved"
     assert 1e-6 < max(moved) < 0.2
+    done = gs_train_here("eval", tmp_path / "run")
+    assert done.returncode == 0 and "refined on their photos: PSNR" in done.stdout, done.stdout + done.stderr
+    results, per_view = (
+        json.loads((tmp_path / "run" / f"{name}.json").read_text()) for name in ("results", "per_view")
+    )
+    for figures in (results, *per_view.values()):
+        assert figures["psnr_refined_poses"] >= figures["psnr"] - 0.01
+        assert {"ssim_refined_poses", "psnr_colour_matched_refined_poses"} <= figures.keys()
 
 
 def test_training_from_a_splat_keeps_its_degree(tiny_run: Path, tiny_scene: Path, tmp_path: Path) -> None:
