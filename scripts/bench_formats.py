@@ -3,8 +3,8 @@
     python scripts/bench_formats.py RUN [RUN ...] [--views 8] [--repeat 3]
 
 Each format writes the splat of each run and reads it back. The renders of held-out views from both splats are compared
-as PSNR of the mean squared error over all views, in floating point. Seconds are the smallest of the repetitions, in one
-process. Prints the rows of the table in docs/benchmarks.md, as Markdown.
+as PSNR of the mean squared error over all views, in floating point. Seconds are CPU seconds of one thread, the smallest
+of the repetitions. Prints the rows of the table in docs/benchmarks.md, as Markdown.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ def renderer(opened: OpenedSplat, most_views: int) -> Callable[[GaussianModel], 
 
 
 def smallest_s(repeat: int, action: Callable[[], object]) -> float:
-    """The smallest time of the repetitions, seconds."""
+    """The smallest CPU time of the repetitions, seconds."""
     times = []
     for _ in range(repeat):
-        began_s = time.perf_counter()
+        began_s = time.process_time()
         action()
-        times.append(time.perf_counter() - began_s)
+        times.append(time.process_time() - began_s)
     return min(times)
 
 

@@ -37,6 +37,8 @@ _MOST_SH = 1000.0
 """Largest coefficient, so that sums of squares stay finite. Coefficients above 10 are defects."""
 _PALETTE_LEAST, _PALETTE_MOST = 4096, 65536
 _PALETTE_COLUMNS = 64
+_IMPORTANCE = (1e-4, 1e4)
+"""Smallest and largest importance of a Gaussian."""
 _ZIP_HEADER = 30
 """Bytes before the name of an entry of a zip file."""
 _NO_ROTATION_ALPHA = 252
@@ -88,7 +90,8 @@ def encode_sog(data: SplatData, *, quality: Quality = "normal") -> bytes:
     files = [add("means_l", words[:, :, 0]), add("means_u", words[:, :, 1])]
     meta["means"] = {"mins": low.tolist(), "maxs": high.tolist(), "files": files}
     scales = np.clip(data.scaling, -_MOST_LOG_SCALE, _MOST_LOG_SCALE)
-    codebook = make_codebook(scales)
+    importance = _importance(data.xyz, scales, data.opacity)
+    codebook = make_codebook(scales, np.broadcast_to(np.sqrt(importance), scales.shape))
     files = [add("scales", nearest_entries(codebook, scales))]
     meta["scales"] = {"codebook": _rounded(codebook), "files": files}
     meta["quats"] = {"files": [add("quats", _encode_rotations(data.rotation))]}
@@ -97,7 +100,7 @@ def encode_sog(data: SplatData, *, quality: Quality = "normal") -> bytes:
     colours = np.concatenate([nearest_entries(codebook, data.f_dc[:, 0]), alpha], axis=1)
     meta["sh0"] = {"codebook": _rounded(codebook), "files": [add("sh0", colours)]}
     if data.sh_degree:
-        meta["shN"] = _encode_sh(data, quality, images)
+        meta["shN"] = _encode_sh(data, importance, quality, images)
     return pack({"meta.json": json.dumps(meta).encode(), **images})
 
 
@@ -127,12 +130,28 @@ def _encode_rotations(rotation: NDArray[np.float32]) -> NDArray[np.uint8]:
     return np.concatenate([rgb, (_NO_ROTATION_ALPHA + largest[:, None]).astype(np.uint8)], axis=1)
 
 
-def _encode_sh(data: SplatData, quality: Quality, images: dict[str, bytes]) -> dict[str, Any]:
+def _importance(
+    xyz: NDArray[np.float32], scales: NDArray[np.float32], opacity: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """[N, 1] estimate of the pixels that each Gaussian colours, relative to the mean: opacity times area over squared
+    distance. The cameras are unknown: the squared distance is that from the middle of the splat, plus its median."""
+    smallest_last = -np.sort(-scales.astype(np.float64), axis=1)
+    squared = np.square(xyz.astype(np.float64) - np.median(xyz, axis=0)).sum(axis=1)
+    pixels = np.exp(smallest_last[:, 0] + smallest_last[:, 1]) / np.maximum(squared + np.median(squared), 1e-30)
+    pixels *= opacities(opacity)[:, 0]
+    return np.clip(pixels / pixels.mean(), *_IMPORTANCE)[:, None].astype(np.float32)
+
+
+def _encode_sh(
+    data: SplatData, importance: NDArray[np.float32], quality: Quality, images: dict[str, bytes]
+) -> dict[str, Any]:
     """The entry ``shN`` of meta.json; adds the images of the palette and of the labels."""
     count, rest = len(data), data.f_rest.shape[1]
     flat = data.f_rest.transpose(0, 2, 1).reshape(count, 3 * rest)
     flat = np.clip(flat, -_MOST_SH, _MOST_SH)
-    centres, labels = make_palette(flat, palette_size(count, quality))
+    # A weak power: with the importance itself, small Gaussians would lose more than large ones gain.
+    weights = np.sqrt(np.sqrt(importance[:, 0]))
+    centres, labels = make_palette(flat, palette_size(count, quality), weights)
     codebook = make_codebook(centres)
     entries = nearest_entries(codebook, centres).reshape(len(centres), 3, rest).transpose(0, 2, 1)
     rows = -(-len(centres) // _PALETTE_COLUMNS)
