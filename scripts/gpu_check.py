@@ -104,8 +104,10 @@ def compile_kernels() -> dict[str, Any]:
     gsplat_s, began_s = time.perf_counter() - began_s, time.perf_counter()
     notes: list[str] = []
     losses.prepare(torch.device("cuda"), notes.append)
+    colours = fault is None and gsplat_cuda.triton_colours() is not None
     figures = {"built_before": built, "gsplat_s": round(gsplat_s, 1), "fault": fault, "notes": notes}
-    return figures | {"loss_s": round(time.perf_counter() - began_s, 1), "failed": fault is not None}
+    figures |= {"triton_s": round(time.perf_counter() - began_s, 1), "triton_colours": colours}
+    return figures | {"failed": fault is not None}
 
 
 def run_tests() -> dict[str, Any]:
