@@ -98,9 +98,10 @@ def test_the_longest_ending_wins(tmp_path: Path) -> None:
 
 def test_every_file_is_read_by_its_content_under_every_name(tmp_path: Path) -> None:
     splat = finite_splat(9)
-    for ending in writable_endings():
+    endings = [ending for ending in writable_endings() if ending in readable_endings()]
+    for ending in endings:
         write_splat(tmp_path / f"a{ending}", splat)
-    for held, named in itertools.product(writable_endings(), repeat=2):
+    for held, named in itertools.product(endings, repeat=2):
         file, notes = tmp_path / f"b{named}", list[str]()
         shutil.copy(tmp_path / f"a{held}", file)
         if held == ".splat" != named:

@@ -52,7 +52,7 @@ class ExportCommand:
 
     def run(self) -> int:
         """Write the file."""
-        from gs_train.formats.registry import splat_writer
+        from gs_train.formats.registry import is_splat_file, splat_writer
         from gs_train.run.open import open_splat
         from gs_train.run.splat_frame import write_offset
 
@@ -60,6 +60,8 @@ class ExportCommand:
         is_spz = self.target.name.lower().endswith(".spz")
         reading = {} if is_spz or "spz_axes" not in given else {"spz_axes": given.pop("spz_axes")}
         write = splat_writer(self.target, notify, **given)
+        if reading and not is_splat_file(self.source):
+            raise UserError("--spz-axes is an option of .spz files, and there is none: leave out --spz-axes.")
         opened = open_splat(self.source, notify, **reading)
         frame = opened.frame.of_files
         data = self._cleaned(self._finite(opened.splat()), frame)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 Facts = list[tuple[str, str]]
 FAULT = "fault"
 """Name of each fact that makes a scene unfit for training."""
-_KINDS = "name a scene folder, a run folder, a checkpoint (.pt) or a splat (.ply)"
+_KINDS = "name a scene folder, a run folder, a checkpoint (.pt) or a splat file"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class InfoCommand:
     """Describe and check a scene, a run, a checkpoint or a splat file."""
 
     path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
-    """Scene (a folder or a transforms .json), run folder, checkpoint (.pt) or splat (.ply)."""
+    """Scene (a folder or a transforms .json), run folder, checkpoint (.pt) or splat file."""
 
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print the result as one JSON object on stdout, and all other text on stderr. Use it in scripts."""
