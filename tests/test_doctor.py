@@ -24,6 +24,7 @@ PARTS = [
     "pycolmap",
     "imageio-ffmpeg",
     "pillow-heif",
+    "zstandard",
 ]
 
 

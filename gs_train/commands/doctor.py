@@ -26,6 +26,7 @@ _EXTRAS = (
     ("pycolmap", "sfm", "gs-train prepare"),
     ("imageio-ffmpeg", "video", "gs-train prepare with a video"),
     ("pillow-heif", "heic", "reading HEIC photos"),
+    ("zstandard", "zstd", "version 4 of .spz files"),
 )
 """Package, extra that installs it, and the task that needs it."""
 
