@@ -54,8 +54,8 @@ def nearest_entries(codebook: NDArray[np.float32], values: NDArray[np.float32]) 
 
 def _bins(numbers: NDArray[np.float64], shares: NDArray[np.float64], low: float, high: float) -> Any:
     """Means and weights of the bins that are not empty: fine bins in the range of most numbers, coarse bins beyond."""
-    most = np.quantile(numbers, [_RARE, 1 - _RARE])
-    edges = np.unique(np.concatenate([np.linspace(low, high, _BINS + 1), np.linspace(*most, _BINS + 1)]))
+    most_low, most_high = np.quantile(numbers, [_RARE, 1 - _RARE])
+    edges = np.unique(np.concatenate([np.linspace(low, high, _BINS + 1), np.linspace(most_low, most_high, _BINS + 1)]))
     number = np.searchsorted(edges[1:-1], numbers, side="right")
     weight = np.bincount(number, shares, len(edges) - 1)
     total = np.bincount(number, shares * numbers, len(edges) - 1)
@@ -69,4 +69,5 @@ def _start(bins: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[n
     width = np.gradient(bins) if len(bins) > 1 else np.ones(1)
     sums = np.cumsum(np.cbrt(weights / width) * width)
     places = (np.arange(ENTRIES) + 0.5) / ENTRIES * sums[-1]
-    return bins[np.minimum(np.searchsorted(sums, places), len(bins) - 1)]
+    entries: NDArray[np.float64] = bins[np.minimum(np.searchsorted(sums, places), len(bins) - 1)]
+    return entries

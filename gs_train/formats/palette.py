@@ -7,8 +7,12 @@ about a second.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 from numpy.typing import NDArray
+
+from gs_train.machine import cpu_threads
 
 Rows = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -47,13 +51,19 @@ def make_palette(rows: Rows, size: int, weights: Weights | None = None) -> tuple
     counts = np.bincount(cell_of, minlength=len(coarse))
     cells = [order[end - count : end] for end, count in zip(np.cumsum(counts), counts, strict=True) if count]
     shares = _shares([_error(rows[cell], weights[cell]) for cell in cells], [len(cell) for cell in cells], size)
-    labels, centres, first = np.empty(len(rows), dtype=np.int64), [], 0
-    for cell, share in zip(cells, shares, strict=True):
-        own, nearest = _lloyd(rows[cell], weights[cell], share, _FINE_ROUNDS, rng)
-        centres.append(own)
+
+    def divide(number: int) -> tuple[Rows, Labels]:
+        # Each cell has its own random numbers, so the order of the threads does not matter.
+        cell, draws = cells[number], np.random.default_rng(number)
+        return _lloyd(rows[cell], weights[cell], shares[number], _FINE_ROUNDS, draws)
+
+    with ThreadPoolExecutor(cpu_threads()) as pool:
+        divided = list(pool.map(divide, range(len(cells))))
+    labels, first = np.empty(len(rows), dtype=np.int64), 0
+    for cell, (own, nearest) in zip(cells, divided, strict=True):
         labels[cell] = first + nearest
-        first += share
-    return np.concatenate(centres), labels
+        first += len(own)
+    return np.concatenate([own for own, _ in divided]), labels
 
 
 def _shares(errors: list[float], counts: list[int], size: int) -> list[int]:

@@ -8,6 +8,7 @@ images. A folder with the same files is read, too.
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,8 +31,11 @@ from gs_train.formats.palette import make_palette
 from gs_train.formats.reading import Damaged, member, numbers, reading, writable, write_file
 from gs_train.formats.sog_container import Files, decode_image, encode_image, image_size, pack, unpack
 from gs_train.formats.splat_data import SplatData, SplatFormat
+from gs_train.machine import cpu_threads
 
 Quality = Literal["normal", "high"]
+Images = dict[str, tuple[NDArray[np.uint8], tuple[int, int]]]
+"""File name -> channels of the pixels, width and height."""
 _MOST_LOG_SCALE = 20.0
 _MOST_SH = 1000.0
 """Largest coefficient, so that sums of squares stay finite. Coefficients above 10 are defects."""
@@ -71,7 +75,7 @@ def encode_sog(data: SplatData, *, quality: Quality = "normal") -> bytes:
     positions = np.sign(data.xyz) * np.log1p(np.abs(data.xyz.astype(np.float64)))
     order = morton_order(positions.astype(np.float32))
     data, positions = data.keep(order), positions[order]
-    images: dict[str, bytes] = {}
+    images: Images = {}
     meta: dict[str, Any] = {"version": 2, "asset": {"generator": "gs-train"}, "count": len(data)}
     if data.antialiased:
         # The published text has the first name, PlayCanvas's own tool the second.
@@ -79,7 +83,7 @@ def encode_sog(data: SplatData, *, quality: Quality = "normal") -> bytes:
     size = image_size(len(data))
 
     def add(name: str, columns: NDArray[np.uint8]) -> str:
-        images[f"{name}.webp"] = encode_image(columns, size)
+        images[f"{name}.webp"] = columns, size
         return f"{name}.webp"
 
     low, high = positions.min(axis=0), positions.max(axis=0)
@@ -101,7 +105,9 @@ def encode_sog(data: SplatData, *, quality: Quality = "normal") -> bytes:
     meta["sh0"] = {"codebook": _rounded(codebook), "files": [add("sh0", colours)]}
     if data.sh_degree:
         meta["shN"] = _encode_sh(data, importance, quality, images)
-    return pack({"meta.json": json.dumps(meta).encode(), **images})
+    with ThreadPoolExecutor(cpu_threads()) as pool:
+        encoded = dict(zip(images, pool.map(lambda image: encode_image(*image), images.values()), strict=True))
+    return pack({"meta.json": json.dumps(meta).encode(), **encoded})
 
 
 def read_sog(path: Path) -> SplatData:
@@ -139,12 +145,11 @@ def _importance(
     squared = np.square(xyz.astype(np.float64) - np.median(xyz, axis=0)).sum(axis=1)
     pixels = np.exp(smallest_last[:, 0] + smallest_last[:, 1]) / np.maximum(squared + np.median(squared), 1e-30)
     pixels *= opacities(opacity)[:, 0]
-    return np.clip(pixels / pixels.mean(), *_IMPORTANCE)[:, None].astype(np.float32)
+    importance: NDArray[np.float32] = np.clip(pixels / pixels.mean(), *_IMPORTANCE)[:, None].astype(np.float32)
+    return importance
 
 
-def _encode_sh(
-    data: SplatData, importance: NDArray[np.float32], quality: Quality, images: dict[str, bytes]
-) -> dict[str, Any]:
+def _encode_sh(data: SplatData, importance: NDArray[np.float32], quality: Quality, images: Images) -> dict[str, Any]:
     """The entry ``shN`` of meta.json; adds the images of the palette and of the labels."""
     count, rest = len(data), data.f_rest.shape[1]
     flat = data.f_rest.transpose(0, 2, 1).reshape(count, 3 * rest)
@@ -155,10 +160,9 @@ def _encode_sh(
     codebook = make_codebook(centres)
     entries = nearest_entries(codebook, centres).reshape(len(centres), 3, rest).transpose(0, 2, 1)
     rows = -(-len(centres) // _PALETTE_COLUMNS)
-    size = (_PALETTE_COLUMNS * rest, rows)
-    images["shN_centroids.webp"] = encode_image(entries.reshape(-1, 3), size)
+    images["shN_centroids.webp"] = entries.reshape(-1, 3), (_PALETTE_COLUMNS * rest, rows)
     label_bytes = labels.astype("<u2").view(np.uint8).reshape(-1, 2)
-    images["shN_labels.webp"] = encode_image(np.pad(label_bytes, ((0, 0), (0, 1))), image_size(count))
+    images["shN_labels.webp"] = np.pad(label_bytes, ((0, 0), (0, 1))), image_size(count)
     files = ["shN_centroids.webp", "shN_labels.webp"]
     return {"count": len(centres), "bands": data.sh_degree, "codebook": _rounded(codebook), "files": files}
 
