@@ -273,8 +273,26 @@ def test_other_folders_stay_untouched(prepare: Prepare) -> None:
     assert "is not UTF-8, which COLMAP cannot open" in prepare.refused(prepare.photos, f"{prepare.scene}\udce4")
     (prepare.scene / "note.txt").unlink()
     assert prepare()[0] == 0
+    intact = json.loads((prepare.scene / "prepare.json").read_text())
+    for damaged in (
+        *({**intact, "done": 7}, {**intact, "done": [[]]}, {**intact, "result": {}}, {**intact, "result": 1}, [], {}),
+        *({**intact, "result": {**intact["result"], **change}} for change in ({"points": "x"}, {"unregistered": [1]})),
+    ):
+        (prepare.scene / "prepare.json").write_text(json.dumps(damaged))
+        assert "prepare.json is damaged (" in prepare.refused()
     (prepare.scene / "prepare.json").write_text("{")
-    assert "prepare.json is damaged: delete" in prepare.refused()
+    assert "give the command again" in prepare.refused()
+    shutil.rmtree(prepare.scene)
+    assert prepare()[0] == 0
+
+
+@pytest.mark.parametrize("done", [["images", "cameras"], ["images", "cameras", "features"]])
+def test_a_damaged_database_is_told(prepare: Prepare, done: list[str]) -> None:
+    assert prepare()[0] == 0
+    record = prepare.scene / "prepare.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "done": done, "result": None}))
+    (prepare.scene / "database.db").write_bytes(b"no database" * 1000)
+    assert "database.db is damaged (" in prepare.refused()
 
 
 def test_a_folder_without_enough_photos(prepare: Prepare) -> None:

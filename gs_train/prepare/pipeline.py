@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -108,7 +109,10 @@ def _bring_images(source: Source, work: Work, progress: Progress) -> None:
 
 
 def _match(work: Work, names: list[str], progress: Progress) -> None:
-    pairs = choose_pairs(names, work.database, video=work.video)
+    try:
+        pairs = choose_pairs(names, work.database, video=work.video)
+    except (sqlite3.DatabaseError, ValueError) as error:
+        raise work.damaged(work.database, error) from None
     pairs_file = work.path / "pairs.txt"
     pairs_file.write_text("".join(f"{one} {other}\n" for one, other in pairs), encoding="utf-8")
     show = work.watch_rows("two_view_geometries", lambda done: progress("matching", done, len(pairs)))

@@ -82,7 +82,7 @@ class Work:
     def result(self) -> Prepared | None:
         """The result; None until all steps are done."""
         stored = self._record["result"]
-        return None if stored is None else Prepared(**{**stored, "unregistered": tuple(stored["unregistered"])})
+        return None if stored is None else _prepared(stored)
 
     def finish(self, step: str, result: Prepared | None = None) -> None:
         """Record that a step is done."""
@@ -95,7 +95,11 @@ class Work:
         return sorted(file.relative_to(self.images).as_posix() for file in self.images.rglob("*") if file.is_file())
 
     def count(self, table: str) -> int | None:
-        """Number of rows in a table of the database; None if the table does not exist yet or is locked."""
+        """Number of rows in a table of the database; None if the table does not exist yet or is locked.
+
+        Raises:
+            UserError: the database is damaged.
+        """
         if not self.database.exists():
             return None
         try:
@@ -103,6 +107,12 @@ class Work:
                 return int(connection.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0])
         except sqlite3.OperationalError:
             return None
+        except sqlite3.DatabaseError as error:
+            raise self.damaged(self.database, error) from None
+
+    def damaged(self, file: Path, error: Exception) -> UserError:
+        """The error for a file that an earlier call wrote and that cannot be read."""
+        return UserError(f"{file} is damaged ({error}): delete {self.path} and give the command again.")
 
     def watch_rows(self, table: str, show: Callable[[int], None]) -> Callable[[list[dict[str, Any]]], None]:
         """A ``watch`` argument for ``run_worker`` that shows the progress by the rows in a table."""
@@ -119,8 +129,13 @@ class Work:
         try:
             record = json.loads(file.read_text(encoding="utf-8"))
             identity, frames, done = record["identity"], record["frames"], record["done"]
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{file} is damaged: delete {self.path} and give the command again.") from None
+            if not isinstance(done, list) or any(not isinstance(step, str) for step in done):
+                raise ValueError(f"done is {done!r}")
+            result = record["result"] if "model" in done else None
+            if result is not None:
+                _prepared(result)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise self.damaged(file, error) from None
         # Until all photos are copied nothing depends on them, and the user may have replaced an unreadable one.
         if "images" not in done and (identity, frames) != (source.identity, source.frames):
             shutil.rmtree(self.path / "images.partial", ignore_errors=True)
@@ -135,8 +150,19 @@ class Work:
         for step, place in (("images", self.images), ("cameras", self.database), ("model", self.path / "sparse" / "0")):
             if step in done and not place.exists():
                 done = done[: done.index(step)]
-        result = record["result"] if "model" in done else None
-        self._record.update(done=done, result=result)
+        self._record.update(done=done, result=result if "model" in done else None)
 
     def _save(self) -> None:
         atomic_write_text(self.path / _RECORD, json.dumps(self._record, indent=1))
+
+
+def _prepared(stored: Any) -> Prepared:
+    """A result that ``finish`` stored. Raises KeyError, TypeError or ValueError if it is none."""
+    result = Prepared(**{**stored, "unregistered": tuple(stored["unregistered"])})
+    for name, value in vars(result).items():
+        kinds = {"unregistered": tuple, "global_mapping": bool}.get(name, int | float)
+        if not isinstance(value, kinds):
+            raise ValueError(f"{name} is {value!r}")
+    if not all(isinstance(name, str) for name in result.unregistered):
+        raise ValueError("unregistered holds values that are no names")
+    return result
