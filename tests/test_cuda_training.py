@@ -66,8 +66,7 @@ def test_it_trains_without_waits(name: str, scene: Scene, tmp_path: Path) -> Non
     assert state.model.device.type == "cuda"
     assert all(parameter.isfinite().all() for parameter in state.model.parameters.values())
     assert state.smoothed["psnr"] > 11.0
-    if name != "poses":  # A refined pose is solved for on the CPU.
-        assert {step: found for step, found in waits.items() if found and ordinary(step)} == {}
+    assert {step: found for step, found in waits.items() if found and ordinary(step)} == {}
 
     selection = select_rasterizer("cuda", print, antialiased=config.antialiased)
     background = state.background.eval_color()

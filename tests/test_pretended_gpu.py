@@ -69,8 +69,7 @@ def test_every_option_trains_without_a_wait(
         train(small_scene, config, tmp_path / "run", after_step=[note], progress=False)
     steps = [step for step in waits if step > 20 and ordinary(step)]
     assert len(steps) == 8
-    if name != "poses":  # A refined pose is solved for on the CPU.
-        assert {step: waits[step] for step in steps if waits[step]} == {}
+    assert {step: waits[step] for step in steps if waits[step]} == {}
 
 
 @pytest.mark.parametrize("kind", ["absgrad", "mcmc"])
