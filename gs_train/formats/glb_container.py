@@ -16,6 +16,8 @@ from gs_train.formats.reading import Damaged, check_expansion, member
 _MAGIC = 0x46546C67
 _JSON, _BIN = 0x4E4F534A, 0x004E4942
 _ARRAY_BUFFER = 34962
+_LONGEST_JSON = 16 << 20
+"""Bytes. Python needs some 20 times as many for lists and objects; a splat has 10,000."""
 _WIDTHS = {"SCALAR": 1, "VEC3": 3, "VEC4": 4}
 _COMPONENTS = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5126: "<f4"}
 _CODES = {np.dtype("<f4"): 5126, np.dtype("u1"): 5121}
@@ -95,6 +97,8 @@ class Container:
         magic, version, _, size, kind = struct.unpack_from("<IIIII", content)
         if magic != _MAGIC or version != 2 or kind != _JSON or size > len(content) - 20:
             raise Damaged("its header is not that of glTF 2")
+        if size > _LONGEST_JSON:
+            raise Damaged(f"its JSON has {size:,} bytes")
         try:
             table = json.loads(content[20 : 20 + size])
         except (ValueError, RecursionError) as error:

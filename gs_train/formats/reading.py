@@ -14,8 +14,8 @@ from gs_train.atomic_write import atomic_write
 from gs_train.errors import UserError
 from gs_train.formats.splat_data import SplatData
 
-_MOST_EXPANSION = 100
-"""Largest ratio of unpacked bytes to the file's bytes. Real splats stay below 10."""
+_MOST_EXPANSION = 50
+"""Largest ratio of unpacked bytes to the file's bytes. Trained splats stay below 5."""
 _ALWAYS_ALLOWED = 16 << 20
 """Unpacked bytes that a file of any size may have."""
 _LARGEST = float(np.finfo(np.float32).max)

@@ -21,6 +21,7 @@ FORMATS: dict[str, str | None] = {
     ".spz": "gs_train.formats.spz",
     ".sog": "gs_train.formats.sog",
     ".glb": "gs_train.formats.glb",
+    ".html": "gs_train.formats.html",
 }
 """Ending of a file name -> module of the format. The longest ending that fits wins; upper and lower case are equal."""
 _HEAD_BYTES = 4096
