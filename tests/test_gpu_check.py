@@ -89,3 +89,17 @@ def test_trainings_on_the_cpu(
         assert row["peak_memory_bytes"] > 0 and row["peak_gpu_memory_bytes"] is None
     monkeypatch.setattr(gpu_check, "run_gs_train", lambda *arguments: False)
     assert gpu_check.train_presets(tiny_scene, tmp_path, ["tiny"], [12])["failed"]
+
+
+def test_the_tests_on_a_gpu_are_found(gpu_check: ModuleType, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    popen = subprocess.Popen
+
+    def collecting(command: list[str], **kwargs: Any) -> Any:
+        return popen([*command, "--collect-only"], **kwargs)
+
+    monkeypatch.setattr(subprocess, "Popen", collecting)
+    figures = gpu_check.run_tests()
+    told = capfd.readouterr().out
+    for name in ("test_cuda.py", "test_cuda_training.py", "test_gsplat_rasterizer.py", "test_triton_loss.py"):
+        assert f"tests/{name}::" in told, name
+    assert not figures["failed"] and "tests collected" in figures["summary"]
