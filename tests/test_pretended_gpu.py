@@ -12,6 +12,10 @@ import pytest
 import torch
 from small_trainings import KINDS, OPTIONS, config_of, ordinary
 
+from gs_train.evaluate.evaluate import evaluate
+from gs_train.model.gaussians import GaussianModel
+from gs_train.render.cpu.rasterizer import CpuRasterizer
+from gs_train.render.gsplat_cuda import GsplatRasterizer
 from gs_train.scene.load import SceneConfig, load_scene
 from gs_train.scene.types import Scene
 from gs_train.training.loop import train
@@ -159,3 +163,23 @@ def test_a_gaussian_that_becomes_nan_ends_the_training_at_the_next_logging_step(
     with gpu, pytest.raises(FloatingPointError, match=r"at iteration 20; 3 of \d+ values of xyz are not finite"):
         train(small_scene, config_of(kind, 30), tmp_path / "run", after_step=[spoil], progress=False)
     assert not list((tmp_path / "run" / "checkpoints").glob("*.pt"))
+
+
+def test_evaluation_gives_the_figures_of_the_cpu(
+    gpu: pretended_device.PretendedDevice, small_scene: Scene, tmp_path: Path
+) -> None:
+    config, run = config_of("multiview", 20), tmp_path / "run"
+    with gpu:
+        state = train(small_scene, config, run, progress=False)
+        background = state.background.eval_color()
+        views, renders = small_scene.train_views[:2], tmp_path / "renders"
+        renders.mkdir()
+        rasterizer = GsplatRasterizer()
+        on_gpu = evaluate(state.model, views, rasterizer, background=background, renders=renders)
+        saved = state.model.state_dict()
+    saved["parameters"] = {name: pretended_device.to_cpu(each) for name, each in saved["parameters"].items()}
+    model, background = GaussianModel.from_state_dict(saved), pretended_device.to_cpu(background)
+    on_cpu = evaluate(model, views, CpuRasterizer(), background=background)
+    assert all(path.exists() for path in on_gpu.images) and len(on_gpu.images) == 2
+    assert on_gpu.mean.psnr == pytest.approx(on_cpu.mean.psnr, abs=1e-3)
+    assert on_gpu.mean.ssim == pytest.approx(on_cpu.mean.ssim, abs=1e-4)
