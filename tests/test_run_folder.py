@@ -16,6 +16,7 @@ from gs_train.atomic_write import atomic_write_text
 from gs_train.config.settings import TrainConfig
 from gs_train.errors import UserError
 from gs_train.formats.ply import read_ply
+from gs_train.run import folder
 from gs_train.run.folder import RunFolder
 from gs_train.run.lock import LOCK_NAME, check_unlocked, hold_lock
 from gs_train.scene.load import SceneConfig, load_scene
@@ -132,6 +133,19 @@ def test_the_rests_of_a_killed_start_do_not_take_the_folder(tiny_scene: Path, tm
     assert {path.name for path in out.iterdir()} == {
         *("config.toml", "cfg_args", "run.json", "metrics.jsonl", "cameras.json", "checkpoints", "point_cloud")
     }
+
+
+def test_config_toml_is_the_first_file_of_a_run(
+    tiny_scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a kill, a folder with other files alone would take neither --resume nor --overwrite."""
+    (tmp_path / "list.txt").write_text("view_000\n")
+    config = TrainConfig(scene=SceneConfig(test_list=str(tmp_path / "list.txt")))
+    scene = load_scene(tiny_scene, config.scene)
+    written: list[str] = []
+    monkeypatch.setattr(folder, "atomic_write_text", lambda path, text: written.append(path.name))
+    RunFolder(tmp_path / "run").write_config(config, scene)
+    assert written == ["config.toml", "test_list.txt", "cfg_args"]
 
 
 @pytest.mark.parametrize("name", ["notes.txt", ".hidden", "point_cloud/mine.ply"])

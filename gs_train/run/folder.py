@@ -179,10 +179,12 @@ class RunFolder:
         if config.scene.test_list:
             # The path is relative to the run, which may move; read_config resolves it.
             atomic_write_text(self.path / TEST_LIST, "".join(f"{view.name}\n" for view in scene.test_views))
-            config = replace(config, scene=replace(config.scene, test_list=TEST_LIST))
-        atomic_write_text(self.config, write_toml(config, scene.path.resolve()))
         arguments = Namespace(
             sh_degree=config.sh_degree,
+        # config.toml comes first: after a kill, a folder with other files alone would be no run and not free.
+        # The path of the list is relative to the run, which may move; read_config resolves it.
+        kept = replace(config.scene, test_list=TEST_LIST if config.scene.test_list else "")
+        atomic_write_text(self.config, write_toml(replace(config, scene=kept), scene.path.resolve()))
             source_path=str(scene.path.resolve()),
             model_path=str(self.path.resolve()),
             images=config.scene.images,
