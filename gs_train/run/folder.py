@@ -57,6 +57,13 @@ class RunFolder:
     path: Path
     """The folder given as --out."""
 
+    @classmethod
+    def holding(cls, path: Path) -> RunFolder | None:
+        """The run that ``path`` is, or that its splat or checkpoint is part of; None if there is no such run."""
+        path = path.absolute()
+        # A run, RUN/checkpoints/x.pt, or RUN/point_cloud/iteration_N/point_cloud.ply.
+        return next((cls(each) for each in (path, *path.parents[1:3]) if cls(each).is_run()), None)
+
     @property
     def config(self) -> Path:
         """The resolved config and the scene's path."""
@@ -176,15 +183,14 @@ class RunFolder:
         Removes the temporary files of killed processes.
         """
         self.clear_leftovers()
-        if config.scene.test_list:
-            # The path is relative to the run, which may move; read_config resolves it.
-            atomic_write_text(self.path / TEST_LIST, "".join(f"{view.name}\n" for view in scene.test_views))
-        arguments = Namespace(
-            sh_degree=config.sh_degree,
         # config.toml comes first: after a kill, a folder with other files alone would be no run and not free.
         # The path of the list is relative to the run, which may move; read_config resolves it.
         kept = replace(config.scene, test_list=TEST_LIST if config.scene.test_list else "")
         atomic_write_text(self.config, write_toml(replace(config, scene=kept), scene.path.resolve()))
+        if config.scene.test_list:
+            atomic_write_text(self.path / TEST_LIST, "".join(f"{view.name}\n" for view in scene.test_views))
+        arguments = Namespace(
+            sh_degree=config.sh_degree,
             source_path=str(scene.path.resolve()),
             model_path=str(self.path.resolve()),
             images=config.scene.images,
