@@ -120,7 +120,7 @@ def _sh_name(index: int) -> str:
 
 
 def _rest_count(attributes: dict[str, Any]) -> int:
-    """Number of coefficients above degree 0: those of all degrees whose first coefficient is there."""
+    """Number of coefficients above degree 0, by the degrees whose first coefficient is there."""
     degree = 0
     while degree < 3 and f"{_EXTENSION}:SH_DEGREE_{degree + 1}_COEF_0" in attributes:
         degree += 1

@@ -89,7 +89,7 @@ class Container:
 
         Raises:
             OSError: the file cannot be read.
-            Damaged: its chunks are not those of a .glb file.
+            Damaged: it is not a .glb file.
         """
         content = path.read_bytes()
         if len(content) < 20:
@@ -112,7 +112,7 @@ class Container:
         return cls(json=table, binary=content[start + 8 : start + 8 + size])
 
     def read(self, number: int, width: int) -> NDArray[np.float32]:
-        """[N, width] the values of an accessor, those of normalised integers as fractions.
+        """[N, width] the values of an accessor; normalised integers become fractions.
 
         Raises:
             Damaged: the accessor does not exist, has another width, or lies outside the file.

@@ -39,7 +39,7 @@ def unit_quaternions(rotation: NDArray[np.float32]) -> NDArray[np.float32]:
 def smallest_three(unit: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Split unit quaternions into the index [N] of the largest component and the other three [N, 3], in order.
 
-    The signs are those of the equal rotation whose largest component is positive.
+    Their signs are chosen for a positive largest component, which gives the same rotation.
     """
     largest = np.abs(unit).argmax(axis=1)
     negative = np.take_along_axis(unit, largest[:, None], axis=1) < 0

@@ -33,7 +33,7 @@ def reading(path: Path, ending: str) -> Iterator[None]:
 
     Args:
         path: the file.
-        ending: of the format, such as ``.spz``.
+        ending: of the format, for example ``.spz``.
     """
     try:
         # Damaged numbers become NaN or infinite values, which ``info`` and ``export`` report.
@@ -58,7 +58,7 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def writable(path: Path, data: SplatData) -> SplatData:
-    """The splat with values that every compact format can compute with: absurd ones are clipped to +-1e30.
+    """The splat with values that every compact format can compute with: absurd values are clipped to +-1e30.
 
     Raises:
         UserError: it has no Gaussians, or NaN or infinite values.

@@ -38,7 +38,7 @@ def read_splat(path: Path | str, notify: Callable[[str], None] = _silent, **opti
     Args:
         path: the file; for an unpacked .sog its folder or its meta.json.
         notify: takes a sentence about a file whose name promises another format than it holds.
-        options: of the format, such as ``spz_axes="rub"`` for .spz.
+        options: of the format, for example ``spz_axes="rub"`` for .spz.
 
     Raises:
         UserError: the file does not exist, its format is unknown or lacks an option, or it is damaged.
@@ -64,7 +64,7 @@ def write_splat(path: Path | str, data: SplatData, notify: Callable[[str], None]
         path: the file.
         data: the Gaussians.
         notify: takes sentences about parts of the splat that the format cannot hold.
-        options: of the format, such as ``quality="high"`` for .sog.
+        options: of the format, for example ``quality="high"`` for .sog.
 
     Raises:
         UserError: no format with this ending can be written, it lacks an option, or the file cannot be written.
@@ -77,7 +77,7 @@ def splat_writer(
 ) -> Callable[[Path, SplatData], None]:
     """The writer for the ending of ``path``, so that a command can refuse a name before it computes anything.
 
-    Args and raised errors are those of ``write_splat``.
+    The arguments and errors are described at ``write_splat``.
     """
     ending = _by_ending(path)
     chosen = _format(ending)

@@ -154,7 +154,7 @@ def _encode_sh(data: SplatData, importance: NDArray[np.float32], quality: Qualit
     count, rest = len(data), data.f_rest.shape[1]
     flat = data.f_rest.transpose(0, 2, 1).reshape(count, 3 * rest)
     flat = np.clip(flat, -_MOST_SH, _MOST_SH)
-    # A weak power: with the importance itself, small Gaussians would lose more than large ones gain.
+    # A weak power: the importance itself would cost small Gaussians more than it gives large Gaussians.
     weights = np.sqrt(np.sqrt(importance[:, 0]))
     centres, labels = make_palette(flat, palette_size(count, quality), weights)
     codebook = make_codebook(centres)

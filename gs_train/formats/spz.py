@@ -46,8 +46,8 @@ def write_spz(
         path: the file.
         data: the Gaussians.
         spz_version: 3 (gzip) or 4 (Zstandard, needs the extra ``zstd``).
-        sh_bits: bits of the SH coefficients of degree 1, and of higher degrees, such as ``5/4``.
-        spz_axes: ``rdf`` stores the axes of a .ply, as most viewers expect; ``rub`` those of Niantic's text.
+        sh_bits: bits of the SH coefficients of degree 1, and of higher degrees, for example ``5/4``.
+        spz_axes: ``rdf`` stores the axes of a .ply, as most viewers expect; ``rub`` the axes of Niantic's text.
 
     Returns:
         A sentence about the axes.
@@ -69,10 +69,8 @@ def write_spz(
     )
     stored = half_turn(data, _TO_RUB) if spz_axes == "rub" else data
     write_file(path, pack(header, _encode(stored, header.fraction_bits, bits)))
-    axes = {"rdf": "those of a .ply, as most viewers expect", "rub": "right, up, back, as Niantic's text says"}[
-        spz_axes
-    ]
-    return f"The axes in {path.name} are {axes}."
+    axes = {"rdf": "the axes of a .ply, as most viewers expect", "rub": "right, up, back, as Niantic's text says"}
+    return f"The axes in {path.name} are {axes[spz_axes]}."
 
 
 def read_spz(path: Path, *, spz_axes: Axes | None = None) -> SplatData:
@@ -80,7 +78,7 @@ def read_spz(path: Path, *, spz_axes: Axes | None = None) -> SplatData:
 
     Args:
         path: the file.
-        spz_axes: of the file; None for the axes that it names, or those of a .ply if it names none.
+        spz_axes: of the file; None for the axes that it names, or the axes of a .ply if it names none.
 
     Raises:
         UserError: the file does not exist, is damaged, has another version, or needs the extra ``zstd``.
