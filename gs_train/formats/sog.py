@@ -28,7 +28,7 @@ from gs_train.formats.packing import (
     unit_quaternions,
 )
 from gs_train.formats.palette import make_palette
-from gs_train.formats.reading import Damaged, member, numbers, reading, writable, write_file
+from gs_train.formats.reading import Damaged, check_expansion, member, numbers, reading, writable, write_file
 from gs_train.formats.sog_container import Files, decode_image, encode_image, image_size, pack, unpack
 from gs_train.formats.splat_data import SplatData, SplatFormat
 from gs_train.machine import cpu_threads
@@ -229,6 +229,8 @@ def _decode_sh(files: Files, meta: dict[str, Any], count: int) -> NDArray[np.flo
     if not 1 <= bands <= 3 or not 1 <= size <= _PALETTE_MOST:
         raise Damaged(f"its palette has {size} entries of {bands} bands")
     rest = (bands + 1) ** 2 - 1
+    # Many Gaussians may share one entry, so the coefficients need far more memory than the images.
+    check_expansion(12 * rest * count, files.size)
     names = member(entry, "files", list)
     pixels = _PALETTE_COLUMNS * rest * -(-size // _PALETTE_COLUMNS)
     if len(names) != 2 or not all(isinstance(name, str) for name in names):
