@@ -64,7 +64,8 @@ def _on_device(model: GaussianModel, *rows: Tensor) -> Tensor:
 
 def _check_rows(plan: DensityPlan, model: GaussianModel) -> None:
     """Raise ValueError if the plan names a row twice, or a row that the model does not have."""
-    named, count = _on_device(model, plan.clone, plan.relocate, plan.split, plan.drop), len(model)
+    # On the CPU, because every look at a value on a GPU waits for it.
+    named, count = _on_device(model, plan.clone, plan.relocate, plan.split, plan.drop).cpu(), len(model)
     if int(named.min()) < 0 or int(named.max()) >= count:
         raise ValueError(f"plan: expected rows from 0 to {count - 1}, got {int(named.min())} to {int(named.max())}")
     if int(torch.bincount(named).max()) > 1:
