@@ -26,6 +26,10 @@ echo "  splat    $PWD/$run.ply   (opens in any viewer of 3D Gaussian splats)"
 echo "  figures  $PWD/$run/results.json"
 echo "  picture  $PWD/$picture   (a held-out view: the photo on the left, the render on the right)"
 echo
-echo "Your own photos or video need the extras sfm and video (heic for photos of iPhones):"
-echo "  $PY -m pip install -c constraints.txt -e '.[sfm,video,heic]'"
-echo "  $PY -m gs_train prepare PHOTOS my_scene"
+echo "Your own photos or video, from this folder:"
+py="$(printf '%q' "$PY")"
+if ! "$PY" -c 'import imageio_ffmpeg, pillow_heif, pycolmap' >/dev/null 2>&1; then
+    echo "  $py -m pip install -c constraints.txt -e '.[sfm,video,heic]'   # once, for the camera poses"
+fi
+echo "  $py -m gs_train prepare PHOTOS my_scene"
+echo "  $py -m gs_train train my_scene"
