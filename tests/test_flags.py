@@ -32,6 +32,7 @@ FLAGS = {
         --density.opacity-reg --density.scale-reg --density.score-views --density.high-error --density.min-contribution
     """,
     "eval": "--scene --device --json",
+    "view": "--port --browser --no-browser",
     "export": """
         --box --max-scale --min-opacity --drop-outliers --no-drop-outliers
         --up --rotate --scale --translate --quality --sh-bits --spz-version --spz-axes

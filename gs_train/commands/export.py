@@ -30,13 +30,14 @@ class ExportCommand:
     target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT.ply")]
     """File to write or replace. Its ending selects the format: .ply keeps every bit and opens in the usual viewers;
     .sog is small and keeps the view-dependent colours; .spz and .compressed.ply are larger; .splat has no
-    view-dependent colours; .glb is for programs that read glTF."""
+    view-dependent colours; .glb is for programs that read glTF; .html is a page that shows the splat offline in any
+    browser."""
     clean: Annotated[CleanConfig, tyro.conf.arg(name="")] = field(default_factory=CleanConfig)
     """Gaussians to leave out."""
     placement: Annotated[PlacementConfig, tyro.conf.arg(name="")] = field(default_factory=PlacementConfig)
     """Placement of the splat."""
     quality: Literal["normal", "high"] = setting("normal", group=FORMATS)
-    """Of .sog files. high keeps more of the view-dependent colours in a file up to twice as large."""
+    """Of .sog and .html files. high keeps more of the view-dependent colours in a file up to twice as large."""
     sh_bits: str = setting("8", group=FORMATS)
     """Of .spz files: bits of the view-dependent colours, from 1 to 8, or two numbers for degree 1 and higher degrees.
     5/4 makes the smallest usual files and loses most of these colours."""
@@ -55,6 +56,7 @@ class ExportCommand:
         from gs_train.formats.registry import is_splat_file, splat_writer
         from gs_train.run.open import open_splat
         from gs_train.run.splat_frame import write_offset
+        from gs_train.viewer.page_of import page_of
 
         given = self._format_options()
         is_spz = self.target.name.lower().endswith(".spz")
@@ -68,6 +70,9 @@ class ExportCommand:
         placed = place(data, frame, opened, self.placement)
         for note in placed.notes:
             notify(note)
+        if self.target.name.lower().endswith(".html"):
+            page = page_of(opened, placed.rotation, self.placement.scale, self.placement.shift())
+            write = splat_writer(self.target, notify, **given, page=page)
         offset = write_offset(self.target, placed.frame)
         write(self.target, placed.data)
         if offset is not None:
@@ -89,7 +94,7 @@ class ExportCommand:
         return {name: getattr(self, name) for name in names if getattr(self, name) != defaults[name]}
 
     def _finite(self, data: SplatData) -> SplatData:
-        """The Gaussians without NaN and infinite values: viewers end, or show nothing, on such rows."""
+        """The Gaussians without NaN and infinite values: viewers end, or show nothing, with these rows."""
         finite = data.is_finite()
         if finite.all():
             return data

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 COMMANDS: dict[str, str] = {
     "train": "gs_train.commands.train:TrainCommand",
     "eval": "gs_train.commands.evaluate:EvalCommand",
+    "view": "gs_train.commands.view:ViewCommand",
     "export": "gs_train.commands.export:ExportCommand",
     "prepare": "gs_train.commands.prepare:PrepareCommand",
     "sample": "gs_train.commands.sample:SampleCommand",

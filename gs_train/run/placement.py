@@ -63,6 +63,8 @@ class Placed:
     """The Gaussians."""
     frame: Frame
     """The coordinates of the Gaussians, against the placed scene."""
+    rotation: NDArray[np.float64]
+    """[3, 3] of the placement: a point x of the splat is now at ``scale * rotation @ x + shift``."""
     notes: tuple[str, ...]
     """Sentences for the user."""
 
@@ -87,7 +89,7 @@ def place(data: SplatData, frame: Frame, opened: OpenedSplat, config: PlacementC
     if not np.isfinite(placed.xyz).all():
         raise UserError("--scale and --translate give positions beyond the numbers of splat files: give smaller ones.")
     x, y, z = (config.scale * rotation @ frame.offset).tolist()
-    return Placed(data=placed, frame=Frame(offset=(x, y, z)), notes=notes)
+    return Placed(data=placed, frame=Frame(offset=(x, y, z)), rotation=rotation, notes=notes)
 
 
 def tilt_deg(opened: OpenedSplat) -> float:
@@ -122,9 +124,7 @@ def _up_axis(opened: OpenedSplat, up: Up) -> tuple[NDArray[np.float64] | None, t
 
 def _camera_ups(opened: OpenedSplat) -> NDArray[np.float64] | None:
     """[V, 3] the upward direction of each camera in the scene, from the run's cameras.json; None without a run."""
-    path = opened.path.absolute()
-    # A run, RUN/checkpoints/x.pt, or RUN/point_cloud/iteration_N/point_cloud.ply.
-    run = next((RunFolder(each) for each in (path, *path.parents[1:3]) if RunFolder(each).is_run()), None)
+    run = RunFolder.holding(opened.path)
     if run is None or not run.cameras.is_file():
         return None
     try:

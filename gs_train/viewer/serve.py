@@ -1,0 +1,74 @@
+"""Serves one page on this machine: the loopback address only, one path only, and no other Host than this machine."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from gs_train.errors import UserError
+
+HOST = "127.0.0.1"
+_HOSTS = ("127.0.0.1", "localhost", "[::1]")
+"""Names that a browser on this machine, or at the other end of an ssh tunnel, may use. Others come from a page that
+points its own name at this machine."""
+_PORTS_TO_TRY = 20
+
+
+class PageServer(ThreadingHTTPServer):
+    """Serves one page at ``/``."""
+
+    daemon_threads = True
+
+    def __init__(self, page: str, port: int, notify: Callable[[str], None]) -> None:
+        """Bind to ``port`` or, if it is taken, to the next free one.
+
+        Args:
+            page: the HTML.
+            port: from 1 to 65535; 0 for any free port.
+            notify: takes a sentence if the port is taken.
+
+        Raises:
+            UserError: none of the ports is free.
+        """
+        self.content = page.encode()
+        for candidate in range(port, min(port + _PORTS_TO_TRY, 65536)):
+            try:
+                super().__init__((HOST, candidate), _Handler)
+                break
+            except OSError as error:
+                if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                    raise
+        else:
+            raise UserError(f"no port from {port} to {candidate} is free: name another one in --port.")
+        if port not in (0, self.server_port):
+            notify(f"Port {port} is taken: the page is at port {self.server_port}.")
+
+    @property
+    def address(self) -> str:
+        """The page's URL."""
+        return f"http://{HOST}:{self.server_port}/"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        """Answer with the page, or with an error status."""
+        assert isinstance(self.server, PageServer)
+        host = self.headers.get("Host", "").rsplit(":", 1)[0]
+        if host not in _HOSTS:
+            self.send_error(403, "Forbidden host")
+        elif self.path != "/":
+            self.send_error(404)
+        else:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.send_header("Content-Length", str(len(self.server.content)))
+            self.send_header("Cache-Control", "no-store")
+            self.send_header("X-Content-Type-Options", "nosniff")
+            self.end_headers()
+            self.wfile.write(self.server.content)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Write nothing to the terminal."""
