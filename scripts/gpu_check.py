@@ -229,7 +229,9 @@ def waits_of(run: Callable[[], object]) -> list[str]:
             run()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    return [f"{Path(each.filename).name}:{each.lineno}" for each in caught if "synchroniz" in str(each.message)]
+    return [
+        f"{Path(each.filename).name}:{each.lineno}" for each in caught if "called a synchronizing" in str(each.message)
+    ]
 
 
 def launches_of(run: Callable[[], object]) -> dict[str, Any]:
