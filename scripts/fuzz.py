@@ -12,6 +12,7 @@ fault once, with the number that --only repeats. POSIX only.
 from __future__ import annotations
 
 import argparse
+import copy
 import gzip
 import io
 import json
@@ -158,7 +159,7 @@ def alter_value(content: Any, rng: random.Random, values: list[Any]) -> Any:
         return rng.choice(
             (content.flatten()[:1], content.double(), content.to(torch.int64), content * torch.nan, content[None])
         )
-    return rng.choice(values)
+    return copy.deepcopy(rng.choice(values))  # a later alteration may change it
 
 
 # ---- runs
