@@ -33,6 +33,7 @@ FLAGS = {
     """,
     "eval": "--scene --device --json",
     "view": "--port --browser --no-browser",
+    "render": "--path --what --width --height --fps --seconds --scene --device",
     "export": """
         --box --max-scale --min-opacity --drop-outliers --no-drop-outliers
         --up --rotate --scale --translate --quality --sh-bits --spz-version --spz-axes

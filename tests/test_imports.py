@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "run": ("config", "scene", "cameras", "model", "render", "formats"),
     "training": tuple("config scene cameras model render losses alignment density run formats.splat_data".split()),
     "evaluate": ("scene", "cameras", "model", "render", "losses", "alignment", "formats", "run"),
-    "viewer": ("formats", "run"),
+    "viewer": ("scene", "cameras", "model", "render", "losses", "formats", "run"),
     "commands": tuple(
         "viewer cameras kernels formats scene prepare sample losses model render".split()
         + "density config run training evaluate console".split()

@@ -26,7 +26,8 @@ from gs_train.formats.html import default_page, page_html, write_html
 from gs_train.formats.registry import read_splat, write_splat
 from gs_train.formats.sog import encode_sog
 from gs_train.run.open import open_splat
-from gs_train.viewer.page_of import focus_of, page_of, page_of_splat, up_axis
+from gs_train.viewer.page_of import page_of, page_of_splat
+from gs_train.viewer.paths import focus_of, up_axis
 from gs_train.viewer.serve import PageServer
 
 IDENTITY = np.eye(3)

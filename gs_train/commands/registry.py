@@ -15,6 +15,7 @@ COMMANDS: dict[str, str] = {
     "train": "gs_train.commands.train:TrainCommand",
     "eval": "gs_train.commands.evaluate:EvalCommand",
     "view": "gs_train.commands.view:ViewCommand",
+    "render": "gs_train.commands.render:RenderCommand",
     "export": "gs_train.commands.export:ExportCommand",
     "prepare": "gs_train.commands.prepare:PrepareCommand",
     "sample": "gs_train.commands.sample:SampleCommand",

@@ -1,10 +1,8 @@
-"""The page of a splat: the cameras of its run, and the point and the axis that the view turns about."""
+"""The page of a splat: the cameras and the background of its run."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +12,11 @@ from gs_train.formats.clean import CleanConfig, clean
 from gs_train.formats.html import Page, PageCamera, default_page, page_html, sog_for_page
 from gs_train.run.folder import RunFolder
 from gs_train.run.open import OpenedSplat
+from gs_train.viewer.paths import focus_of, up_axis
+from gs_train.viewer.shots import Shot, eyes_and_turns, shots_of_run
 
 _MOST_CAMERAS = 40
 """On a page; more buttons than that are no help."""
-_LEAST_AGREEMENT = 0.5
 
 
 def page_of_splat(opened: OpenedSplat, notify: Callable[[str], None]) -> str:
@@ -50,19 +49,14 @@ def page_of(opened: OpenedSplat, rotation: NDArray[np.float64], scale: float, sh
         scale: of the placement.
         shift: [3] of the placement.
     """
-    run = RunFolder.holding(opened.path)
-    if run is None or not run.cameras.is_file():
+    run, shots = RunFolder.holding(opened.path), shots_of_run(opened)
+    if run is None or shots is None:
         return None
-    try:
-        entries = json.loads(run.cameras.read_text(encoding="utf-8"))
-        eyes = np.array([entry["position"] for entry in entries], dtype=np.float64).reshape(-1, 3)
-        turns = np.array([entry["rotation"] for entry in entries], dtype=np.float64).reshape(-1, 3, 3).mT
-        chosen = np.unique(np.linspace(0, len(entries) - 1, min(len(entries), _MOST_CAMERAS)).round().astype(int))
-        eyes, turns = scale * eyes @ rotation.T + np.array(shift), turns @ rotation.T
-        cameras = tuple(_camera(entries[index], eyes[index], turns[index]) for index in chosen)
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return None
-    if not cameras or not (np.isfinite(eyes).all() and np.isfinite(turns).all()):
+    eyes, turns = eyes_and_turns(shots)
+    eyes, turns = scale * eyes @ rotation.T + np.array(shift), turns @ rotation.T
+    chosen = np.unique(np.linspace(0, len(shots) - 1, min(len(shots), _MOST_CAMERAS)).round().astype(int))
+    cameras = tuple(_camera(shots[index], eyes[index], turns[index]) for index in chosen)
+    if not np.isfinite(eyes).all():
         return None
     up, focus = up_axis(turns), focus_of(eyes, turns)
     return Page(
@@ -75,43 +69,16 @@ def page_of(opened: OpenedSplat, rotation: NDArray[np.float64], scale: float, sh
     )
 
 
-def up_axis(turns: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[3] the mean upward direction of cameras, or that of the first if they do not agree.
-
-    Args:
-        turns: [V, 3, 3] world -> camera, OpenCV axes.
-    """
-    mean = -turns[:, 1].mean(axis=0)
-    length = float(np.linalg.norm(mean))
-    return mean / length if length > _LEAST_AGREEMENT else -turns[0, 1]
-
-
-def focus_of(eyes: NDArray[np.float64], turns: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[3] the point nearest to all optical axes, by least squares.
-
-    Args:
-        eyes: [V, 3] camera centres.
-        turns: [V, 3, 3] world -> camera, OpenCV axes.
-    """
-    forward = turns[:, 2]
-    across = np.eye(3) - forward[:, :, None] * forward[:, None]
-    # Parallel axes have no such point: the small term then holds the mean of the centres.
-    held = 1e-6 * len(eyes) * np.eye(3)
-    right = (across @ eyes[:, :, None])[:, :, 0].sum(axis=0) + held @ eyes.mean(axis=0)
-    focus: NDArray[np.float64] = np.linalg.solve(across.sum(axis=0) + held, right)
-    return focus
-
-
-def _camera(entry: dict[str, Any], eye: NDArray[np.float64], turn: NDArray[np.float64]) -> PageCamera:
-    width, height = int(entry["width"]), int(entry["height"])
+def _camera(shot: Shot, eye: NDArray[np.float64], turn: NDArray[np.float64]) -> PageCamera:
+    camera = shot.camera
     return PageCamera(
-        name=str(entry["img_name"]),
+        name=shot.name,
         eye=tuple(eye.tolist()),
         turn=tuple(turn.ravel().tolist()),
-        width=width,
-        height=height,
-        fx=float(entry["fx"]),
-        fy=float(entry["fy"]),
-        cx=width / 2,
-        cy=height / 2,
+        width=camera.width,
+        height=camera.height,
+        fx=camera.fx,
+        fy=camera.fy,
+        cx=camera.cx,
+        cy=camera.cy,
     )
