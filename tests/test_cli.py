@@ -77,10 +77,12 @@ def test_the_same_command_twice_gives_the_same_bytes(tiny_run: Path, tiny_scene:
         for folder in (tiny_run, run)
     )
     assert first == second
-    # The recommended next command works.
-    command_line = next(line for line in done.stdout.splitlines() if "gs-train " in line).split("gs-train ")[1]
-    assert gs_train(*command_line.split(), cwd=tmp_path).returncode == 0
-    assert (run / "results.json").is_file()
+    # The recommended next commands work; `view` is in test_viewer.py.
+    lines = [line.split("gs-train ")[1] for line in done.stdout.splitlines() if "gs-train " in line]
+    assert lines[0] == f"view runs/{tiny_scene.name}"
+    for line in lines[1:]:
+        assert gs_train(*line.split(), cwd=tmp_path).returncode == 0
+    assert (run / "results.json").is_file() and (run / "splat.html").is_file()
 
 
 def test_the_smallest_preset_antialiased_over_a_learned_colour_all_the_way(tiny_scene: Path, tmp_path: Path) -> None:

@@ -121,8 +121,23 @@ def test_wrong_poses_are_refined_in_a_training(sample: Scene, tmp_path: Path) ->
     assert error_px(refine(wrong, tmp_path / "run"), sample) < 0.3
 
 
-def test_right_poses_hardly_move_in_a_training(sample: Scene, tmp_path: Path) -> None:
-    assert error_px(refine(sample, tmp_path / "run"), sample) < 0.15
+def test_poses_that_the_points_confirm_are_kept(sample: Scene, tmp_path: Path) -> None:
+    notes: list[str] = []
+    config = replace(load_preset("tiny"), iterations=40, device="cpu")
+    train(sample, config, tmp_path / "plain", progress=False)
+    train(sample, replace(config, refine_poses=True), tmp_path / "refined", progress=False, notify=notes.append)
+    assert any("points confirm the poses" in note for note in notes)
+    plain, refined = (
+        (tmp_path / run / "point_cloud/iteration_40/point_cloud.ply").read_bytes() for run in ("plain", "refined")
+    )
+    assert plain == refined
+
+
+def test_right_poses_hardly_move_without_that_confirmation(sample: Scene, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gs_train.training.poses._ENOUGH_JUDGED", 1.0)
+        refined = refine(sample, tmp_path / "run")
+    assert 0.001 < error_px(refined, sample) < 0.15
 
 
 def test_without_points_the_splat_alone_refines_the_poses(sample: Scene, tmp_path: Path) -> None:
@@ -152,7 +167,7 @@ def test_the_refined_cameras_are_written_beside_the_originals(tiny_scene: Path, 
     assert [camera["img_name"] for camera in given] == [camera["img_name"] for camera in refined]
     moved = [np.abs(np.subtract(a["position"], b["position"])).max() for a, b in zip(given, refined, strict=True)]
     assert moved[0] == 0.0, "the test view has moved"
-    assert 1e-6 < max(moved) < 0.2
+    assert max(moved) < 1e-9, "the points confirm the poses of the sample scene"
     done = gs_train_here("eval", tmp_path / "run")
     assert done.returncode == 0 and "refined on their photos: PSNR" in done.stdout, done.stdout + done.stderr
     results, per_view = (

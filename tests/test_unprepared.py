@@ -18,7 +18,7 @@ from gs_train.commands.prepare import PrepareCommand
 from gs_train.errors import UserError
 from gs_train.flags import parse
 from gs_train.scene.load import SceneConfig, load_scene
-from gs_train.scene.unprepared import describe_unprepared
+from gs_train.scene.unprepared import find_unprepared
 
 SHORT = ("--preset", "tiny", "--iterations", "2", "--device", "cpu")
 
@@ -48,22 +48,21 @@ def fake_colmap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "name", "inside"),
-    [("train", "photos", ""), ("info", "photos", "images"), ("train", "it's my $HOME; (new)", "walk 1/day")],
+    ("name", "inside"), [("photos", ""), ("photos", "images"), ("it's my $HOME; (new)", "walk 1/day")]
 )
 def test_a_folder_of_photos_gets_commands_that_work(
-    tmp_path: Path, fake_colmap: None, monkeypatch: pytest.MonkeyPatch, command: str, inside: str, name: str
+    tmp_path: Path, fake_colmap: None, monkeypatch: pytest.MonkeyPatch, inside: str, name: str
 ) -> None:
     write_photos(tmp_path / name / inside)
     monkeypatch.chdir(tmp_path)
-    refused = gs_train_here(command, name)
+    refused = gs_train_here("info", name)
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1
     assert f"{Path(name, 'images' if inside == 'images' else '')} holds 6 photos without camera poses" in refused.stderr
     prepare, train = commands(refused.stderr)
     assert train[1] == f"{name}_scene"
     prepared = gs_train_here(*prepare)
     assert prepared.returncode == 0, prepared.stderr
-    if command == "train" and name == "photos":
+    if (name, inside) == ("photos", ""):
         trained = gs_train_here(*train, *SHORT)
         assert trained.returncode == 0, trained.stderr
     else:
@@ -73,22 +72,55 @@ def test_a_folder_of_photos_gets_commands_that_work(
 def test_the_new_scene_gets_a_free_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_photos(tmp_path / "photos")
     (tmp_path / "photos_scene").mkdir()
-    assert commands(str(describe_unprepared(tmp_path / "photos")))[1] == ["train", str(tmp_path / "photos_scene_2")]
+    assert commands(str(find_unprepared(tmp_path / "photos")))[1] == ["train", str(tmp_path / "photos_scene_2")]
     monkeypatch.chdir(tmp_path / "photos")
     # prepare refuses a scene inside the folder of the photos.
     for here in (".", "../photos/.", "../photos"):
-        prepare, _ = commands(str(describe_unprepared(Path(here))))
+        prepare, _ = commands(str(find_unprepared(Path(here))))
         assert Path(prepare[2]).resolve() == tmp_path / "photos_scene_2"
 
 
-@pytest.mark.parametrize("command", ["train", "info"])
+def test_train_makes_a_scene_of_photos_first(
+    tmp_path: Path, fake_colmap: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_photos(tmp_path / "my photos")
+    monkeypatch.chdir(tmp_path)
+    trained = gs_train_here("train", "my photos", *SHORT)
+    assert trained.returncode == 0, trained.stderr
+    assert "`gs-train prepare 'my photos' 'runs/my photos/scene'`" in trained.stderr
+    run = tmp_path / "runs/my photos"
+    assert (run / "scene/sparse/0").is_dir() and list(run.glob("point_cloud/iteration_2/*.ply"))
+    shown = [line.split("gs-train ")[1] for line in trained.stdout.splitlines() if "gs-train " in line]
+    assert [shlex.split(line)[:2] for line in shown] == [
+        [name, "runs/my photos"] for name in ("view", "eval", "export")
+    ]
+    again = gs_train_here("train", "my photos", *SHORT, "--overwrite")
+    assert again.returncode == 0 and "is prepared already" in again.stderr
+    resumed = gs_train_here("train", "--resume", "runs/my photos", "--iterations", 3)
+    assert resumed.returncode == 0, resumed.stderr
+
+
+def test_the_same_command_goes_on_after_a_stop_before_the_training(
+    tmp_path: Path, fake_colmap: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_photos(tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    command = ("train", "photos", "--out", "run", *SHORT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gs_train.prepare.pipeline._map", lambda *_: (_ for _ in ()).throw(UserError("stopped")))
+        assert gs_train_here(*command).returncode == 2
+    assert (tmp_path / "run/scene/prepare.json").is_file() and not (tmp_path / "run/config.toml").exists()
+    done = gs_train_here(*command)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("place", ["walk.MP4", "my walk/clip.mov"])
-def test_a_video(tmp_path: Path, command: str, place: str) -> None:
+def test_a_video(tmp_path: Path, place: str) -> None:
     video = tmp_path / place
     video.parent.mkdir(exist_ok=True)
     video.write_bytes(b"\0\0\0\x20ftypmp42")
     for path in {video, video if video.parent == tmp_path else video.parent}:
-        refused = gs_train_here(command, path)
+        refused = gs_train_here("info", path)
         assert refused.returncode == 2 and f"{video} is a video without camera poses" in refused.stderr
         prepare, _ = commands(refused.stderr)
         parsed = parse(prepare)
@@ -106,8 +138,8 @@ def test_too_few_photos_and_a_single_photo(tmp_path: Path) -> None:
 def test_other_folders_and_files(tmp_path: Path) -> None:
     for name in ("notes.txt", ".hidden.png", "a.gif"):
         (tmp_path / name).touch()
-        assert describe_unprepared(tmp_path) is None
-        assert name == ".hidden.png" or describe_unprepared(tmp_path / "notes.txt") is None
+        assert find_unprepared(tmp_path) is None
+        assert name == ".hidden.png" or find_unprepared(tmp_path / "notes.txt") is None
     with pytest.raises(UserError, match="is not a scene: give a folder that holds photos and a COLMAP model"):
         load_scene(tmp_path)
 
@@ -127,4 +159,4 @@ def test_the_photos_of_a_scene_name_the_scene(
     assert trained.returncode == 0, trained.stderr
     # Other photos beside the model are not the scene's.
     others = write_photos(scene / "others")
-    assert "without camera poses" in gs_train_here("train", others).stderr
+    assert "without camera poses" in gs_train_here("info", others).stderr

@@ -30,7 +30,7 @@ from gs_train.scene.load import SceneConfig, load_scene
 from gs_train.scene.photos.decode import image_faults
 from gs_train.scene.split import TooFewViewsError
 from gs_train.scene.types import Scene, View
-from gs_train.scene.unprepared import describe_unprepared
+from gs_train.scene.unprepared import find_unprepared
 
 if TYPE_CHECKING:
     # Checkpoints need torch, which takes seconds to import; scenes and splat files do not.
@@ -84,7 +84,7 @@ def describe(path: Path, notify: Callable[[str], None]) -> Facts:
         return _scene_facts(path, notify)
     if path.suffix != ".pt":
         none = f"{path} is none of the files that info describes: {_KINDS}."
-        raise UserError(describe_unprepared(path) or none)
+        raise find_unprepared(path) or UserError(none)
     opened = open_splat(path, notify)
     assert opened.checkpoint is not None
     return _checkpoint_facts(opened, opened.checkpoint)

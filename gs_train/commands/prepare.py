@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -39,33 +40,42 @@ class PrepareCommand:
 
     def run(self) -> int:
         """Make the scene."""
-        from gs_train.prepare.pipeline import prepare_scene
-
-        try:
-            with step_progress() as progress:
-                prepared = prepare_scene(self.source, self.scene, frames=self.frames, progress=progress, notify=notify)
-        except KeyboardInterrupt:
-            notify("Stopped. The same command goes on from here.")
-            raise
-        error_px, length = prepared.reprojection_error_px, prepared.track_length
-        show(
-            f"Registered {prepared.registered} of {prepared.photos} photos: {prepared.points:,} points, "
-            f"mean reprojection error {error_px:.2f} px, mean track length {length:.1f}, "
-            f"{prepared.agreeing_matches:.0%} of the matches agree with the poses."
-        )
-        if prepared.unregistered:
-            show(f"Not registered: {first_few(prepared.unregistered)}")
-        if prepared.registered < _MANY_REGISTERED * prepared.photos:
-            notify(_advice(prepared))
-        if prepared.global_mapping:
-            show("Global mapping gave the poses, because incremental mapping contradicted the matches.")
-        if prepared.agreeing_matches < MANY_AGREEING:
-            share = f"Only {prepared.agreeing_matches:.0%} of the matches between photos agree with the poses"
-            remedy = "give the photos at full size, take more of them with a large overlap, and leave out places that"
-            notify(f"{share} (95% is usual), so the poses are probably wrong in parts: {remedy} look alike.")
+        report(make_scene(self.source, self.scene, frames=self.frames), show)
         show(f"Scene: {self.scene}")
         show(f"Next:  gs-train train {quote(str(self.scene))}")
         return 0
+
+
+def make_scene(source: Path, scene: Path, *, frames: int | None = None) -> Prepared:
+    """Make a scene with progress on stderr; arguments and errors are those of ``prepare_scene``."""
+    from gs_train.prepare.pipeline import prepare_scene
+
+    try:
+        with step_progress() as progress:
+            return prepare_scene(source, scene, frames=frames, progress=progress, notify=notify)
+    except KeyboardInterrupt:
+        notify("Stopped. The same command goes on from here.")
+        raise
+
+
+def report(prepared: Prepared, write: Callable[[str], None]) -> None:
+    """Tell how a scene has become: facts go to ``write``, advice to stderr."""
+    error_px, length = prepared.reprojection_error_px, prepared.track_length
+    write(
+        f"Registered {prepared.registered} of {prepared.photos} photos: {prepared.points:,} points, "
+        f"mean reprojection error {error_px:.2f} px, mean track length {length:.1f}, "
+        f"{prepared.agreeing_matches:.0%} of the matches agree with the poses."
+    )
+    if prepared.unregistered:
+        write(f"Not registered: {first_few(prepared.unregistered)}")
+    if prepared.registered < _MANY_REGISTERED * prepared.photos:
+        notify(_advice(prepared))
+    if prepared.global_mapping:
+        write("Global mapping gave the poses, because incremental mapping contradicted the matches.")
+    if prepared.agreeing_matches < MANY_AGREEING:
+        share = f"Only {prepared.agreeing_matches:.0%} of the matches between photos agree with the poses"
+        remedy = "give the photos at full size, take more of them with a large overlap, and leave out places that"
+        notify(f"{share} (95% is usual), so the poses are probably wrong in parts: {remedy} look alike.")
 
 
 def _advice(prepared: Prepared) -> str:

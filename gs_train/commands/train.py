@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,10 +32,11 @@ _DECLINE_DB = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class TrainCommand:
-    """Train a scene: photos with known cameras in, a splat out."""
+    """Train a scene: photos in, a splat out. The poses of the cameras are computed first if they are unknown."""
 
     scene: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="SCENE")] = None
-    """Scene folder or transforms .json. With --resume, name it only if the scene has moved."""
+    """Scene folder or transforms .json; or a folder of photos or a video, of which a scene is made in RUN/scene. With
+    --resume, name it only if the scene has moved."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = setting(None, group=MOST_USED)
     """Folder to write the run to; runs/NAME_OF_SCENE if not given."""
     preset: str = setting(DEFAULT_PRESET, group=MOST_USED)
@@ -127,7 +129,10 @@ class TrainCommand:
         folder = RunFolder(out)
         write(f"Splat:   {folder.point_cloud(state.iteration)}")
         write(f"Metrics: {folder.metrics}")
-        write(f"Next:    gs-train eval {quote(str(out))}")
+        run, page = quote(str(out)), quote(str(out / "splat.html"))
+        write(f"Look:    gs-train view {run}")
+        write(f"Measure: gs-train eval {run}")
+        write(f"Share:   gs-train export {run} {page}")
         return 0
 
     def _prepare(self) -> tuple[Path, Scene]:
@@ -151,16 +156,31 @@ class TrainCommand:
                 f"{self.scene} does not exist: name the scene with gs-train train SCENE --resume {quote(str(out))}."
             )
 
+        from gs_train.commands.prepare import make_scene, report
         from gs_train.scene.load import load_scene
+        from gs_train.scene.unprepared import Unprepared
 
-        scene = load_scene(self.scene, self.config.scene)
+        try:
+            scene = load_scene(self.scene, self.config.scene)
+        except Unprepared as photos:
+            if self.resume is not None:
+                raise
+            folder = RunFolder(out).scene
+            command = shlex.join(["gs-train", "prepare", str(photos.source), str(folder)])
+            notify(f"{photos.source} has no camera poses: they are computed first, as by `{command}`.")
+            report(make_scene(photos.source, folder), notify)
+            scene = load_scene(folder, self.config.scene)
         for notice in scene.notices:
             notify(notice)
         return out, scene
 
 
 def _scene_name(scene: Path) -> str:
-    """The name of the scene's folder, also if ``scene`` is a file in it."""
+    """The name of the scene's folder, also if ``scene`` is a file in it, or the name of a video."""
+    from gs_train.scene.unprepared import is_video
+
+    if is_video(scene):
+        return scene.stem
     return scene.parent.name if scene.is_file() else scene.name
 
 

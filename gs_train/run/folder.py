@@ -70,6 +70,11 @@ class RunFolder:
         return self.path / "config.toml"
 
     @property
+    def scene(self) -> Path:
+        """The scene that ``gs-train train`` has made of photos or a video."""
+        return self.path / "scene"
+
+    @property
     def metrics(self) -> Path:
         """One JSON line per logging step."""
         return self.path / "metrics.jsonl"
@@ -259,9 +264,10 @@ class RunFolder:
 
 
 def _is_leftover(entry: Path) -> bool:
-    """Whether a file or folder is all that a training left that was killed before its config.toml was written."""
+    """Whether a training that was killed before its config.toml was written leaves this file or folder."""
     if entry.is_dir():
-        return entry.name in _FOLDERS and not any(entry.iterdir())
+        made_here = entry.name == "scene" and (entry / "prepare.json").is_file()
+        return made_here or (entry.name in _FOLDERS and not any(entry.iterdir()))
     return entry.name == LOCK_NAME or is_temporary(entry)
 
 

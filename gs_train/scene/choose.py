@@ -12,7 +12,7 @@ from gs_train.errors import UserError, first_few
 from gs_train.scene.photos.find import find_files
 from gs_train.scene.readers import registry
 from gs_train.scene.readers.reconstruction import FoundModel, Reconstruction
-from gs_train.scene.unprepared import describe_unprepared
+from gs_train.scene.unprepared import find_unprepared
 
 _DEPTHS = ("*", "*/*", "*/*/*")
 
@@ -122,7 +122,9 @@ def _no_model(path: Path, name: str, found: list[FoundModel]) -> UserError:
 def _no_scene(path: Path) -> UserError:
     incomplete = (reader.describe_incomplete(path) for reader in registry.READERS)
     message = next(filter(None, incomplete), None) or _describe_deeper(path)
-    message = message or _describe_above(path) or describe_unprepared(path)
+    message = message or _describe_above(path)
+    if message is None and (fault := find_unprepared(path)) is not None:
+        return fault
     if message is None and path.is_file():
         files = " or ".join(reader.file for reader in registry.READERS if reader.file)
         message = f"{path} is a file: give {files}, or the scene folder that holds the photos and their cameras."

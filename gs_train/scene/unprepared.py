@@ -1,4 +1,4 @@
-"""Describes photos or a video in place of a scene, with the commands that make a scene of them."""
+"""Finds photos or a video in place of a scene, and names the commands that make a scene of them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+from gs_train.errors import UserError
 from gs_train.scene.photos.files import SUFFIXES
 
 _VIDEO_SUFFIXES = frozenset(".mp4 .mov .m4v .avi .mkv .webm .mts .m2ts .mpg .mpeg .wmv .3gp .insv".split())
@@ -14,43 +15,62 @@ _FEWEST_PHOTOS = 3  # ``gs-train prepare`` needs as many.
 _LOOKED_AT = 100_000
 
 
-def describe_unprepared(path: Path) -> str | None:
-    """A sentence about photos or a video without cameras, with the commands to paste; None for anything else.
+class Unprepared(UserError):
+    """Photos or a video stand in place of a scene."""
+
+    def __init__(self, fault: str, source: Path, named: Path | None = None) -> None:
+        """Set the sentence: the fault, and the commands that make a scene beside the path that the user named.
+
+        Args:
+            fault: the first half of the sentence.
+            source: the folder of photos, or the video.
+            named: the path that the user named; None for ``source``.
+        """
+        scene = _free_place(named or source)
+        words = (["prepare", str(source), scene], ["train", scene])
+        prepare, train = (shlex.join(["gs-train", *each]) for each in words)
+        super().__init__(f"{fault}: compute the poses with `{prepare}`, then train with `{train}`.")
+        self.source = source
+
+
+def find_unprepared(path: Path) -> UserError | None:
+    """``Unprepared``, with the commands to paste, for photos or a video without cameras; another fault for too few
+    photos; None for anything else.
 
     Args:
         path: a folder or a file.
     """
-    return _describe_file(path) if path.is_file() else _describe_folder(path)
+    return _file_fault(path) if path.is_file() else _folder_fault(path)
 
 
-def _describe_file(path: Path) -> str | None:
-    if path.suffix.lower() in _VIDEO_SUFFIXES:
-        return _commands(f"{path} is a video without camera poses", path)
+def is_video(path: Path) -> bool:
+    """Whether a file is a video by its ending."""
+    return path.suffix.lower() in _VIDEO_SUFFIXES and path.is_file()
+
+
+def _file_fault(path: Path) -> UserError | None:
+    if is_video(path):
+        return Unprepared(f"{path} is a video without camera poses", path)
     if path.suffix.lower() in SUFFIXES:
-        return f"{path} is a single photo: give a folder of overlapping photos to `gs-train prepare`."
+        return UserError(f"{path} is a single photo: give a folder of overlapping photos to `gs-train prepare`.")
     return None
 
 
-def _describe_folder(path: Path) -> str | None:
+def _folder_fault(path: Path) -> UserError | None:
     images = path / "images"
     folder = images if images.is_dir() and next(_files(images, _PHOTO_SUFFIXES), None) else path
     count = sum(1 for _ in _files(folder, _PHOTO_SUFFIXES))
     if count >= _FEWEST_PHOTOS:
-        return _commands(f"{folder} holds {count} photos without camera poses", folder, path)
+        return Unprepared(f"{folder} holds {count} photos without camera poses", folder, path)
     videos = list(_files(path, _VIDEO_SUFFIXES))
     if len(videos) == 1:
-        return _commands(f"{videos[0]} is a video without camera poses", videos[0], path)
+        return Unprepared(f"{videos[0]} is a video without camera poses", videos[0], path)
     if count:
         few = f"{folder} holds {count} photo{'' if count == 1 else 's'} without camera poses"
-        return f"{few}: take at least {_FEWEST_PHOTOS}, better twenty, and give the folder to `gs-train prepare`."
+        return UserError(
+            f"{few}: take at least {_FEWEST_PHOTOS}, better twenty, and give the folder to `gs-train prepare`."
+        )
     return None
-
-
-def _commands(fault: str, source: Path, named: Path | None = None) -> str:
-    """The fault, and the commands that make a scene of ``source`` beside the path that the user named."""
-    scene = _free_place(named or source)
-    prepare, train = (shlex.join(["gs-train", *words]) for words in (["prepare", str(source), scene], ["train", scene]))
-    return f"{fault}: compute the poses with `{prepare}`, then train with `{train}`."
 
 
 def _free_place(path: Path) -> str:

@@ -87,7 +87,7 @@ class Corrections:
     @property
     def need_depth(self) -> bool:
         """Whether ``observe`` reads the depth of renders."""
-        return self._poses is not None
+        return self._poses is not None and self._poses.active
 
     def start(self, scene: Scene, photo_of: Callable[[int], NDArray[np.uint8]], notify: Callable[[str], None]) -> None:
         """Align the poses to the scene's points before the first step, as ``PoseRefinement.align_to_points`` does."""

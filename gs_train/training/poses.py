@@ -1,5 +1,8 @@
 """Pose refinement: the training cameras are aligned to the scene's points before training, and to the splat during it.
 
+Poses that the points confirm are kept: even motions of a tenth of a pixel cost a decibel where they let a haze grow in
+front of a camera.
+
 Every step aligns the camera of its view to the render it has just made (``alignment/photo.py``); gradients and learning
 rates take no part. The splat follows the cameras, so cameras that follow the splat drift. Two things hold right poses
 in place: each pose is the mean of its start and of the present estimate, weighted by their expected errors, and the
@@ -38,6 +41,8 @@ that ``PhotoFit.covariance`` does not contain it. Without it, right poses follow
 _ERROR_AT_POINTS, _ERROR_ELSEWHERE = 0.001, 0.01
 """Expected errors of the poses at the start as fractions of the image's width: of poses that the points confirm or
 correct, and of poses whose photos see too few points."""
+_ENOUGH_JUDGED = 0.5
+"""If more than this share of the photos see enough points and all of them fit, the poses are right."""
 _LARGEST_MOVE = 0.04
 """Longest step, as a fraction of the image's width."""
 
@@ -60,6 +65,12 @@ class PoseRefinement:
         self._visits = torch.zeros(len(poses), dtype=torch.int64)
         self._expected = torch.full((len(poses),), _ERROR_ELSEWHERE, dtype=torch.float64)
         self._first, self._last = round(_FROM * until), round(_UNTIL * until)
+        self._confirmed = False
+
+    @property
+    def active(self) -> bool:
+        """Whether ``observe`` may move cameras: the points have not confirmed all poses."""
+        return not self._confirmed
 
     def align_to_points(
         self, scene: Scene, photo_of: Callable[[int], NDArray[np.uint8]], notify: Callable[[str], None]
@@ -74,7 +85,10 @@ class PoseRefinement:
         given = self._poses.cpu()
         result = align_to_points(scene.train_views, scene.points, photo_of)
         poses, device = result.poses, self._poses.device
-        count = int(result.aligned.sum())
+        count, judged = int(result.aligned.sum()), result.metric.any(dim=(1, 2))
+        if count == 0 and judged.float().mean() > _ENOUGH_JUDGED:
+            self._confirmed = True
+            notify("The scene's points confirm the poses to a fraction of a pixel, so --refine-poses keeps them.")
         if count > 0:
             # Points that lie beside all photos together have another origin than the cameras, which test views share.
             if is_common(poses, given, result.metric):
@@ -83,7 +97,7 @@ class PoseRefinement:
             notify(f"{count} of {len(given)} photos fit the scene's points better after a move by {px:.1f} px (mean).")
         self._poses, self._start = poses.to(device), poses.to(device, copy=True)
         self._metric = result.metric.to(device)
-        self._expected[result.metric.any(dim=(1, 2))] = _ERROR_AT_POINTS
+        self._expected[judged] = _ERROR_AT_POINTS
 
     def pose(self, index: int) -> Tensor:
         """[4, 4] float32 world -> OpenCV camera, the pose of training view ``index``."""
@@ -109,7 +123,7 @@ class PoseRefinement:
             image: [H, W, 3] the render as it is compared with the photo.
             photo, weights: [H, W, 3] and [H, W, 1] or None.
         """
-        if not self._first <= iteration < self._last:
+        if self._confirmed or not self._first <= iteration < self._last:
             return
         visit = int(self._visits[index])
         self._visits[index] += 1
@@ -139,6 +153,7 @@ class PoseRefinement:
     def state_dict(self) -> dict[str, Any]:
         """Poses, their start, its expected errors, metrics and numbers of visits; copied."""
         return {
+            "confirmed": self._confirmed,
             "poses": self._poses.clone(),
             "start": self._start.clone(),
             "expected": self._expected.clone(),
@@ -152,4 +167,5 @@ class PoseRefinement:
         self._poses, self._start, self._metric = (
             state[name].to(device, copy=True) for name in ("poses", "start", "metric")
         )
+        self._confirmed = state["confirmed"]
         self._visits, self._expected = state["visits"].cpu().clone(), state["expected"].cpu().clone()
