@@ -18,11 +18,13 @@ mkdir -p runs
 gs_train train "$scene" --out "$run" --overwrite --iterations "$iterations"
 gs_train eval "$run"
 gs_train export "$run" "$run.ply"
+gs_train export "$run" "$run.html"
 
 picture="$(find "$run/renders" -name '*.png' | sort | sed -n 1p)"
 echo
 echo "Done. The results:"
 echo "  splat    $PWD/$run.ply   (opens in any viewer of 3D Gaussian splats)"
+echo "  page     $PWD/$run.html   (shows the splat in any browser)"
 echo "  figures  $PWD/$run/results.json"
 echo "  picture  $PWD/$picture   (a held-out view: the photo on the left, the render on the right)"
 echo

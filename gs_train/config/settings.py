@@ -79,7 +79,8 @@ class TrainConfig:
     balance."""
     refine_poses: bool = setting(False, group=CORRECTIONS, shapes_state=True)
     """Correct the training cameras' poses and write them to cameras_refined.json. Use it for poses that are slightly
-    wrong, by half a degree or so; it changes little where poses are right, and a step takes a third longer."""
+    wrong, by half a degree or so. It keeps poses that the scene's points confirm; otherwise a step takes a third
+    longer."""
     corrections_until: int | float = setting(1.0, group=CORRECTIONS, above=0)
     """Iteration at which the learning rate of exposures reaches its final value and poses are final; 6000, or 1.0 for a
     fraction of --iterations."""
