@@ -328,7 +328,7 @@ def test_a_config_that_was_edited_so_that_its_checkpoints_do_not_fit(
 
 
 def test_export_to_an_ending_that_is_not_written(own_run: Path, tmp_path: Path) -> None:
-    assert "ends in .ply" in refused("export", own_run, tmp_path / "splat.spz")
+    assert "ends in .ply" in refused("export", own_run, tmp_path / "splat.stl")
 
 
 def test_export_from_what_is_no_splat(scene: Path, tmp_path: Path) -> None:

@@ -92,6 +92,8 @@ def test_parallel_cameras_have_a_focus_and_disagreeing_ones_an_up_axis() -> None
 
 
 def test_export_writes_a_page_of_a_run_and_of_a_splat_file(tiny_run: Path, tmp_path: Path) -> None:
+    done = gs_train_here("export", tiny_run, tmp_path / "run.html")
+    assert done.returncode == 0 and "tilted" not in done.stdout, done.stdout + done.stderr
     done = gs_train_here("export", tiny_run, tmp_path / "run.html", "--up", "auto")
     assert done.returncode == 0, done.stderr
     page = settings_of((tmp_path / "run.html").read_text())

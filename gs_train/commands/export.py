@@ -83,7 +83,9 @@ class ExportCommand:
         if background is not None:
             show(f"Show it over the background of its training: {background}.")
         tilt = tilt_deg(opened)
-        if self.placement == PlacementConfig() and self.target.suffix.lower() != ".ply" and tilt > _NOTED_TILT_DEG:
+        # A .ply fits cameras.json, and a page turns its view upright.
+        turnable = self.target.suffix.lower() not in (".ply", ".html")
+        if self.placement == PlacementConfig() and turnable and tilt > _NOTED_TILT_DEG:
             show(f"Viewers show the scene tilted by {tilt:.0f} degrees: export it with --up auto to turn it upright.")
         return 0
 
