@@ -123,18 +123,20 @@ def test_a_situation_gives_the_result_of_the_plain_scene(
         _assert_equal(scene, load_scene(references.scene(situation.like)), situation.levels)
 
 
-@pytest.mark.parametrize(("command", "inside"), [("train", ""), ("info", "images")])
+@pytest.mark.parametrize("inside", ["", "images"])
 def test_photos_in_place_of_a_scene(
-    tmp_path: Path, fake_colmap: None, monkeypatch: pytest.MonkeyPatch, command: str, inside: str
+    tmp_path: Path, fake_colmap: None, monkeypatch: pytest.MonkeyPatch, inside: str
 ) -> None:
     """The fake COLMAP gives photos of noise some poses, so that the commands run, but no figure."""
     monkeypatch.chdir(tmp_path)
     write_photos(Path("my photos", inside))
-    refused = gs_train_here(command, "my photos")
+    refused = gs_train_here("info", "my photos")
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1
     for words in commands(refused.stderr):
         done = gs_train_here(*words, *(TRAINING if words[0] == "train" else ()))
         assert done.returncode == 0, done.stderr
+    done = gs_train_here("train", "my photos", "--out", "run", *TRAINING)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_table_is_wide() -> None:
