@@ -99,6 +99,10 @@ def flag_name(name: str, prefix: str = "") -> str:
     return f"--{prefix}{name.replace('_', '-')}"
 
 
+_LARGEST_INT = 2**53
+"""Files of settings and checkpoints hold it exactly."""
+
+
 def check(config: Any, prefix: str = "") -> None:
     """Check every field of a settings object against its type's choices and its rules.
 
@@ -117,6 +121,8 @@ def check(config: Any, prefix: str = "") -> None:
                 raise UserError(f"{flag} is {value}: give one of {', '.join(map(str, get_args(hint)))}.")
         elif hint == int | float:
             _check_schedule_point(flag, value, rules)
+        elif hint is int and abs(value) > _LARGEST_INT:
+            raise UserError(f"{flag} is {value:.3g}: give a whole number of at most {_LARGEST_INT}.")
         elif hint in (int, float) and not rules.allow(value):
             kind = "a whole number" if hint is int else "a number"
             raise UserError(f"{flag} is {value}: give {kind} {rules.expected()}".rstrip() + ".")

@@ -233,6 +233,15 @@ def test_the_covariance_tells_how_far_an_estimate_is_off() -> None:
     assert 0.5 < np.mean(squared) / np.mean(expected) < 2.0
 
 
+def test_a_camera_without_a_finite_estimate_stays() -> None:
+    render = rendered(textured_model(), start_pose())
+    assert render.depth is not None
+    fit = align_to_photo(CAMERA, render.image * 1e30, render.image, render.depth, render.alpha)
+    assert fit.motion.isfinite().all() and fit.covariance.isfinite().all()
+    fit = align_to_photo(CAMERA, render.image * torch.inf, render.image, render.depth, render.alpha)
+    assert fit.motion.tolist() == [0.0] * 6 and not fit.covariance.any()
+
+
 def test_reducing_an_image_takes_means() -> None:
     image = torch.arange(24.0).view(4, 6, 1).expand(4, 6, 3)
     assert reduced_image(image, 2)[:, :, 0].tolist() == [[3.5, 5.5, 7.5], [15.5, 17.5, 19.5]]

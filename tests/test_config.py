@@ -243,3 +243,9 @@ def test_the_config_of_a_run_of_another_version_says_so(tmp_path: Path) -> None:
         f"{path}: unknown key optimizer.f_rest_interval (did you mean f_rest_lr?); use the version of "
         "gs-train that trained the run, or remove the key from the file."
     )
+
+
+@pytest.mark.parametrize("name", ["iterations", "max_gaussians", "seed"])
+def test_whole_numbers_beyond_what_files_hold_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match="at most 9007199254740992"):
+        TrainConfig(**{name: 10**30})

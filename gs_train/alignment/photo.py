@@ -75,6 +75,9 @@ def align_to_photo(
     motion, covariance = robust_step_by_groups(
         _tiles(jacobian), _tiles(residual.view(3, height, width)), _tiles(counts.expand(3, height, width))
     )
+    # Colours or depths beyond the numbers of float32 give no estimate, and the camera stays.
+    finite = motion.isfinite().all() & covariance.isfinite().all()
+    motion, covariance = motion.where(finite, 0.0), covariance.where(finite, 0.0)
     return PhotoFit(motion=motion, covariance=covariance, metric=reduction**2 * pixel_metric(flow, seen[..., 0]))
 
 

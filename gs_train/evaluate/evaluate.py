@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
@@ -126,7 +127,7 @@ def evaluate_splat(
         UserError: as in ``evaluate``, or the splat has NaN or infinite values.
         OSError: as in ``evaluate``.
     """
-    try:
+    with _damage_told(opened):
         return evaluate(
             opened.model(selection.device),
             views,
@@ -135,8 +136,6 @@ def evaluate_splat(
             renders=renders,
             after_view=after_view,
         )
-    except FloatingPointError as error:
-        raise UserError(f"{opened.path} is damaged ({error}): copy it again, or train again.") from None
 
 
 def evaluate_refined(
@@ -150,9 +149,19 @@ def evaluate_refined(
     Raises:
         UserError: as in ``evaluate``.
     """
-    model, background = opened.model(selection.device), opened.background(selection.device)
-    refined = refine_on_photos(model, views, selection.rasterizer, background=background, after_view=after_view)
-    return evaluate(model, refined, selection.rasterizer, background=background)
+    with _damage_told(opened):
+        model, background = opened.model(selection.device), opened.background(selection.device)
+        refined = refine_on_photos(model, views, selection.rasterizer, background=background, after_view=after_view)
+        return evaluate(model, refined, selection.rasterizer, background=background)
+
+
+@contextmanager
+def _damage_told(opened: OpenedSplat) -> Iterator[None]:
+    """A model with values that are not finite is damaged on the disk, which is no fault of the program."""
+    try:
+        yield
+    except FloatingPointError as error:
+        raise UserError(f"{opened.path} is damaged ({error}): copy it again, or train again.") from None
 
 
 def write_figures(

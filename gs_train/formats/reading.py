@@ -44,7 +44,10 @@ def reading(path: Path, ending: str) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error}): check the file.") from error
     except Damaged as error:
-        raise UserError(f"{path} is damaged or is not a {ending} splat ({error}): export or copy it again.") from error
+        raise UserError(
+            f"{path} is damaged or is not a {ending} splat ({error}): export it again, for example as .ply, "
+            "which every program writes."
+        ) from error
 
 
 def write_file(path: Path, content: bytes) -> None:
