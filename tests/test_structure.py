@@ -33,6 +33,10 @@ FOREIGN = {
     "gs_train/triton_loss.py": {"ctx"},
     "gs_train/render/triton_colours.py": {"ctx"},
     "gs_train/render/cpu/gsplat_api.py": {"means2d"},
+    "gs_train/distributed/group.py": {"parameter"},  # the gradient, which torch accumulates
+    # viser's handles and cameras
+    "gs_train/viewer/panel.py": {"frame", "self._state", "self._loss", "self._psnr", "self._plots", "handle"},
+    "gs_train/viewer/window.py": {"initial", "camera", "server.scene.world_axes"},
     "gs_train/model/optimizer.py": {"parameter"},  # the gradient, which torch accumulates
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import webbrowser
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,7 @@ from typing import Annotated
 import tyro
 
 from gs_train.console import notify, show
-from gs_train.errors import UserError
-
-_HIGHEST_PORT = 65535
+from gs_train.viewer.hosting import check_port, ssh_hint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +27,7 @@ class ViewCommand:
 
     def __post_init__(self) -> None:
         """Raise UserError, naming the flag, for a value outside its range."""
-        if not 0 <= self.port <= _HIGHEST_PORT:
-            raise UserError(f"--port {self.port} is no port: give a number from 1 to {_HIGHEST_PORT}.")
+        check_port("--port", self.port)
 
     def run(self) -> int:
         """Serve the page."""
@@ -41,9 +37,8 @@ class ViewCommand:
 
         with PageServer(page_of_splat(open_splat(self.source, notify), notify), self.port, notify) as server:
             show(f"Page: {server.address} (Ctrl-C ends)")
-            if "SSH_CONNECTION" in os.environ:
-                port = server.server_port
-                show(f"From your own machine: ssh -L {port}:127.0.0.1:{port} HOST, then open {server.address} there.")
+            if hint := ssh_hint(server.server_port):
+                show(hint)
             elif self.browser and not webbrowser.open(server.address):
                 show("No browser was found: open the address yourself.")
             try:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from gs_train.errors import UserError
+from gs_train.viewer.hosting import LOOPBACK, bind_first_free
 
-HOST = "127.0.0.1"
 _HOSTS = ("127.0.0.1", "localhost", "[::1]")
 """Names that a browser on this machine, or at the other end of an ssh tunnel, may use. Others come from a page that
 points its own name at this machine."""
-_PORTS_TO_TRY = 20
 
 
 class PageServer(ThreadingHTTPServer):
@@ -32,22 +29,15 @@ class PageServer(ThreadingHTTPServer):
             UserError: none of the ports is free.
         """
         self.content = page.encode()
-        for candidate in range(port, min(port + _PORTS_TO_TRY, 65536)):
-            try:
-                super().__init__((HOST, candidate), _Handler)
-                break
-            except OSError as error:
-                if error.errno not in (errno.EADDRINUSE, errno.EACCES):
-                    raise
-        else:
-            raise UserError(f"no port from {port} to {candidate} is free: name another one in --port.")
+        start = super().__init__
+        bind_first_free(lambda candidate: start((LOOPBACK, candidate), _Handler), port, "--port")
         if port not in (0, self.server_port):
             notify(f"Port {port} is taken: the page is at port {self.server_port}.")
 
     @property
     def address(self) -> str:
         """The page's URL."""
-        return f"http://{HOST}:{self.server_port}/"
+        return f"http://{LOOPBACK}:{self.server_port}/"
 
 
 class _Handler(BaseHTTPRequestHandler):
