@@ -13,8 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
-"""Name of a temporary file; the number is its process."""
+_TEMPORARY = re.compile(r"\.(.+)\.(\d+)\.tmp")
+"""Name of a temporary file: its target and its process."""
 _STARTED = time.time()
 """When this process loaded this module, seconds since 1970. It has written no temporary file before."""
 
@@ -54,12 +54,17 @@ def atomic_write_text(path: Path, text: str) -> None:
     atomic_write(path, lambda file: file.write(text.encode("utf-8")))
 
 
-def clear_leftovers(folder: Path) -> None:
-    """Remove the temporary files in a folder whose processes were killed. Files of living processes stay."""
+def clear_leftovers(folder: Path, name: str | None = None) -> None:
+    """Remove the temporary files in a folder whose processes were killed. Files of living processes stay.
+
+    Args:
+        folder: may be missing.
+        name: of the only target whose temporary files are removed; None for all targets.
+    """
     with suppress(OSError):
         for path in folder.iterdir():
             match = _TEMPORARY.fullmatch(path.name)
-            if match and _is_leftover(path, int(match[1])):
+            if match and name in (None, match[1]) and _is_leftover(path, int(match[2])):
                 path.unlink(missing_ok=True)
 
 

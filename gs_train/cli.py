@@ -34,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if arguments is not None:
         sys.exit(_exit_code(arguments))
     prepare_streams()
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        # As an exception, so that unfinished files are removed.
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         code = _exit_code(sys.argv[1:])
     except SystemExit as done:

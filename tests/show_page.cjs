@@ -1,5 +1,6 @@
-// Draws cameras on a page in headless Chromium, for test_viewer.py: node show_page.cjs CHROMIUM PAGE CAMERAS.json OUT_FOLDER
-// Prints the URLs that the page requested, besides its own, as JSON.
+// Draws cameras on a page in headless Chromium, for tests and scripts: node show_page.cjs CHROMIUM PAGE CAMERAS.json OUT_FOLDER
+// Writes the pictures and a screenshot of the page as PNG. Prints as JSON: the URLs that the page requested besides its
+// own, its faults, whether its help opens, milliseconds to the first picture and of each sort.
 const fs = require("fs");
 const { chromium } = require("playwright-core");
 
@@ -11,10 +12,23 @@ const { chromium } = require("playwright-core");
   const requests = [], faults = [];
   page.on("request", (request) => requests.push(request.url()));
   page.on("pageerror", (error) => faults.push(error.message));
+  const began = Date.now();
   await page.goto("file://" + file);
   await page.waitForFunction(() => window.gsTrain || document.getElementById("message").textContent !== "Loading", null, { timeout: 100000 });
+  await page.evaluate(async () => {
+    await window.gsTrain.firstPicture;
+    // Reading a pixel waits until the picture is drawn.
+    document.getElementById("canvas").getContext("webgl2").readPixels(0, 0, 1, 1, 6408, 5121, new Uint8Array(4));
+  });
+  const first = Date.now() - began, sorts = [];
+  await page.screenshot({ path: `${out}/page.png`, timeout: 120000 });
   const pictures = JSON.parse(fs.readFileSync(cameras));
   for (const [index, camera] of pictures.entries()) {
+    sorts.push(await page.evaluate(async (each) => {
+      const start = performance.now();
+      await window.gsTrain.sorted(each);
+      return performance.now() - start;
+    }, camera));
     const url = await page.evaluate((each) => window.gsTrain.picture(each), camera);
     fs.writeFileSync(`${out}/${index}.png`, Buffer.from(url.split(",")[1], "base64"));
   }
@@ -28,5 +42,5 @@ const { chromium } = require("playwright-core");
   const shown = await page.evaluate(() => !document.getElementById("help").hidden);
   await browser.close();
   const other = requests.filter((url) => !/^(data|blob):/.test(url)).slice(1);
-  console.log(JSON.stringify({ requests: other, faults, shown }));
+  console.log(JSON.stringify({ requests: other, faults, shown, first, sorts }));
 })();

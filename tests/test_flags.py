@@ -14,7 +14,7 @@ from gs_train.flags import flags_of, parse
 
 FLAGS = {
     "train": """
-        --out --preset --resume --overwrite --json
+        --out --preset --resume --overwrite --json --viewer --viewer-host --viewer-port
         --iterations --max-gaussians --device --background --sh-degree --sh-degree-interval --lambda-dssim
         --start-downscale --full-size-from --batch-size --batch-from --antialiased --no-antialiased
         --init-from --exposure --refine-poses --no-refine-poses --corrections-until --depth-weight --seed
@@ -33,7 +33,7 @@ FLAGS = {
     """,
     "eval": "--scene --device --json",
     "view": "--port --browser --no-browser",
-    "render": "--path --what --width --height --fps --seconds --scene --device",
+    "render": "--path --what --frames --depth --width --height --fps --seconds --scene --device",
     "export": """
         --box --max-scale --min-opacity --drop-outliers --no-drop-outliers
         --up --rotate --scale --translate --quality --sh-bits --spz-version --spz-axes

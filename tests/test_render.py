@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from command_line import gs_train_here
+from command_line import command, environment, gs_train_here
 from numpy.typing import NDArray
 from PIL import Image
 from splats import trained_splat
@@ -24,7 +27,7 @@ from gs_train.formats.registry import write_splat
 from gs_train.run.open import open_splat
 from gs_train.viewer import paths
 from gs_train.viewer.film import read_track, sized
-from gs_train.viewer.shots import Shot
+from gs_train.viewer.shots import Shot, shots_of_run
 from gs_train.viewer.video import find_ffmpeg, write_mp4
 
 Array = NDArray[np.float64]
@@ -189,6 +192,47 @@ def test_depth_and_alpha_are_grey(tiny_run: Path, tmp_path: Path, what: str) -> 
     assert (frame == frame[..., :1]).all() and np.ptp(frame) > 50
 
 
+def test_frames_and_depth_go_to_folders_of_their_own(tiny_run: Path, tmp_path: Path) -> None:
+    film, folders = tmp_path / "a.mp4", ("--frames", tmp_path / "frames", "--depth", tmp_path / "depth")
+    ffmpeg()
+    flags = ("--path", "train", "--device", "cpu")
+    done = gs_train_here("render", tiny_run, film, *flags, *folders)
+    assert done.returncode == 0, done.stderr
+    frames, depths = sorted((tmp_path / "frames").iterdir()), sorted((tmp_path / "depth").iterdir())
+    assert film.is_file() and len(frames) == len(depths) > 1
+    assert [path.name for path in depths[:2]] == ["depth_00001.tif", "depth_00002.tif"]
+    depth = np.asarray(Image.open(depths[0]))
+    assert depth.dtype == np.float32 and depth.shape == Image.open(frames[0]).size[::-1]
+    # The cameras of the sample scene look at its still life.
+    shot = shots_of_run(open_splat(tiny_run))[0]
+    apart = np.linalg.norm(camera_centre(shot.world_to_camera) - (0.0, 0.0, 0.28))
+    assert np.median(depth[depth > 0]) == pytest.approx(apart, rel=0.4)
+    again = gs_train_here("render", tiny_run, film, *flags, "--depth", tmp_path / "depth")
+    assert again.returncode == 2 and "already holds depth_*.tif" in again.stderr
+    twice = gs_train_here("render", tiny_run, tmp_path / "out", *flags, "--frames", tmp_path / "more")
+    assert twice.returncode == 2 and "--frames goes with OUT.mp4" in twice.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_a_film_that_is_stopped_or_killed_leaves_no_file(tiny_run: Path, tmp_path: Path) -> None:
+    ffmpeg()
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)):
+        running = subprocess.Popen(
+            command("render", tiny_run, tmp_path / "a.mp4", "--seconds", 3600, "--device", "cpu"),
+            stderr=subprocess.DEVNULL,
+            env=environment(),
+        )
+        deadline = time.monotonic() + 100
+        while not any(tmp_path.iterdir()):
+            assert running.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        running.send_signal(number)
+        assert running.wait(60) == code
+        assert (number == signal.SIGKILL) == any(tmp_path.iterdir())
+    done = gs_train_here("render", tiny_run, tmp_path / "a.mp4", "--fps", 2, "--seconds", 1, "--device", "cpu")
+    assert done.returncode == 0 and [path.name for path in tmp_path.iterdir()] == ["a.mp4"], done.stderr
+
+
 def test_a_splat_without_cameras_turns_about_its_middle(tmp_path: Path) -> None:
     write_splat(tmp_path / "a.ply", trained_splat(60))
     flags = ("--fps", 2, "--seconds", 1, *SMALL)
@@ -274,7 +318,7 @@ def test_targets_that_cannot_be_written_are_refused(tiny_run: Path, tmp_path: Pa
     (tmp_path / "file").write_text("", encoding="utf-8")
     (tmp_path / "frames").mkdir()
     (tmp_path / "frames" / "frame_00001.png").write_text("", encoding="utf-8")
-    for name, message in (("a.avi", "neither .mp4"), ("file", "is a file"), ("frames", "already holds frames")):
+    for name, message in (("a.avi", "neither .mp4"), ("file", "is a file"), ("frames", "already holds frame_")):
         done = gs_train_here("render", tiny_run, tmp_path / name)
         assert done.returncode == 2 and message in done.stderr
 
@@ -294,8 +338,8 @@ def test_a_film_has_its_frames_and_colours(tmp_path: Path) -> None:
     assert "h264" in described and "34x24" in described and "12 fps" in described
     # ffmpeg names three tags only if they differ: matrix, primaries, transfer.
     assert "tv, bt709/bt709/iec61966-2-1" in described
-    command = [program, "-loglevel", "error", "-i", f"file:{film}", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
-    decoded = subprocess.run(command, capture_output=True, check=True).stdout
+    decoding = [program, "-loglevel", "error", "-i", f"file:{film}", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    decoded = subprocess.run(decoding, capture_output=True, check=True).stdout
     frames = np.frombuffer(decoded, np.uint8).reshape(6, 24, 34, 3)
     assert abs(frames.astype(int) - (200, 60, 30)).mean() < 3
     assert [file.name for file in tmp_path.iterdir()] == ["a:b.mp4"]

@@ -217,7 +217,12 @@ def test_the_page_draws_what_the_cpu_rasterizer_draws(tiny_run: Path, tmp_path: 
     command = [node, script, chromium, tmp_path / "page.html", tmp_path / "cameras.json", tmp_path]
     environment = os.environ | {"NODE_PATH": modules}
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment, check=True)
-    assert json.loads(done.stdout) == {"requests": [], "faults": [], "shown": True}
+    told = json.loads(done.stdout)
+    assert {name: told[name] for name in ("requests", "faults", "shown")} == {
+        "requests": [],
+        "faults": [],
+        "shown": True,
+    }
     for index, image in enumerate(expected):
         drawn = np.asarray(Image.open(tmp_path / f"{index}.png").convert("RGB")) / 255.0
         assert drawn.std() > 0.05

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from gs_train.atomic_write import clear_leftovers
 from gs_train.console import notify, show
 from gs_train.errors import UserError
 from gs_train.formats.clean import CleanConfig, clean
@@ -73,6 +74,7 @@ class ExportCommand:
         if self.target.name.lower().endswith(".html"):
             page = page_of(opened, placed.rotation, self.placement.scale, self.placement.shift())
             write = splat_writer(self.target, notify, **given, page=page)
+        clear_leftovers(self.target.parent, self.target.name)
         offset = write_offset(self.target, placed.frame)
         write(self.target, placed.data)
         if offset is not None:

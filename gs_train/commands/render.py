@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from gs_train.atomic_write import clear_leftovers
 from gs_train.console import end_at_once, notify, show
 from gs_train.errors import UserError
 from gs_train.options import DEVICES, check_device
@@ -34,6 +35,11 @@ class RenderCommand:
     {"frameRate": 30, "frames": [{"position": [x, y, z], "target": [x, y, z], "up": [x, y, z], "fov": 50}, ...]}."""
     what: Literal["colour", "depth", "alpha"] = "colour"
     """Picture to render. depth is white for near and black for far; alpha is white where the splat is opaque."""
+    frames: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Also write the frames of an .mp4 as PNG files to this folder."""
+    depth: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Also write the depth of each frame to this folder, as 32-bit .tif files in world units: distance along the
+    optical axis, 0 where the splat is transparent."""
     width: int | None = None
     """Width of the frames, px; from the photos if not given. Odd sizes are rounded up to even ones."""
     height: int | None = None
@@ -70,9 +76,16 @@ class RenderCommand:
         from gs_train.progress import Progress
         from gs_train.run.open import open_splat
         from gs_train.viewer.film import Subject, film_of, frames_of, sized
-        from gs_train.viewer.video import find_ffmpeg, write_frames, write_mp4
+        from gs_train.viewer.video import also_written, check_folder, depth_writer, find_ffmpeg, write_frames, write_mp4
 
         is_film = self._is_film()
+        if self.frames is not None and not is_film:
+            raise UserError("--frames goes with OUT.mp4, and OUT is a folder of frames already: leave it out.")
+        for folder, pattern in ((self.frames, "frame_*.png"), (self.depth, "depth_*.tif")):
+            if folder is not None:
+                check_folder(folder, pattern)
+        if not is_film:
+            check_folder(self.target, "frame_*.png")
         ffmpeg = find_ffmpeg() if is_film else ""
         opened = open_splat(self.source, notify)
         subject = Subject.of(opened)
@@ -81,8 +94,13 @@ class RenderCommand:
         shots = sized(film.shots, self.width, self.height, one_size=is_film or self.path not in _STILLS)
         with end_at_once():
             selection = opened.select_rasterizer(self.device, notify)
+        clear_leftovers(self.target.parent, self.target.name)
         with Progress("render", len(shots), unit="frame") as progress:
-            frames = frames_of(subject, shots, selection, self.what, after_frame=progress.update)
+            on_depth = None if self.depth is None else depth_writer(self.depth)
+            after_frame = progress.update
+            frames = frames_of(subject, shots, selection, self.what, on_depth=on_depth, after_frame=after_frame)
+            if self.frames is not None:
+                frames = also_written(self.frames, frames)
             if is_film:
                 size = {"width": shots[0].camera.width, "height": shots[0].camera.height}
                 write_mp4(self.target, frames, ffmpeg=ffmpeg, fps=film.fps, **size)
@@ -98,8 +116,6 @@ class RenderCommand:
     def _is_film(self) -> bool:
         """Whether OUT is a film; raises UserError for a target that cannot be written."""
         if self.target.is_dir():
-            if any(self.target.glob("frame_*.png")):
-                raise UserError(f"{self.target} already holds frames: remove them or name another folder.")
             return False
         if self.target.suffix.lower() == ".mp4":
             return True

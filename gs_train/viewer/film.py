@@ -37,6 +37,8 @@ _SECONDS = 5.0
 _NEAR_SHARE, _MANY = 0.05, 30
 """A camera nearer than this share of the focus distance to this many opaque Gaussians is inside matter."""
 _SAMPLED_SHOTS = 10
+_LEAST_ALPHA = 0.5
+"""Depth maps have no depth where the splat is more transparent."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -178,6 +180,7 @@ def frames_of(
     selection: Selection,
     what: What,
     *,
+    on_depth: Callable[[NDArray[np.float32]], None] | None = None,
     after_frame: Callable[[], object] = lambda: None,
 ) -> Iterator[NDArray[np.uint8]]:
     """[H, W, 3] RGB of each shot.
@@ -187,6 +190,8 @@ def frames_of(
         shots: in the coordinates of the splat.
         selection: from ``subject.opened.select_rasterizer``.
         what: ``colour``; ``depth``, near white and far black over the whole film; or ``alpha``, opaque white.
+        on_depth: takes the depth of each frame: [H, W] float32, world units along the optical axis, 0 where alpha is
+            below 0.5.
         after_frame: called after each frame.
 
     Raises:
@@ -195,18 +200,24 @@ def frames_of(
     model = GaussianModel.from_splat_data(subject.data, device=selection.device)
     background = subject.opened.background(selection.device)
     near, far = _depth_range(subject.opaque_points(), shots, (1, 99)) if what == "depth" else (0.0, 1.0)
+    depth = what == "depth" or on_depth is not None
     for shot in shots:
         pose = torch.from_numpy(shot.world_to_camera).to(selection.device, torch.float32)
         try:
             with torch.no_grad():
-                output = selection.rasterizer.render(model, shot.camera, pose, background, depth=what == "depth")
+                output = selection.rasterizer.render(model, shot.camera, pose, background, depth=depth)
         except FloatingPointError as error:
             raise UserError(f"{subject.opened.path} is damaged ({error}): copy it again, or train again.") from None
+        if on_depth is not None:
+            assert output.depth is not None
+            opaque = output.alpha >= _LEAST_ALPHA
+            on_depth(torch.where(opaque, output.depth / subject.opened.frame.scale, 0.0).cpu().numpy())
         if what == "colour":
             picture = output.image
         else:
             picture = output.alpha
-            if output.depth is not None:
+            if what == "depth":
+                assert output.depth is not None
                 # Scaled by alpha, because the depth of a nearly transparent pixel is noise.
                 picture = picture * ((far - output.depth) / (far - near)).clamp(0, 1)
             picture = picture[..., None].expand(-1, -1, 3)

@@ -6,10 +6,11 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
+from itertools import count
 from pathlib import Path
 from typing import BinaryIO
 
@@ -88,12 +89,47 @@ def write_frames(folder: Path, frames: Iterable[NDArray[np.uint8]]) -> None:
     Raises:
         UserError: a file cannot be written.
     """
+    for _ in also_written(folder, frames):
+        pass
+
+
+def also_written(folder: Path, frames: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
+    """Pass frames on, each after it is written as by ``write_frames``."""
     for number, frame in enumerate(frames, start=1):
-        image = Image.fromarray(frame)
-        try:
-            atomic_write(folder / f"frame_{number:05d}.png", partial(image.save, format="png"))
-        except OSError as error:
-            raise _unwritable(folder, error) from error
+        _write_image(folder / f"frame_{number:05d}.png", Image.fromarray(frame), "png")
+        yield frame
+
+
+def depth_writer(folder: Path) -> Callable[[NDArray[np.float32]], None]:
+    """A function that writes depth maps [height, width] as depth_00001.tif and so on: 32-bit floats of one channel.
+
+    Args:
+        folder: created if it is missing.
+
+    Returns:
+        The function; it raises UserError if a file cannot be written.
+    """
+    numbers = count(1)
+
+    def write(depth: NDArray[np.float32]) -> None:
+        _write_image(folder / f"depth_{next(numbers):05d}.tif", Image.fromarray(depth), "tiff")
+
+    return write
+
+
+def check_folder(folder: Path, pattern: str) -> None:
+    """Raise UserError if a folder for frames is a file, or holds files of that pattern already."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: name a new folder.")
+    if any(folder.glob(pattern)):
+        raise UserError(f"{folder} already holds {pattern}: remove them or name another folder.")
+
+
+def _write_image(path: Path, image: Image.Image, form: str) -> None:
+    try:
+        atomic_write(path, partial(image.save, format=form))
+    except OSError as error:
+        raise _unwritable(path.parent, error) from error
 
 
 def _encode(command: list[str], frames: Iterable[NDArray[np.uint8]]) -> str | None:

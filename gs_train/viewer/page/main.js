@@ -21,12 +21,12 @@ async function start() {
   const renderer = makeRenderer(gl, splat);
   const { cameras, up, background } = settings;
   let pose = cameras[0], lens = cameras[0], focus = onAxis(pose), flight = null, picked = 0;
-  let changed = true, moving = false, lastDraw = 0, slow = false, ready;
+  let changed = true, moving = false, lastDraw = 0, slow = false, ordered = false, ready;
   const firstPicture = new Promise((resolve) => { ready = resolve; });
   const waiting = new Map();
   const sort = makeSorter(splat.positions, NEAR, (order, id) => {
     renderer.setOrder(order);
-    changed = true;
+    changed = ordered = true;
     waiting.get(id)?.();
     waiting.delete(id);
     schedule();
@@ -73,7 +73,7 @@ async function start() {
       renderer.draw(camera, background, slow ? 0.5 : 1);
       element("rate").value = passed < 1000 ? `${Math.round(1000 / passed)} pictures per second` : "at rest";
       lastDraw = now;
-      ready();
+      if (ordered) ready();
     }
     if (moving) schedule();
   }
@@ -183,20 +183,24 @@ async function start() {
   canvas.addEventListener("webglcontextlost", () => location.reload());
   message.textContent = "";
 
-  // For scripts: a picture of a camera {turn, shift, focal, centre, size} as a PNG data URL.
+  // For scripts: a camera is {turn, shift, focal, centre, size}. `sorted` resolves when the order is that of the camera,
+  // `picture` to a PNG data URL.
   let calls = 0;
-  async function picture(camera) {
-    await firstPicture;
+  function sorted(camera) {
     const id = ++calls;
-    await new Promise((resolve) => {
+    return new Promise((resolve) => {
       waiting.set(id, resolve);
       if (!sort(depthRow(camera), id)) resolve();
     });
+  }
+  async function picture(camera) {
+    await firstPicture;
+    await sorted(camera);
     [canvas.width, canvas.height] = camera.size;
     renderer.draw(camera, background, 1);
     return canvas.toDataURL("image/png");
   }
-  window.gsTrain = { picture, firstPicture, count: splat.count, settings, camera: () => picked };
+  window.gsTrain = { picture, sorted, firstPicture, count: splat.count, settings, camera: () => picked };
 }
 
 // The position of the nearest Gaussian that covers a pixel well, or null.
