@@ -38,8 +38,11 @@ class LargestFirst:
     def regulariser(self, model: GaussianModel) -> Tensor | None:
         return None
 
-    def observe(self, render: RenderOutput) -> None:
-        self._views_seen += render.visible()
+    def measure(self, render: RenderOutput) -> Tensor:
+        return render.visible().float()
+
+    def observe(self, measured: Tensor) -> None:
+        self._views_seen += measured
 
     def plan(self, model: GaussianModel, iteration: int, background: Tensor) -> DensityPlan | None:
         if not self._config.is_round(iteration, self._config.until_iteration):

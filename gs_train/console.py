@@ -157,12 +157,13 @@ def step_progress() -> Iterator[Callable[[str, int, int], None]]:
 
 
 @contextmanager
-def stop_signals() -> Iterator[Callable[[], int | None]]:
+def stop_signals(*, announce: bool = True) -> Iterator[Callable[[], int | None]]:
     """Let stop signals (Ctrl-C, SIGTERM, a closed terminal) end a training after its step instead of at once.
 
     Yields a function that returns the number of the signal to stop for, or None. Until its first call, signals end the
     process at once: there is nothing to save yet, and a compiler in C would delay a Python handler by seconds. After
-    that call, the first signal is noted, and a second one ends the process.
+    that call, the first signal is noted, and a second one ends the process. ``announce`` tells the
+    user about the first.
     """
     caught: list[int] = []
     begun = False
@@ -173,6 +174,8 @@ def stop_signals() -> Iterator[Callable[[], int | None]]:
         for each in previous:
             signal.signal(each, signal.SIG_DFL)
         # os.write bypasses Python's buffers: the progress bar may be in the middle of a print.
+        if not announce:
+            return
         with suppress(OSError):
             os.write(2, b"\nFinishing this step, then saving. Press again to end at once.\n")
 

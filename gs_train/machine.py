@@ -85,6 +85,15 @@ def cpu_threads() -> int:
     return _number_in("OMP_NUM_THREADS", _usable_cpus())
 
 
+def share_threads(processes: int) -> None:
+    """Leave CPUs for the other ``processes`` of this machine; call it before torch is imported.
+
+    torch, Numba and the photos follow OMP_NUM_THREADS. torchrun sets it to 1. A larger number is the user's and stays.
+    """
+    if os.environ.get("OMP_NUM_THREADS", "1") == "1":
+        os.environ["OMP_NUM_THREADS"] = str(max(1, _usable_cpus() // processes))
+
+
 def _usable_cpus() -> int:
     """The CPUs that this process may run on; a container or a scheduler may allow fewer than there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

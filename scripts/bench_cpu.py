@@ -86,7 +86,7 @@ class Iteration:
         render = self.render()
         photometric_loss(render.image, self.target, 0.2).backward()
         with record_function(RANGE + "statistics"):
-            self.density.observe(render)
+            self.density.observe(self.density.measure(render))
         assert self.model.optimizer is not None
         with record_function(RANGE + "Adam"):
             self.model.optimizer.step()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+
 import torch
 from torch import Tensor
 
@@ -37,6 +39,9 @@ class StagedViews:
 
     def exposed(self, image: Tensor, index: int) -> Tensor:
         return image
+
+    def map(self, function: Callable[[int], Tensor], indices: Iterable[int]) -> Iterator[Tensor]:
+        return map(function, indices)
 
 
 def grey_model(rows: list[tuple[float, float, float, float]], *, scale: float = 0.05) -> GaussianModel:

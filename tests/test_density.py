@@ -84,7 +84,7 @@ def make_render(gradients_px: list[list[float]], radii: list[list[int]]) -> Rend
 
 def with_norms(density: ClassicDensity, norms: list[float]) -> ClassicDensity:
     """Observe one render that shows every Gaussian, with these gradient norms."""
-    density.observe(make_render([[norm / 100.0, 0.0] for norm in norms], [[1, 1]] * len(norms)))
+    density.observe(density.measure(make_render([[norm / 100.0, 0.0] for norm in norms], [[1, 1]] * len(norms))))
     return density
 
 
@@ -102,8 +102,8 @@ def named_rows(plan: DensityPlan | None) -> dict[str, list[int]]:
 
 def test_statistics_are_means_over_the_views_that_see_a_gaussian() -> None:
     density = make_density(3)
-    density.observe(make_render([[3.0, 0.0], [math.nan, 0.0], [1.0, 1.0]], [[1, 1], [0, 5], [2, 2]]))
-    density.observe(make_render([[0.0, 2.0], [3.0, 8.0], [math.inf, 1.0]], [[1, 1], [1, 1], [3, 0]]))
+    density.observe(density.measure(make_render([[3.0, 0.0], [math.nan, 0.0], [1.0, 1.0]], [[1, 1], [0, 5], [2, 2]])))
+    density.observe(density.measure(make_render([[0.0, 2.0], [3.0, 8.0], [math.inf, 1.0]], [[1, 1], [1, 1], [3, 0]])))
     state = density.state_dict()
     # Gradients are multiplied by half the image size, 100 x 50 px. Rows 1 and 2 are seen once.
     assert state["grad_sum"].tolist() == pytest.approx([300.0 + 100.0, 500.0, math.hypot(100.0, 50.0)])
@@ -112,7 +112,7 @@ def test_statistics_are_means_over_the_views_that_see_a_gaussian() -> None:
 
 def test_gradients_that_are_not_numbers_count_as_zero() -> None:
     density = make_density(2)
-    density.observe(make_render([[math.nan, 1.0], [-math.inf, 1.0]], [[1, 1], [1, 1]]))
+    density.observe(density.measure(make_render([[math.nan, 1.0], [-math.inf, 1.0]], [[1, 1], [1, 1]])))
     assert density.state_dict()["grad_sum"].tolist() == [0.0, 0.0]
     assert density.state_dict()["grad_count"].tolist() == [1, 1]
 
@@ -120,11 +120,11 @@ def test_gradients_that_are_not_numbers_count_as_zero() -> None:
 def test_wrong_row_counts_and_a_missing_gradient_are_refused() -> None:
     density = make_density(2)
     with pytest.raises(ValueError, match="expected 2 rows, got 1"):
-        density.observe(make_render([[1.0, 1.0]], [[1, 1]]))
+        density.observe(density.measure(make_render([[1.0, 1.0]], [[1, 1]])))
     render = make_render([[1.0, 1.0]] * 2, [[1, 1]] * 2)
     render.means2d.grad = None
     with pytest.raises(ValueError, match="after backward"):
-        density.observe(render)
+        density.observe(density.measure(render))
     with pytest.raises(ValueError, match="expected 2 rows, got 3"):
         density.plan(make_model([SMALL] * 3, [SOLID] * 3), 600, BLACK)
 
@@ -136,7 +136,7 @@ def test_the_statistics_survive_a_save() -> None:
     buffer.seek(0)
     other = make_density(5)
     other.load_state_dict(torch.load(buffer, weights_only=True))
-    density.observe(make_render([[1.0, 1.0]] * 2, [[1, 1]] * 2))
+    density.observe(density.measure(make_render([[1.0, 1.0]] * 2, [[1, 1]] * 2)))
     assert other.state_dict()["grad_sum"].tolist() == pytest.approx([HOT, COLD])
     assert named_rows(other.plan(make_model([SMALL] * 2, [SOLID] * 2), 600, BLACK))["clone"] == [0]
     with pytest.raises(ValueError, match=r"\[2\] and \[3\]"):

@@ -14,7 +14,7 @@ from gs_train.flags import flags_of, parse
 
 FLAGS = {
     "train": """
-        --out --preset --resume --overwrite --json --viewer --viewer-host --viewer-port
+        --out --preset --resume --overwrite --or-resume --json --viewer --viewer-host --viewer-port
         --iterations --max-gaussians --device --background --sh-degree --sh-degree-interval --lambda-dssim
         --start-downscale --full-size-from --batch-size --batch-from --antialiased --no-antialiased
         --init-from --exposure --refine-poses --no-refine-poses --corrections-until --depth-weight --seed
@@ -31,7 +31,8 @@ FLAGS = {
         --density.min-opacity --density.reset-opacity-to --density.max-world-scale --density.growth --density.noise-lr
         --density.opacity-reg --density.scale-reg --density.score-views --density.high-error --density.min-contribution
     """,
-    "eval": "--scene --device --json",
+    "eval": "--scene --device --metrics --download-weights --all-views --json",
+    "compare": "--out --all-views",
     "view": "--port --browser --no-browser",
     "render": "--path --what --frames --depth --width --height --fps --seconds --scene --device",
     "export": """

@@ -41,12 +41,15 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     # TrainConfig contains the settings classes of these modules.
     "config": ("scene.load", "model.schedule", "density.config"),
     "run": ("config", "scene", "cameras", "model", "render", "formats"),
-    "training": tuple("config scene cameras model render losses alignment density run formats.splat_data".split()),
+    "distributed": ("model", "render"),
+    "training": tuple(
+        "config scene cameras model render losses alignment density run formats.splat_data distributed".split()
+    ),
     "evaluate": ("scene", "cameras", "model", "render", "losses", "alignment", "formats", "run"),
     "viewer": ("scene", "cameras", "model", "render", "losses", "formats", "run"),
     "commands": tuple(
         "viewer cameras kernels formats scene prepare sample losses model render".split()
-        + "density config run training evaluate console".split()
+        + "density config run distributed training evaluate console".split()
     ),
     "console": (),
     "help": (),

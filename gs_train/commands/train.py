@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,12 +23,16 @@ from gs_train.machine import peak_memory
 from gs_train.options import MOST_USED, OUTPUT, flag_name, names_where, setting
 from gs_train.run.folder import RunFolder
 from gs_train.run.lock import check_unlocked
+from gs_train.viewer.hosting import LOOPBACK, check_port, check_viser, free_port
 
 if TYPE_CHECKING:
+    from gs_train.distributed.processes import Processes
     from gs_train.scene.types import Scene
     from gs_train.training.loop import AfterStep
     from gs_train.training.state import TrainState
+    from gs_train.viewer.live import LiveView
 
+_VIEWER_PORT = 8080
 _DECLINE_DB = 5.0
 """A larger decline of the PSNR is told."""
 
@@ -46,8 +53,19 @@ class TrainCommand:
     """Continue this run from its newest intact checkpoint. A larger --iterations trains past the old end."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = setting(False, group=MOST_USED)
     """Replace the run that --out already holds. Other files in the folder stay."""
+    or_resume: tyro.conf.FlagCreatePairsOff[bool] = setting(False, group=MOST_USED)
+    """Start, or go on if --out already holds a run of the same settings. Use it where the same command may run again:
+    with torchrun --max-restarts, or in a job that a cluster may requeue."""
     json: tyro.conf.FlagCreatePairsOff[bool] = setting(False, group=OUTPUT)
     """Print the result as one JSON object on stdout, and all other text on stderr. Use it in scripts."""
+    viewer: tyro.conf.FlagCreatePairsOff[bool] = setting(False, group=OUTPUT)
+    """Show the splat in the browser while it trains, and afterwards until Ctrl-C. It needs the extra viewer. The splat
+    is the same as without."""
+    viewer_host: str | None = setting(None, group=OUTPUT)
+    """Address that --viewer serves at; 127.0.0.1, this machine only, if not given. 0.0.0.0 lets every machine of the
+    network in."""
+    viewer_port: int | None = setting(None, group=OUTPUT)
+    """Port of --viewer; 8080 if not given. The next free one is used if it is taken."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
     """Settings of the training."""
 
@@ -63,6 +81,7 @@ class TrainCommand:
             preset = given.get("--preset") or DEFAULT_PRESET
             return cls(preset=preset, config=load_preset(preset))
         allowed = [flag_name(name) for name in names_where(TrainConfig, "on_resume")]
+        allowed += ["--viewer", "--viewer-host", "--viewer-port"]
         for flag in given:
             if flag not in (*allowed, "--resume", "--help"):
                 raise UserError(
@@ -74,44 +93,60 @@ class TrainCommand:
         config, scene = read_config(folder.config)
         return cls(scene=scene, resume=folder.path, config=config)
 
+    def __post_init__(self) -> None:
+        """Raise UserError for flags that exclude each other."""
+        if self.or_resume and self.overwrite:
+            raise UserError("--or-resume goes on with a run that --overwrite replaces: leave one of them out.")
+        if self.viewer and self.json:
+            raise UserError("--viewer does not go with --json, because it goes on until Ctrl-C: leave one of them out.")
+        for flag, value in (("--viewer-host", self.viewer_host), ("--viewer-port", self.viewer_port)):
+            if value is not None and not self.viewer:
+                raise UserError(f"{flag} is for the page of --viewer: add --viewer, or leave {flag} out.")
+        if self.viewer_port is not None:
+            check_port("--viewer-port", self.viewer_port)
+
     def run(self) -> int:
         """Train; returns 0, or after a signal 128 plus its number."""
+        from gs_train.distributed.start import start_processes
+
+        with start_processes(self.config.device) as processes:
+            command = self._settled()
+            return command._lead(processes) if processes.rank == 0 else command._assist(processes)
+
+    def _settled(self) -> TrainCommand:
+        """This command with the right one of --resume and --overwrite in place of --or-resume."""
+        if not self.or_resume or self.scene is None:
+            return self
+        from gs_train.commands.go_on import run_to_go_on
+
+        out = self._out(self.scene)
+        found = run_to_go_on(RunFolder(out), self.config)
+        if found is None:
+            return replace(self, or_resume=False, overwrite=True)
+        config, scene = found
+        # A scene that train has made of photos is in the run.
+        made = scene is not None and scene.resolve() == RunFolder(out).scene.resolve()
+        return replace(self, or_resume=False, resume=out, config=config, scene=scene if made else self.scene)
+
+    def _lead(self, processes: Processes) -> int:
+        """Train as the only process, or as the first of several."""
         began_s = time.perf_counter()
-        out, scene = self._prepare()
+        place = self._place_of_view()
+        out, scene = self._prepare(processes, notify)
+        live = None
+        if place is not None:
+            from gs_train.viewer.open_live import open_live_view
 
-        from gs_train.training.loop import train
-
+            settings = {name: getattr(self.config, name) for name in ("device", "antialiased", "sh_degree")}
+            live = open_live_view(scene, host=place[0], port=place[1], notify=notify, **settings)
         steps: list[int] = []
         after_step: list[AfterStep] = [lambda state: steps.append(state.iteration)]
         if self.config.eval_every:
             after_step.append(_evaluation(self.config, scene, RunFolder(out)))
         with stop_signals() as stop_signal:
-            try:
-                state = train(
-                    scene,
-                    self.config,
-                    out,
-                    resume=self.resume is not None,
-                    overwrite=self.overwrite,
-                    after_step=after_step,
-                    should_stop=lambda: stop_signal() is not None,
-                    notify=notify,
-                )
-            except OSError as error:
-                message = _full_disk_message(error, out)
-                if message is None:
-                    raise
-                raise UserError(message) from error
-            except RuntimeError as error:
-                message = _gpu_memory_message(error, out, self.config)
-                if message is None:
-                    raise
-                raise UserError(message) from error
-            except FloatingPointError as error:
-                raise UserError(
-                    f"training has diverged ({error}): lower the learning rates (--optimizer.* flags) and add "
-                    "--overwrite."
-                ) from error
+            if live is not None:
+                after_step.append(_live_step(live, lambda: stop_signal() is not None))
+            state = self._train(scene, out, processes, notify, after_step, lambda: stop_signal() is not None)
             stopped_by = stop_signal()
         write = notify if self.json else show
         finished = state.iteration == self.config.iterations
@@ -120,22 +155,82 @@ class TrainCommand:
         if not finished:
             done = f"Stopped after iteration {state.iteration} of {self.config.iterations}."
             write(f"{done} Go on with: gs-train train --resume {quote(str(out))}")
-            return 128 + (stopped_by or 0)
+            return 128 + (stopped_by or signal.SIGTERM)
         if steps:
             write(_summary(state, time.perf_counter() - began_s, resumed=self.resume is not None))
             _warn_of_decline(state)
         else:
             write(f"Already at iteration {state.iteration}: give a larger --iterations to go on.")
-        folder = RunFolder(out)
-        write(f"Splat:   {folder.point_cloud(state.iteration)}")
-        write(f"Metrics: {folder.metrics}")
-        run, page = quote(str(out)), quote(str(out / "splat.html"))
-        write(f"Look:    gs-train view {run}")
-        write(f"Measure: gs-train eval {run}")
-        write(f"Share:   gs-train export {run} {page}")
+        _write_next_steps(out, state.iteration, write)
+        if live is not None:
+            write("The view stays open until Ctrl-C.")
+            with suppress(KeyboardInterrupt):
+                live.serve(state.model, state.iteration, state.background.eval_color)
         return 0
 
-    def _prepare(self) -> tuple[Path, Scene]:
+    def _assist(self, processes: Processes) -> int:
+        """Train as one of the other processes. The first one writes and shows everything."""
+        out, scene = self._prepare(processes, _silent)
+        with stop_signals(announce=False) as stop_signal:
+            state = self._train(scene, out, processes, _silent, [], lambda: stop_signal() is not None)
+            stopped_by = stop_signal()
+        return 0 if state.iteration == self.config.iterations else 128 + (stopped_by or signal.SIGTERM)
+
+    def _train(
+        self,
+        scene: Scene,
+        out: Path,
+        processes: Processes,
+        tell: Callable[[str], None],
+        after_step: Sequence[AfterStep],
+        should_stop: Callable[[], bool],
+    ) -> TrainState:
+        """Train, and turn faults that a user can mend into UserError."""
+        from gs_train.training.loop import train
+
+        try:
+            return train(
+                scene,
+                self.config,
+                out,
+                resume=self.resume is not None,
+                overwrite=self.overwrite,
+                after_step=after_step,
+                should_stop=should_stop,
+                notify=tell,
+                processes=processes,
+            )
+        except OSError as error:
+            message = _full_disk_message(error, out)
+            if message is None:
+                raise
+            raise UserError(message) from error
+        except RuntimeError as error:
+            message = _gpu_memory_message(error, out, self.config)
+            if message is None:
+                raise
+            raise UserError(message) from error
+        except FloatingPointError as error:
+            raise UserError(
+                f"training has diverged ({error}): lower the learning rates (--optimizer.* flags) and add --overwrite."
+            ) from error
+
+    def _place_of_view(self) -> tuple[str, int] | None:
+        """The host and a free port of the live view; None without --viewer."""
+        if not self.viewer:
+            return None
+        check_viser()
+        host, port = self.viewer_host or LOOPBACK, _VIEWER_PORT if self.viewer_port is None else self.viewer_port
+        free = free_port(host, port, "--viewer-host", "--viewer-port")
+        if port not in (0, free):
+            notify(f"Port {port} is taken: the view is at port {free}.")
+        return host, free
+
+    def _out(self, scene: Path) -> Path:
+        """The folder of a new run."""
+        return self.out or Path("runs") / _scene_name(scene.resolve())
+
+    def _prepare(self, processes: Processes, tell: Callable[[str], None]) -> tuple[Path, Scene]:
         """The run folder, checked, and the scene, loaded: faults show before torch is imported."""
         if self.scene is None:
             if self.resume is None:
@@ -147,7 +242,7 @@ class TrainCommand:
                 f"{self.resume / 'config.toml'} does not name the scene of the run: name it with "
                 f"gs-train train SCENE --resume {quote(str(self.resume))}."
             )
-        out = self.resume or self.out or Path("runs") / _scene_name(self.scene.resolve())
+        out = self.resume or self._out(self.scene)
         check_unlocked(out)
         if self.resume is None:
             RunFolder(out).check_free(overwrite=self.overwrite)
@@ -167,12 +262,19 @@ class TrainCommand:
                 raise
             folder = RunFolder(out).scene
             command = shlex.join(["gs-train", "prepare", str(photos.source), str(folder)])
-            notify(f"{photos.source} has no camera poses: they are computed first, as by `{command}`.")
-            report(make_scene(photos.source, folder), notify)
+            tell(f"{photos.source} has no camera poses: they are computed first, as by `{command}`.")
+            if processes.rank == 0:
+                report(make_scene(photos.source, folder), notify)
+            # The other processes wait.
+            processes.any(False)
             scene = load_scene(folder, self.config.scene)
         for notice in scene.notices:
-            notify(notice)
+            tell(notice)
         return out, scene
+
+
+def _silent(_: str) -> None:
+    """Tell nothing."""
 
 
 def _scene_name(scene: Path) -> str:
@@ -218,6 +320,25 @@ def _evaluation(config: TrainConfig, scene: Scene, folder: RunFolder) -> AfterSt
     selection = select_rasterizer(config.device, lambda _: None, antialiased=config.antialiased)
     measure = evaluation_every(config.eval_every, scene, selection, folder.metrics)
     return lambda state: measure(state.model, state.iteration, state.background.eval_color())
+
+
+def _live_step(live: LiveView, should_stop: Callable[[], bool]) -> AfterStep:
+    """Draw for the page of --viewer after a step."""
+
+    def step(state: TrainState) -> None:
+        live.after_step(state.model, state.iteration, state.background.eval_color, state.smoothed, should_stop)
+
+    return step
+
+
+def _write_next_steps(out: Path, iteration: int, write: Callable[[str], None]) -> None:
+    """Tell where the results are, and the commands that most users want next."""
+    folder, run, page = RunFolder(out), quote(str(out)), quote(str(out / "splat.html"))
+    write(f"Splat:   {folder.point_cloud(iteration)}")
+    write(f"Metrics: {folder.metrics}")
+    write(f"Look:    gs-train view {run}")
+    write(f"Measure: gs-train eval {run}")
+    write(f"Share:   gs-train export {run} {page}")
 
 
 def _result(state: TrainState, out: Path, finished: bool) -> dict[str, Any]:

@@ -41,8 +41,8 @@ class ClassicDensity:
         """None: the loss is the photometric loss alone."""
         return None
 
-    def observe(self, render: RenderOutput) -> None:
-        """Add the gradient norms of one view for the Gaussians it sees.
+    def measure(self, render: RenderOutput) -> Tensor:
+        """[N] gradient norms of one view, -1 for Gaussians that it does not see.
 
         Gradients are in px. Multiplied by half the image size they are in normalised device coordinates, as in the
         original.
@@ -52,16 +52,18 @@ class ClassicDensity:
         """
         grad = render.screen_gradient(absolute=self.needs_absgrad)
         if grad is None:
-            raise ValueError("means2d has no gradient; call observe after backward")
+            raise ValueError("means2d has no gradient; call measure after backward")
         if len(grad) != len(self._grad_sum):
             raise ValueError(f"means2d: expected {len(self._grad_sum)} rows, got {len(grad)}")
         height, width = render.image.shape[:2]
         norm = torch.hypot(grad[:, 0] * (0.5 * width), grad[:, 1] * (0.5 * height))
-        visible = render.visible()
-        # The gradient of rows that the view does not see is undefined, and one NaN would spoil a whole round: both
-        # count as 0.
-        self._grad_sum += norm.nan_to_num_(nan=0.0, posinf=0.0).mul_(visible)
-        self._grad_count += visible
+        # The gradient of rows that the view does not see is undefined, and one NaN would spoil a whole round.
+        return torch.where(render.visible(), norm.nan_to_num_(nan=0.0, posinf=0.0), -1.0)
+
+    def observe(self, measured: Tensor) -> None:
+        """Add the gradient norms of one view for the Gaussians it sees."""
+        self._grad_sum += measured.clamp(min=0.0)
+        self._grad_count += measured >= 0.0
 
     def plan(self, model: GaussianModel, iteration: int, background: Tensor) -> DensityPlan | None:
         """Changes to make after this iteration, or None. Every round clears the statistics.

@@ -52,8 +52,12 @@ class McmcDensity:
         """Weighted mean opacity plus weighted mean scale (world units)."""
         return self.config.opacity_reg * model.opacities().mean() + self.config.scale_reg * model.scales().mean()
 
-    def observe(self, render: RenderOutput) -> None:
-        """Do nothing: a round renders views of its own."""
+    def measure(self, render: RenderOutput) -> Tensor:
+        """Empty: a round renders views of its own."""
+        return torch.zeros(0)
+
+    def observe(self, measured: Tensor) -> None:
+        """Do nothing: there are no statistics."""
 
     def plan(self, model: GaussianModel, iteration: int, background: Tensor) -> DensityPlan | None:
         """Noise after every step; in a round also relocation and growth, in the last round pruning."""
@@ -95,10 +99,14 @@ class McmcDensity:
 
     def _unseen(self, model: GaussianModel, background: Tensor) -> Tensor:
         """[N] bool: no training view sees the Gaussian."""
+
+        def visible(index: int) -> Tensor:
+            return self._views.render(model, index, background).visible().float()
+
         unseen = torch.ones(len(model), dtype=torch.bool, device=model.device)
         with torch.no_grad():
-            for index in range(len(self._views)):
-                unseen &= ~self._views.render(model, index, background).visible()
+            for seen in self._views.map(visible, range(len(self._views))):
+                unseen &= seen == 0
         return unseen
 
     def _weights(self, model: GaussianModel, opacities: Tensor, background: Tensor) -> Tensor:

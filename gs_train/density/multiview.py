@@ -45,8 +45,12 @@ class MultiviewDensity:
         """None: the loss is the photometric loss alone."""
         return None
 
-    def observe(self, render: RenderOutput) -> None:
-        """Do nothing: a round renders views of its own."""
+    def measure(self, render: RenderOutput) -> Tensor:
+        """Empty: a round renders views of its own."""
+        return torch.zeros(0)
+
+    def observe(self, measured: Tensor) -> None:
+        """Do nothing: there are no statistics."""
 
     def plan(self, model: GaussianModel, iteration: int, background: Tensor) -> DensityPlan | None:
         """Densify in a round; prune in the last round."""

@@ -56,7 +56,9 @@ def score_views(
     seen = torch.zeros(count, dtype=torch.bool, device=device)
     grey = {name: tensor.detach() for name, tensor in model.parameters.items()}
     grey["f_dc"], grey["f_rest"] = torch.zeros_like(grey["f_dc"]), grey["f_rest"][:, :0]
-    for index in indices:
+
+    def measure(index: int) -> Tensor:
+        """[3, N] error, contribution and visibility in one view."""
         with torch.no_grad():
             photo, weights = views.photo(index, background)
             image = views.exposed(views.render(model, index, background).image, index)
@@ -70,8 +72,11 @@ def score_views(
         (gradient,) = torch.autograd.grad(render.image, [probe.f_dc], weights_of)
         visible = render.visible()
         # The gradient of rows that the view does not see is undefined.
-        by_error, by_weight, _ = torch.where(visible, gradient[:, 0].T / SH_C0, 0.0)
+        by_weight = torch.where(visible, gradient[:, 0].T / SH_C0, 0.0)
+        return torch.cat([by_weight[:2], visible[None]])
+
+    for by_error, by_weight, visible in views.map(measure, indices):
         error_sum += by_error
         contribution = torch.maximum(contribution, by_weight)
-        seen |= visible
+        seen |= visible > 0
     return ViewScores(error=error_sum, contribution=contribution, seen=seen)

@@ -1,11 +1,13 @@
 """The interface of density control: the controller protocol, the setup it receives, the plan it returns.
 
-A controller never changes the model. ``observe`` collects statistics from renders, ``plan`` names rows to change, and
-``apply.apply_plan`` changes them. Row numbers in a plan refer to the model as it was when ``plan`` was called.
+A controller never changes the model. ``measure`` and ``observe`` collect statistics from renders, ``plan`` names rows
+to change, and ``apply.apply_plan`` changes them. Row numbers in a plan refer to the model as it was when ``plan`` was
+called.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -77,6 +79,17 @@ class Views(Protocol):
         """[H, W, 3], a render of view ``index`` with the learned exposure of its photo."""
         ...
 
+    def map(self, function: Callable[[int], Tensor], indices: Iterable[int]) -> Iterator[Tensor]:
+        """The results of ``function`` for some views, in the order of their indices.
+
+        Several processes share the work, so use it for all renders of a round.
+
+        Args:
+            function: index of a view -> a float32 tensor, of one shape for all views.
+            indices: the views, the same in every process.
+        """
+        ...
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DensitySetup:
@@ -118,7 +131,7 @@ class DensityController(Protocol):
     """
 
     needs_absgrad: ClassVar[bool]
-    """Whether ``observe`` reads absolute gradients; the renderer computes it only then."""
+    """Whether ``measure`` reads absolute gradients; the renderer computes it only then."""
 
     def __init__(self, setup: DensitySetup) -> None: ...
 
@@ -126,8 +139,17 @@ class DensityController(Protocol):
         """A scalar to add to the loss, or None."""
         ...
 
-    def observe(self, render: RenderOutput) -> None:
-        """Collect statistics of one view after its backward pass (``render.screen_gradient`` is known)."""
+    def measure(self, render: RenderOutput) -> Tensor:
+        """The statistics of one view after its backward pass (``render.screen_gradient`` is known).
+
+        Returns:
+            float32, of one shape for all views of a step; an empty tensor if the controller keeps no statistics.
+        """
+        ...
+
+    def observe(self, measured: Tensor) -> None:
+        """Collect the result of ``measure`` for one view. Several processes measure different views, and each process
+        observes all views in their order."""
         ...
 
     def plan(self, model: GaussianModel, iteration: int, background: Tensor) -> DensityPlan | None:

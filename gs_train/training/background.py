@@ -44,6 +44,10 @@ class Background:
             return self._logit.detach().sigmoid()
         return torch.full((3,), 1.0 if self._kind == "white" else 0.0, device=self._device)
 
+    def parameters(self) -> list[Tensor]:
+        """The logit of a learned colour, which renders send gradients to."""
+        return [self._logit] if self._optimizer is not None else []
+
     def step(self) -> None:
         """Take an Adam step on a learned colour, after ``backward``."""
         if self._optimizer is not None:

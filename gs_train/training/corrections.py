@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,10 @@ class Exposure:
         transform = self._parameters[index] - (self._values.mean(dim=0) - self._identity)
         return image @ transform[:, :3].T + transform[:, 3]
 
+    def parameters(self, indices: Sequence[int]) -> list[Parameter]:
+        """The parameters that training views send gradients to, each once."""
+        return [self._parameters[index] for index in dict.fromkeys(indices)]
+
     def step(self, iteration: int) -> None:
         """Take an Adam step on the views used since the last step, after ``backward``."""
         self._optimizer.param_groups[0]["lr"] = self._rate_at(iteration)
@@ -86,7 +90,7 @@ class Corrections:
 
     @property
     def need_depth(self) -> bool:
-        """Whether ``observe`` reads the depth of renders."""
+        """Whether ``measure`` reads the depth of renders."""
         return self._poses is not None and self._poses.active
 
     def start(self, scene: Scene, photo_of: Callable[[int], NDArray[np.uint8]], notify: Callable[[str], None]) -> None:
@@ -102,7 +106,7 @@ class Corrections:
         """[4, 4] world -> OpenCV camera, the pose that training view ``index`` is rendered from."""
         return world_to_camera if self._poses is None else self._poses.pose(index)
 
-    def observe(
+    def measure(
         self,
         index: int,
         iteration: int,
@@ -111,10 +115,20 @@ class Corrections:
         image: Tensor,
         photo: Tensor,
         weights: Tensor | None,
-    ) -> None:
-        """Refine the pose of a training view by its render, as ``PoseRefinement.observe`` does."""
+    ) -> Tensor:
+        """Align the pose of a training view to its render, as ``PoseRefinement.measure`` does; else empty."""
+        if self._poses is None:
+            return torch.zeros(0)
+        return self._poses.measure(index, iteration, camera, render, image, photo, weights)
+
+    def move(self, indices: Sequence[int], measured: Sequence[Tensor]) -> None:
+        """Move cameras by the results of ``measure`` for the views of a step, as ``PoseRefinement.move`` does."""
         if self._poses is not None:
-            self._poses.observe(index, iteration, camera, render, image, photo, weights)
+            self._poses.move(indices, measured)
+
+    def parameters(self, indices: Sequence[int]) -> list[Parameter]:
+        """The parameters that renders of training views send gradients to."""
+        return [] if self._exposure is None else self._exposure.parameters(indices)
 
     def refined(self, views: tuple[View, ...]) -> list[View] | None:
         """The training views with refined poses; None if poses are not refined."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from gs_train.atomic_write import atomic_write
 from gs_train.progress import Progress
@@ -18,19 +18,22 @@ from gs_train.progress import Progress
 class TrainLog:
     """Context manager around the training loop."""
 
-    def __init__(self, metrics: Path, *, first: int, last: int, progress: bool) -> None:
+    def __init__(self, metrics: Path | None, *, first: int, last: int, progress: bool) -> None:
         """Open metrics.jsonl for appending and begin to show progress.
 
         Args:
-            metrics: path of metrics.jsonl. Lines after iteration ``first`` are removed.
+            metrics: path of metrics.jsonl. Lines after iteration ``first`` are removed. None for a process whose
+                numbers another process writes.
             first: number of steps already taken.
             last: step at which training ends.
             progress: whether to show the progress.
         """
-        cut_metrics(metrics, first)
-        metrics.parent.mkdir(parents=True, exist_ok=True)
-        self._file = metrics.open("a", encoding="utf-8")
-        self._progress = Progress("train", last, first=first, shown=progress)
+        self._file: TextIO | None = None
+        if metrics is not None:
+            cut_metrics(metrics, first)
+            metrics.parent.mkdir(parents=True, exist_ok=True)
+            self._file = metrics.open("a", encoding="utf-8")
+        self._progress = Progress("train", last, first=first, shown=progress and metrics is not None)
 
     def step(self) -> None:
         """Advance the progress bar by one step."""
@@ -38,9 +41,10 @@ class TrainLog:
 
     def record(self, line: dict[str, Any], *, loss: float, psnr: float) -> None:
         """Write ``line`` to metrics.jsonl, and the smoothed ``loss`` and ``psnr`` (dB) to the progress."""
-        self._file.write(json.dumps(line) + "\n")
-        # The immediate flush keeps every logged step of a run that is killed.
-        self._file.flush()
+        if self._file is not None:
+            self._file.write(json.dumps(line) + "\n")
+            # The immediate flush keeps every logged step of a run that is killed.
+            self._file.flush()
         self._progress.describe(f"loss {loss:.4f}, PSNR {psnr:.2f} dB, {line['gaussians']} Gaussians")
 
     def __enter__(self) -> TrainLog:
@@ -50,6 +54,8 @@ class TrainLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.__exit__(kind, error, trace)
+        if self._file is None:
+            return
         try:
             self._file.close()
         except OSError:

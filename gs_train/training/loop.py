@@ -1,9 +1,9 @@
 """The training loop, on one page.
 
 Evaluation, viewers and the command line look in through ``after_step``; the loop knows none of them. The order of a
-step is fixed: density control for the step before; learning rates; render, loss, backward and observe for each of its
-views; Adam step, zero_grad, after-step callables. N steps, a checkpoint and M more steps give the same bits on a CPU as
-N + M steps.
+step is fixed: density control for the step before; learning rates; render, loss and backward for each of its views
+(``batch.py``); Adam step, zero_grad, after-step callables. N steps, a checkpoint and M more steps give the same bits on
+a CPU as N + M steps, and so do several processes: each holds the whole state, and process 0 alone writes files.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gs_train import losses
 from gs_train.config.settings import TrainConfig
 from gs_train.density.registry import controller_class
 from gs_train.density.types import DensityController
+from gs_train.distributed.processes import OneProcess, Processes
 from gs_train.errors import UserError
 from gs_train.model.gaussians import describe_non_finite
 from gs_train.run.checkpoint import list_checkpoints, save_checkpoint, scene_fingerprint
@@ -29,6 +31,7 @@ from gs_train.run.lock import check_unlocked, hold_lock
 from gs_train.scene.frame import Frame, training_frame
 from gs_train.scene.photos.decode import check_images
 from gs_train.scene.types import Scene
+from gs_train.training.batch import run_batch
 from gs_train.training.log import TrainLog
 from gs_train.training.schedule import batch_size_at
 from gs_train.training.start import start_training
@@ -56,6 +59,7 @@ def train(
     should_stop: Callable[[], bool] = lambda: False,
     notify: Callable[[str], None] = lambda _: None,
     progress: bool = True,
+    processes: Processes | None = None,
 ) -> TrainState:
     """Train a scene into the run folder ``out``: config, metrics, checkpoints, and at the end the splat and cameras.
 
@@ -65,45 +69,57 @@ def train(
         out: the run folder; must be new or empty unless ``resume`` or ``overwrite`` is given.
         resume: continue from the newest intact checkpoint in ``out``.
         overwrite: replace the run in ``out``.
-        density: a density controller class of your own (see ``DensityController``) instead of the kind that
-            ``config.density.kind`` names. Pass the same class to resume.
+        density: a controller class of your own instead of ``config.density.kind``. Pass it to resume, too.
         after_step: called in order after every step.
         should_stop: asked between steps; True saves a checkpoint and returns.
         notify: receives sentences for the user.
         progress: whether to show progress on stderr.
+        processes: the processes that train together, from ``start_processes``; None for one.
 
     Returns:
         The state after the last step, in coordinates of ``training_frame(scene)``; before the last if stopped.
 
     Raises:
-        UserError: ``out`` is taken, another process trains in it, there is no intact checkpoint to resume, the device
-            is missing, a photo cannot be decoded, or the disk has no room for photos that exceed memory.
+        UserError: the folder, a photo, a checkpoint, the device or the number of processes does not suit the settings.
         FloatingPointError: the loss or a parameter is NaN or infinite.
         MemoryError: an image or the Gaussians need more memory than the machine has.
         OSError: the disk is full; earlier files are intact.
     """
     # ---- Every fault that can be known is found before the first file is written
-    config, folder = config.resolved(), RunFolder(Path(out))
+    config, folder, processes = config.resolved(), RunFolder(Path(out)), processes or OneProcess()
+    checkpoints = _check_folder(folder, config, scene, resume=resume, overwrite=overwrite)
+    controller: type[DensityController] = density or controller_class(config.density.kind)
+    scene = (frame := training_frame(scene)).apply(scene)
+    state, views = start_training(scene, frame, config, folder, controller, processes, resume=resume, notify=notify)
+    check_images(scene.test_views)
+    log = partial(TrainLog, first=state.iteration, last=config.iterations)
+    steps = partial(_take_steps, state, views, config, processes, after_step, should_stop, notify)
+
+    # ---- Files are written from here on, by one process
+    if processes.rank == 0:
+        with hold_lock(folder.path):
+            _replace_old_run(folder, checkpoints, resume=resume, overwrite=overwrite)
+            folder.write_config(config, scene)
+            save = partial(save_checkpoint, folder.checkpoints, config=config, frame=frame, keep=config.keep)
+            steps(log(folder.metrics, progress=progress), partial(save, fingerprint=scene_fingerprint(scene)))
+            _write_results(folder, state, scene, frame, config, notify)
+    else:
+        steps(log(None, progress=False), lambda _: None)
+    processes.any(False)  # the others wait until process 0 has written the results
+    return state
+
+
+def _check_folder(folder: RunFolder, config: TrainConfig, scene: Scene, *, resume: bool, overwrite: bool) -> list[Path]:
+    """Check that the run can be written, and return the checkpoints of the run that is there.
+
+    Raises:
+        UserError: the folder is taken or in use, or the config has a name that no file can hold.
+    """
     check_unlocked(folder.path)
     if not resume:
         folder.check_free(overwrite=overwrite)
     folder.check_config(config, scene)
-    checkpoints = list_checkpoints(folder.checkpoints)
-    controller: type[DensityController] = density or controller_class(config.density.kind)
-    scene = (frame := training_frame(scene)).apply(scene)
-    state, views = start_training(scene, frame, config, folder, controller, resume=resume, notify=notify)
-    check_images(scene.test_views)
-
-    # ---- Files are written from here on, by one process
-    with hold_lock(folder.path):
-        _replace_old_run(folder, checkpoints, resume=resume, overwrite=overwrite)
-        folder.write_config(config, scene)
-        save = partial(save_checkpoint, folder.checkpoints, config=config, frame=frame, keep=config.keep)
-        save = partial(save, fingerprint=scene_fingerprint(scene))
-        log = TrainLog(folder.metrics, first=state.iteration, last=config.iterations, progress=progress)
-        _take_steps(state, views, config, log, save, after_step, should_stop, notify)
-        _write_results(folder, state, scene, frame, config, notify)
-    return state
+    return list_checkpoints(folder.checkpoints)
 
 
 def _replace_old_run(folder: RunFolder, checkpoints: list[Path], *, resume: bool, overwrite: bool) -> None:
@@ -139,19 +155,19 @@ def _take_steps(
     state: TrainState,
     views: TrainingViews,
     config: TrainConfig,
-    log: TrainLog,
-    save: Callable[[dict[str, Any]], object],
+    processes: Processes,
     after_step: Sequence[AfterStep],
     should_stop: Callable[[], bool],
     notify: Callable[[str], None],
+    log: TrainLog,
+    save: Callable[[dict[str, Any]], object],
 ) -> None:
     """Take steps up to ``config.iterations`` or until stopped, then save."""
-    model, density = state.model, state.density
-    began_s = time.perf_counter() - state.elapsed_s
+    model, began_s = state.model, time.perf_counter() - state.elapsed_s
     with log:
-        while state.iteration < config.iterations and not should_stop():
+        while state.iteration < config.iterations and not processes.any(should_stop()):
             # ---- Density control after the step before, so that a saved state is one that a step has fitted
-            _control_density(state, views, config, notify)
+            _control_density(state, views, config, processes, notify)
 
             # ---- Schedules
             iteration = state.iteration + 1
@@ -159,24 +175,11 @@ def _take_steps(
             lr_xyz = model.update_learning_rate(iteration)
             if iteration % config.sh_degree_interval == 0:
                 model.oneup_sh_degree()
-            for _ in range(batch_size_at(iteration, config.batch_size, int(config.batch_from))):
-                index = state.next_view(len(views))
-                views.expect([index, *state.coming_views()])
-                background = state.background.sample()
 
-                # ---- Render and loss
-                (target, weights), render = views.photo(index, background), views.render(model, index, background)
-                image = views.exposed(render.image, index)
-                loss = losses.photometric_loss(losses.apply_mask(image, target, weights), target, config.lambda_dssim)
-                total = loss
-                for term in (density.regulariser(model), views.depth_loss(render, index)):
-                    if term is not None:
-                        total = total + term
-
-                # ---- Backward. Gradients accumulate over the batch; Adam ignores their scale, so we do not average.
-                total.backward()
-                density.observe(render)
-                views.observe(render, image, target, weights, index)
+            # ---- Render, loss and backward of each view
+            batch = state.draw_batch(batch_size_at(iteration, config.batch_size, int(config.batch_from)), len(views))
+            logs = iteration % config.log_every == 0
+            figures = run_batch(state, views, config, processes, batch, figures=logs)
 
             # ---- Adam steps
             model.step()
@@ -186,9 +189,9 @@ def _take_steps(
 
             # ---- Log, after-step callables, save
             log.step()
-            if iteration % config.log_every == 0:
-                psnr_db = losses.psnr(image.detach().clamp(0.0, 1.0), target, weights).item()
-                _record(log, state, loss.item(), psnr_db, lr_xyz)
+            if logs:
+                loss, psnr_db = figures.tolist()
+                _record(log, state, loss, psnr_db, lr_xyz)
             for call in after_step:
                 call(state)
             if iteration % config.save_every == 0 and iteration < config.iterations:
@@ -197,7 +200,11 @@ def _take_steps(
 
 
 def _control_density(
-    state: TrainState, views: TrainingViews, config: TrainConfig, notify: Callable[[str], None]
+    state: TrainState,
+    views: TrainingViews,
+    config: TrainConfig,
+    processes: Processes,
+    notify: Callable[[str], None],
 ) -> None:
     """Change the Gaussians as density control plans after the step at ``state.iteration``."""
     if state.iteration == 0:
@@ -208,6 +215,8 @@ def _control_density(
     plan = state.density.plan(state.model, state.iteration, state.background.eval_color())
     if plan is None:
         return
+    if plan.changes_rows():
+        processes.check_replicas(state.model.parameters, state.iteration)
     if 2 * plan.row_count(before) >= before:
         state.apply_plan(plan, config)
         return
@@ -224,12 +233,15 @@ def _control_density(
 
 def _psnr_of_some(state: TrainState, views: TrainingViews) -> float:
     """Mean PSNR of a few training views, dB."""
-    background, figures = state.background.eval_color(), []
+    background, some = state.background.eval_color(), range(0, len(views), math.ceil(len(views) / _FEW))
+
+    def psnr_of(index: int) -> Tensor:
+        photo, weights = views.photo(index, background)
+        image = views.exposed(views.render(state.model, index, background).image, index)
+        return losses.psnr(image.clamp(0.0, 1.0), photo, weights)
+
     with torch.no_grad():
-        for index in range(0, len(views), math.ceil(len(views) / _FEW)):
-            photo, weights = views.photo(index, background)
-            image = views.exposed(views.render(state.model, index, background).image, index)
-            figures.append(min(losses.psnr(image.clamp(0.0, 1.0), photo, weights).item(), losses.HIGHEST_PSNR))
+        figures = [min(figure.item(), losses.HIGHEST_PSNR) for figure in views.map(psnr_of, some)]
     return math.fsum(figures) / len(figures)
 
 

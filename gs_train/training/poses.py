@@ -3,15 +3,15 @@
 Poses that the points confirm are kept: even motions of a tenth of a pixel cost a decibel where they let a haze grow in
 front of a camera.
 
-Every step aligns the camera of its view to the render it has just made (``alignment/photo.py``); gradients and learning
-rates take no part. The splat follows the cameras, so cameras that follow the splat drift. Two things hold right poses
-in place: each pose is the mean of its start and of the present estimate, weighted by their expected errors, and the
-common motion of all cameras is undone, because no photo shows it.
+Every step aligns the cameras of its views to the renders it has just made (``alignment/photo.py``); gradients and
+learning rates take no part. The splat follows the cameras, so cameras that follow the splat drift. Two things hold
+right poses in place: each pose is the mean of its start and of the present estimate, weighted by their expected errors,
+and the common motion of all cameras is undone, because no photo shows it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -69,7 +69,7 @@ class PoseRefinement:
 
     @property
     def active(self) -> bool:
-        """Whether ``observe`` may move cameras: the points have not confirmed all poses."""
+        """Whether ``measure`` may align cameras: the points have not confirmed all poses."""
         return not self._confirmed
 
     def align_to_points(
@@ -103,7 +103,7 @@ class PoseRefinement:
         """[4, 4] float32 world -> OpenCV camera, the pose of training view ``index``."""
         return self._poses[index].float()
 
-    def observe(
+    def measure(
         self,
         index: int,
         iteration: int,
@@ -112,8 +112,8 @@ class PoseRefinement:
         image: Tensor,
         photo: Tensor,
         weights: Tensor | None,
-    ) -> None:
-        """Align training view ``index`` to its render.
+    ) -> Tensor:
+        """Align training view ``index`` to its render. The camera moves in ``move``, after all views of the step.
 
         Args:
             index: the view.
@@ -122,11 +122,14 @@ class PoseRefinement:
             render: with depth.
             image: [H, W, 3] the render as it is compared with the photo.
             photo, weights: [H, W, 3] and [H, W, 1] or None.
+
+        Returns:
+            The pose [4, 4] and the metric [6, 6], float64 whose bytes are float32 values; empty if cameras stand still
+            at ``iteration``.
         """
         if self._confirmed or not self._first <= iteration < self._last:
-            return
+            return torch.zeros(0)
         visit = int(self._visits[index])
-        self._visits[index] += 1
         reduction = _REDUCTIONS[visit] if visit < len(_REDUCTIONS) else 1
         assert render.depth is not None
         with torch.no_grad():
@@ -141,8 +144,22 @@ class PoseRefinement:
             mean = torch.linalg.solve_ex(unit + ratio, so_far + fit.motion).result
             change = _STEP * (mean - so_far)
             displaced = mean_square_px(change, fit.metric).clamp(min=1e-12).sqrt()
-            self._poses[index] = moved(pose, change * (_LARGEST_MOVE * camera.width / displaced).clamp(max=1.0))
-            self._metric[index] = fit.metric
+            aligned = moved(pose, change * (_LARGEST_MOVE * camera.width / displaced).clamp(max=1.0))
+            return torch.cat([aligned.flatten(), fit.metric.flatten()]).view(torch.float32)
+
+    def move(self, indices: Sequence[int], measured: Sequence[Tensor]) -> None:
+        """Move the cameras of training views to their aligned poses.
+
+        Args:
+            indices: the views of a step. A view that comes twice takes its last pose.
+            measured: their results of ``measure``.
+        """
+        moving = [(index, values) for index, values in zip(indices, measured, strict=True) if len(values) > 0]
+        for index, values in moving:
+            pose, metric = values.contiguous().view(torch.float64).split((16, 36))
+            self._poses[index], self._metric[index] = pose.view(4, 4), metric.view(6, 6)
+            self._visits[index] += 1
+        if moving:
             self._poses = without_common_motion(self._poses, self._start, self._metric)
 
     def views(self, views: tuple[View, ...]) -> list[View]:

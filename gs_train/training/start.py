@@ -12,11 +12,13 @@ import torch
 from gs_train import losses
 from gs_train.config.settings import TrainConfig
 from gs_train.density.types import DensityController, DensitySetup, Views
+from gs_train.distributed.processes import Processes
 from gs_train.errors import UserError
 from gs_train.formats.splat_data import SplatData
+from gs_train.machine import free_memory
 from gs_train.model.initialise import initialise_model
 from gs_train.options import names_where
-from gs_train.render.select import select_rasterizer
+from gs_train.render.select import Selection, select_rasterizer
 from gs_train.run.checkpoint import Checkpoint, check_scene, list_checkpoints, lookup, newest_intact
 from gs_train.run.folder import RunFolder
 from gs_train.scene.agreement import check_agreement
@@ -28,6 +30,7 @@ from gs_train.training.background import Background
 from gs_train.training.corrections import Corrections
 from gs_train.training.depth import PointDepths
 from gs_train.training.initial_splat import initial_splat, model_of, splat_points
+from gs_train.training.replicas import check_batch, replica_facts
 from gs_train.training.schedule import downscale_at
 from gs_train.training.state import TrainState
 from gs_train.training.views import TrainingViews
@@ -39,6 +42,7 @@ def start_training(
     config: TrainConfig,
     folder: RunFolder,
     controller: type[DensityController],
+    processes: Processes,
     *,
     resume: bool,
     notify: Callable[[str], None],
@@ -50,31 +54,27 @@ def start_training(
         config: resolved.
         folder: the run.
         controller: class of density control.
+        processes: the processes that train together.
         resume: restore the newest intact checkpoint of ``folder``.
         notify: receives sentences for the user.
 
     Raises:
         UserError: there is nothing to resume, the device is missing, a photo cannot be decoded, the disk has no room
-            for photos, or the splat to start from does not fit.
+            for photos, the splat to start from does not fit, or the processes differ.
     """
+    check_batch(config, processes, notify)
     checkpoint = checkpoint_to_resume(scene, frame, config, folder, notify) if resume else None
-    selection = select_rasterizer(
-        config.device,
-        notify,
-        antialiased=config.antialiased,
-        absgrad=controller.needs_absgrad,
-        depth=config.depth_weight > 0 or config.refine_poses,
-        also_compile=[losses.warm_up],
-    )
-    notify(f"Device {selection.reason}.")
-    losses.prepare(selection.device, notify)
+    with processes.in_turn():
+        selection = _select(config, controller, notify)
+    processes.use_device(selection.device)
     splat = None
     if not resume:
         splat = initial_splat(config, scene.extent, frame, notify) if config.init_from else None
         if not config.scene.ignore_pose_check:
             points, named = (scene.points, scene.path) if splat is None else (splat_points(splat), config.init_from)
             check_agreement(scene, points, str(named), notify)
-    corrections, images = Corrections(scene, config, selection.device), cache_images(scene, config, folder, notify)
+    corrections = Corrections(scene, config, selection.device)
+    images = cache_images(scene, config, folder, notify, processes.count_here)
     if not resume:
         corrections.start(scene, images.get, notify)
     views = TrainingViews(
@@ -86,12 +86,29 @@ def start_training(
         depths=PointDepths(scene, selection.device) if config.depth_weight > 0 else None,
         depth_weight=config.depth_weight,
         absgrad=controller.needs_absgrad,
+        processes=processes,
     )
     state = start_state(scene, config, selection.device, views, corrections, controller, splat=splat)
     if checkpoint is not None:
         _restore(state, checkpoint, len(views))
         notify(f"Resuming from {checkpoint.path}.")
+    processes.check_same(partial(replica_facts, scene, config, state))
     return state, views
+
+
+def _select(config: TrainConfig, controller: type[DensityController], notify: Callable[[str], None]) -> Selection:
+    """The rasterizer, with all kernels of the training compiled."""
+    selection = select_rasterizer(
+        config.device,
+        notify,
+        antialiased=config.antialiased,
+        absgrad=controller.needs_absgrad,
+        depth=config.depth_weight > 0 or config.refine_poses,
+        also_compile=[losses.warm_up],
+    )
+    notify(f"Device {selection.reason}.")
+    losses.prepare(selection.device, notify)
+    return selection
 
 
 def _restore(state: TrainState, checkpoint: Checkpoint, views: int) -> None:
@@ -169,16 +186,20 @@ def start_state(
     )
 
 
-def cache_images(scene: Scene, config: TrainConfig, folder: RunFolder, notify: Callable[[str], None]) -> ImageCache:
+def cache_images(
+    scene: Scene, config: TrainConfig, folder: RunFolder, notify: Callable[[str], None], caches: int
+) -> ImageCache:
     """The decoded photos of the training views; photos beyond ``config.image_cache_gb`` lie on the run's disk.
+
+    ``caches`` processes of this machine share the memory: each has a cache of its own.
 
     Raises:
         UserError: a photo cannot be decoded, or the disk has no room.
     """
     # The system's folder for temporary files lies in memory on many systems, so the run's disk is used.
     disk = folder.nearest_existing().absolute()
-    budget = round(config.image_cache_gb * 1e9) if config.image_cache_gb > 0 else None
-    images = ImageCache(scene.train_views, budget, disk)
+    budget = round(config.image_cache_gb * 1e9) if config.image_cache_gb > 0 else free_memory() // 2
+    images = ImageCache(scene.train_views, budget // caches, disk)
     if stored := images.stored_byte_count():
         notify(
             f"The decoded photos take {stored / 1e9:.1f} GB, more than --image-cache-gb: they are read from an unnamed "

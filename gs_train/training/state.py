@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gs_train.config.settings import TrainConfig
 from gs_train.density.apply import apply_plan
@@ -65,6 +66,11 @@ class TrainState:
     def coming_views(self) -> list[int]:
         """The training views of the ``READ_AHEAD`` renders after this one, the next one first."""
         return self.view_order[: -READ_AHEAD - 1 : -1]
+
+    def draw_batch(self, size: int, count: int) -> list[tuple[int, Tensor]]:
+        """View and background colour ([3] RGB, 0 to 1) of each of the ``size`` renders of a step, of ``count`` training
+        views. Every process draws all of them."""
+        return [(self.next_view(count), self.background.sample()) for _ in range(size)]
 
     def step_corrections(self, iteration: int) -> None:
         """Take an optimizer step on the background, the exposures and the poses, after ``backward``."""

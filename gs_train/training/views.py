@@ -5,13 +5,14 @@ The order of the views is in ``state.py``, decoding in ``scene/photos/decode.py`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.profiler import record_function
 
 from gs_train.cameras.camera import Camera
+from gs_train.distributed.processes import OneProcess, Processes
 from gs_train.model.gaussians import GaussianModel
 from gs_train.render.select import Selection
 from gs_train.render.types import RenderOutput
@@ -37,6 +38,7 @@ class TrainingViews:
         depths: PointDepths | None = None,
         depth_weight: float = 0.0,
         absgrad: bool = False,
+        processes: Processes | None = None,
     ) -> None:
         """Gather the data of each view.
 
@@ -49,6 +51,7 @@ class TrainingViews:
             depths: depths that renders should have; None renders no depth.
             depth_weight: weight of the depth error in the loss.
             absgrad: whether renders collect absolute gradients.
+            processes: the processes that train together; None for one.
         """
         self._photos = PhotosOnDevice(images, selection.device, selection.photo_memory)
         self._cameras = [view.camera for view in views]
@@ -58,6 +61,7 @@ class TrainingViews:
         self._depth_weight = depth_weight
         self._downscale_at, self._absgrad = downscale_at, absgrad
         self._downscale, self._iteration = 1, 0
+        self._processes = processes or OneProcess()
 
     def __len__(self) -> int:
         return len(self._cameras)
@@ -94,8 +98,15 @@ class TrainingViews:
         """A render of view ``index``, [H, W, 3], as it is compared with its photo."""
         return self._corrections.exposed(image, index)
 
-    def observe(self, render: RenderOutput, image: Tensor, photo: Tensor, weights: Tensor | None, index: int) -> None:
-        """Learn the pose of view ``index`` from its render in this step.
+    def map(self, function: Callable[[int], Tensor], indices: Iterable[int]) -> Iterator[Tensor]:
+        """``function`` of some views, float32 of one shape, in the order of their indices; several processes share the
+        work."""
+        return self._processes.map(function, indices)
+
+    def measure_pose(
+        self, render: RenderOutput, image: Tensor, photo: Tensor, weights: Tensor | None, index: int
+    ) -> Tensor:
+        """Align the pose of view ``index`` to its render in this step, for ``move_cameras``.
 
         Args:
             render: of the view.
@@ -103,7 +114,12 @@ class TrainingViews:
             photo, weights: from ``photo``.
             index: the view.
         """
-        self._corrections.observe(index, self._iteration, self.camera(index), render, image, photo, weights)
+        camera = self.camera(index)
+        return self._corrections.measure(index, self._iteration, camera, render, image, photo, weights)
+
+    def move_cameras(self, indices: Sequence[int], measured: Sequence[Tensor]) -> None:
+        """Move the cameras of the views of a step by the results of ``measure_pose``."""
+        self._corrections.move(indices, measured)
 
     def depth_loss(self, render: RenderOutput, index: int) -> Tensor | None:
         """Weighted error of the depth of a render of view ``index``, scalar; None if depths are not trained."""

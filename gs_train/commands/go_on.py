@@ -1,0 +1,60 @@
+"""``--or-resume``: whether the same command has already begun a run in the folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from gs_train.config.settings import TrainConfig
+from gs_train.config.toml import read_config
+from gs_train.errors import UserError, first_few
+from gs_train.options import flag_name, names_where
+from gs_train.run.folder import RunFolder
+
+_MAY_DIFFER = ("scene.test_list",)
+"""The run has a copy of the list."""
+
+
+def run_to_go_on(folder: RunFolder, given: TrainConfig) -> tuple[TrainConfig, Path | None] | None:
+    """The settings to go on with and the scene of the run in ``folder``; None if it has no run with a checkpoint.
+
+    Args:
+        folder: of --out.
+        given: settings of the command line. Settings that --resume may change replace the run's.
+
+    Raises:
+        UserError: the run has other settings, or cannot be read.
+    """
+    from gs_train.run.checkpoint import list_checkpoints
+
+    if not folder.is_run() or not list_checkpoints(folder.checkpoints):
+        return None
+    saved, scene = read_config(folder.config)
+    changed = {name: getattr(given, name) for name in names_where(TrainConfig, "on_resume")}
+    # A run that was prolonged keeps the schedule of its first number of iterations, so both numbers are tried.
+    wanted = [given, replace(given, iterations=saved.iterations)]
+    differing = min((_differing(saved, each) for each in wanted), key=len)
+    if differing:
+        flags = first_few([flag_name(name) for name in differing])
+        raise UserError(
+            f"--out {folder.path} holds a run with another {flags}: repeat the command line of that run, or name "
+            "another --out."
+        )
+    return replace(saved, **changed), scene
+
+
+def _differing(saved: TrainConfig, given: TrainConfig) -> list[str]:
+    """Dotted names of the settings that differ, apart from settings that --resume may change."""
+    free = (*names_where(TrainConfig, "on_resume"), *_MAY_DIFFER)
+    now, before = dict(_leaves(asdict(given.resolved()))), dict(_leaves(asdict(saved.resolved())))
+    return [name for name, value in now.items() if name not in free and before[name] != value]
+
+
+def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in table.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
