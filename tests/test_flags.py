@@ -33,7 +33,7 @@ FLAGS = {
     """,
     "eval": "--scene --device --metrics --download-weights --all-views --json",
     "compare": "--out --all-views",
-    "view": "--port --browser --no-browser",
+    "view": "--port --render --device --browser --no-browser",
     "render": "--path --what --frames --depth --width --height --fps --seconds --scene --device",
     "export": """
         --box --max-scale --min-opacity --drop-outliers --no-drop-outliers

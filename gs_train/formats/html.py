@@ -24,6 +24,7 @@ from gs_train.formats.sog import Quality, encode_sog
 from gs_train.formats.splat_data import SplatData, SplatFormat
 
 _SCRIPTS = ("sog.js", "order.js", "draw.js", "camera.js", "main.js")
+_REMOTE_SCRIPTS = ("remote.js", "camera.js", "main.js")
 """In this order, because constants must precede their use."""
 _MOST_MEGABYTES = 300
 """Browsers refuse pages that are much larger."""
@@ -115,22 +116,24 @@ def sog_for_page(data: SplatData, path: Path, *, quality: Quality = "normal") ->
     return content
 
 
-def page_html(page: Page, sog: bytes) -> str:
+def page_html(page: Page, sog: bytes | None) -> str:
     """The page with a splat in it.
 
     Args:
         page: cameras and background.
-        sog: the content of a .sog file.
+        sog: the content of a .sog file; None for a page that asks its server for pictures.
     """
     folder = files("gs_train.viewer") / "page"
+    scripts = _REMOTE_SCRIPTS if sog is None else _SCRIPTS
     # "<" as an escape, so that no name can end the script element.
     settings = json.dumps(asdict(page), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     parts = {
         "title": html.escape(page.title),
         "style": (folder / "style.css").read_text(encoding="utf-8"),
         "settings": settings,
-        "script": "\n".join((folder / name).read_text(encoding="utf-8") for name in _SCRIPTS),
-        "data": base64.b64encode(sog).decode("ascii"),
+        "script": "\n".join((folder / name).read_text(encoding="utf-8") for name in scripts),
+        "images": "data: blob:" if sog is not None else "'self'",
+        "data": base64.b64encode(sog or b"").decode("ascii"),
     }
     pieces = (folder / "page.html").read_text(encoding="utf-8").split("@")
     # Every second piece is a name, because the page itself has no other "@".

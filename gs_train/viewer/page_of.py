@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from gs_train.errors import UserError
 from gs_train.formats.clean import CleanConfig, clean
 from gs_train.formats.html import Page, PageCamera, default_page, page_html, sog_for_page
+from gs_train.formats.splat_data import SplatData
 from gs_train.run.folder import RunFolder
 from gs_train.run.open import OpenedSplat
 from gs_train.viewer.paths import focus_of, up_axis
@@ -20,14 +21,24 @@ _MOST_CAMERAS = 40
 
 
 def page_of_splat(opened: OpenedSplat, notify: Callable[[str], None]) -> str:
-    """The HTML of a page for a splat, without Gaussians that are far away from all others.
+    """The HTML of a page for a splat, with the splat in it.
+
+    Raises:
+        UserError: as ``page_and_splat`` does, or the page is too large for a browser.
+    """
+    page, data = page_and_splat(opened, notify)
+    return page_html(page, sog_for_page(data, opened.path))
+
+
+def page_and_splat(opened: OpenedSplat, notify: Callable[[str], None]) -> tuple[Page, SplatData]:
+    """A page for a splat, and the splat without Gaussians that are far away from all others.
 
     Args:
         opened: the splat.
         notify: takes a sentence about Gaussians that are left out.
 
     Raises:
-        UserError: no Gaussian is finite, or the page is too large for a browser.
+        UserError: no Gaussian is finite.
     """
     whole = opened.splat()
     finite = whole.keep(whole.is_finite())
@@ -36,8 +47,7 @@ def page_of_splat(opened: OpenedSplat, notify: Callable[[str], None]) -> str:
     data, _ = clean(finite, CleanConfig(drop_outliers=True))
     if len(data) < len(whole):
         notify(f"The page leaves out {len(whole) - len(data):,} of {len(whole):,} Gaussians that are far away.")
-    page = page_of(opened, np.eye(3), 1.0, (0.0, 0.0, 0.0)) or default_page(data, opened.path.name)
-    return page_html(page, sog_for_page(data, opened.path))
+    return page_of(opened, np.eye(3), 1.0, (0.0, 0.0, 0.0)) or default_page(data, opened.path.name), data
 
 
 def page_of(opened: OpenedSplat, rotation: NDArray[np.float64], scale: float, shift: tuple[float, ...]) -> Page | None:

@@ -79,7 +79,8 @@ class Painter:
         Raises:
             FloatingPointError: parameters are NaN or infinite.
         """
-        scale = min(scale, (self._most_px / (wish.width * wish.height)) ** 0.5)
+        canvas_px = wish.lens.width * wish.lens.height
+        scale = min(scale, (self._most_px / canvas_px) ** 0.5)
         while True:
             try:
                 return self._paint(model, wish, look, background, scale)
@@ -91,7 +92,7 @@ class Painter:
             if max(camera.width, camera.height) <= 2 * SMALLEST_PX:
                 return None
             scale /= 2
-            self._most_px = scale * scale * wish.width * wish.height
+            self._most_px = scale * scale * canvas_px
 
     @torch.no_grad()
     def _paint(

@@ -22,7 +22,8 @@ _REST_S = 0.2
 """Without a movement for this long, a camera is at rest."""
 _REFRESH_ITERATIONS, _REFRESH_S = 20, 1.0
 """A camera at rest gets a new picture if the training is this many iterations further, or this much time has passed."""
-_MOVING_SCALE = 0.5
+MOVING_SCALE, MOVING_QUALITY, QUALITY = 0.5, 70, 88
+"""While a camera moves: factor on the size, and quality of the JPEG file; then the quality at rest."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,21 +32,23 @@ class Wish:
 
     world_to_camera: NDArray[np.float64]
     """[4, 4] pose, OpenCV axes."""
-    fov_deg: float
-    """Vertical field of view."""
-    width: int
-    """Of the client's canvas, px."""
-    height: int
-    """Of the client's canvas, px."""
+    lens: Camera
+    """The camera of a picture of the size of the client's canvas."""
 
     def camera(self, scale: float) -> Camera:
-        """The camera of a picture of ``scale`` times the canvas; sizes and field of view are clamped."""
-        largest = LARGEST_PX / max(self.width, self.height, 1)
-        factor = min(scale, largest)
-        width, height = (max(SMALLEST_PX, round(factor * side)) for side in (self.width, self.height))
-        fov = math.radians(min(max(self.fov_deg, _NARROWEST_DEG), _WIDEST_DEG))
-        focal = height / (2 * math.tan(fov / 2))
-        return Camera(width=width, height=height, fx=focal, fy=focal, cx=width / 2, cy=height / 2)
+        """The camera of a picture of ``scale`` times the canvas; no side is smaller or larger than the limits."""
+        lens = self.lens
+        factor = min(scale, LARGEST_PX / max(lens.width, lens.height))
+        width, height = (max(SMALLEST_PX, round(factor * side)) for side in (lens.width, lens.height))
+        return lens.resized(width, height)
+
+
+def lens_of(fov_deg: float, width: int, height: int) -> Camera:
+    """The camera of a canvas, px, with a vertical field of view; impossible values are clamped."""
+    width, height = max(1, width), max(1, height)
+    fov = math.radians(min(max(fov_deg, _NARROWEST_DEG), _WIDEST_DEG))
+    focal = height / (2 * math.tan(fov / 2))
+    return Camera(width=width, height=height, fx=focal, fy=focal, cx=width / 2, cy=height / 2)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,12 +65,12 @@ class Due:
     @property
     def scale(self) -> float:
         """Factor on the size of the canvas."""
-        return 1.0 if self.at_rest else _MOVING_SCALE
+        return 1.0 if self.at_rest else MOVING_SCALE
 
     @property
     def jpeg_quality(self) -> int:
-        """Smaller files while the camera moves."""
-        return 88 if self.at_rest else 70
+        """Of the JPEG file."""
+        return QUALITY if self.at_rest else MOVING_QUALITY
 
 
 @dataclass(kw_only=True, eq=False)

@@ -158,6 +158,12 @@ function packed(splat) {
 
 // Returns draw(camera, background, share) and setOrder(order). A camera has turn (row-major world-to-camera rotation),
 // shift, focal, centre and size in pixels of the canvas; share below 1 draws fewer pixels.
+function contextOf(canvas) {
+  const gl = canvas.getContext("webgl2", { antialias: false, alpha: false });
+  if (gl) return gl;
+  throw new Error("This browser has no WebGL2, which draws the splat. Try another browser, or gs-train view --render server.");
+}
+
 function makeRenderer(gl, splat) {
   const floats = gl.getExtension("EXT_color_buffer_float");
   const format = floats && gl.getExtension("EXT_float_blend") ? gl.RGBA32F : floats ? gl.RGBA16F : gl.RGBA8;

@@ -14,8 +14,7 @@ function decoded(text) {
 }
 
 async function start() {
-  const gl = canvas.getContext("webgl2", { antialias: false, alpha: false });
-  if (!gl) throw new Error("This browser has no WebGL2, which draws the splat. Try a current Firefox, Chrome or Safari.");
+  const gl = contextOf(canvas);
   const splat = await readSplat(gl, decoded(element("data").textContent.trim()));
   element("data").remove();
   const renderer = makeRenderer(gl, splat);
