@@ -13,8 +13,9 @@ import torch
 from command_line import gs_train_here
 from transforms_files import document, write
 
-from gs_train.evaluate.evaluate import Evaluation, png_names, write_figures
+from gs_train.evaluate.evaluate import Evaluation, write_figures
 from gs_train.evaluate.metrics import ViewMetrics, view_metrics
+from gs_train.evaluate.pictures import png_names
 from gs_train.formats.ply import read_ply, write_ply
 
 METRICS = [entry.name for entry in fields(ViewMetrics)]
@@ -24,7 +25,9 @@ def test_every_metric_reaches_both_files_as_itself_and_as_a_mean(tmp_path: Path)
     # Distinct values, so that two metrics cannot be swapped.
     first = ViewMetrics(**{name: float(2**i) for i, name in enumerate(METRICS)})
     second = ViewMetrics(**{name: 3.0 * 2**i for i, name in enumerate(METRICS)})
-    evaluation = Evaluation(per_view={"a": first, "b": second}, images=(), gaussians=7, rasterizer="cpu")
+    evaluation = Evaluation(
+        per_view={"a": first, "b": second}, images=(), gaussians=7, rasterizer="cpu", not_measured={"x": "No x."}
+    )
     results, per_view = write_figures(evaluation, tmp_path, iteration=5, split="test")
     assert json.loads(per_view.read_text()) == {
         "a": {name: 2.0**i for i, name in enumerate(METRICS)},
@@ -36,9 +39,20 @@ def test_every_metric_reaches_both_files_as_itself_and_as_a_mean(tmp_path: Path)
         "views": 2,
         **{name: 2.0 * 2**i for i, name in enumerate(METRICS)},
         "ssim_region": "valid",
+        "lpips_net": "alex",
+        "lpips_input": "-1..1",
+        "flip_pixels_per_degree": pytest.approx(67.02, abs=0.01),
+        "not_measured": {"x": "No x."},
         "gaussians": 7,
         "rasterizer": "cpu",
     }
+
+
+def test_a_metric_that_one_view_lacks_has_no_mean() -> None:
+    with_flip = ViewMetrics(psnr=1.0, psnr_colour_matched=2.0, ssim=0.5, counted=1.0, flip=0.25)
+    views = {"a": with_flip, "b": replace(with_flip, flip=None, psnr=3.0)}
+    mean = Evaluation(per_view=views, images=(), gaussians=7, rasterizer="cpu").mean
+    assert (mean.psnr, mean.flip, mean.lpips) == (2.0, None, None)
 
 
 def test_metrics_of_known_images() -> None:

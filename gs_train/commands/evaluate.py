@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -11,10 +12,15 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from gs_train.console import end_at_once, notify, print_json, show
+from gs_train.errors import UserError
+from gs_train.evaluate.perceptual import NAMES, Perceptual, find_perceptual
 from gs_train.options import DEVICES, check_device
 
 if TYPE_CHECKING:
+    from gs_train.evaluate.metrics import ViewMetrics
+    from gs_train.render.select import Selection
     from gs_train.run.open import OpenedSplat
+    from gs_train.scene.types import View
 
 _EXPOSURE_DB = 2.0
 """A larger gain by matching colours suggests that the photos' exposure varies."""
@@ -24,7 +30,7 @@ _FEW_PIXELS = 0.4
 
 @dataclass(frozen=True, kw_only=True)
 class EvalCommand:
-    """Measure PSNR and SSIM of a run on its held-out views, and write each photo beside its render."""
+    """Measure PSNR and SSIM of a run on its held-out views, and write a report with each photo beside its render."""
 
     run_folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run. Its newest intact checkpoint counts."""
@@ -32,18 +38,40 @@ class EvalCommand:
     """Scene folder or transforms .json. Name it if the scene has moved since the training."""
     device: Annotated[str | None, tyro.conf.arg(metavar=DEVICES)] = None
     """Device to render on; the device of the training if not given. cpu leaves a GPU to other work."""
-
+    metrics: Annotated[str, tyro.conf.arg(metavar="{lpips,flip,none}")] = "lpips,flip"
+    """Perceptual metrics to measure, where their packages are installed. lpips measures LPIPS only, none saves time."""
+    download_weights: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Download the weights of LPIPS (233 MB) into torch's cache if they are missing."""
+    all_views: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Put the pictures of all views into the report. Without it, a report of more than 60 views has the 20 worst."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print the result as one JSON object on stdout, and all other text on stderr. Use it in scripts."""
 
     def __post_init__(self) -> None:
-        """Raise UserError for an unknown device."""
+        """Raise UserError for an unknown device or metric."""
         if self.device is not None:
             check_device(self.device)
+        for name in self._metrics():
+            if name not in NAMES:
+                raise UserError(f"--metrics is {self.metrics}: give lpips, flip, lpips,flip or none.")
+
+    def _metrics(self) -> list[str]:
+        return [] if self.metrics == "none" else self.metrics.split(",")
+
+    def _perceptual(self, views: Sequence[View], selection: Selection) -> Perceptual:
+        """The perceptual metrics to measure; each that is missing is told once."""
+        smallest = min(min(view.camera.width, view.camera.height) for view in views)
+        names = self._metrics()
+        found = find_perceptual(names, selection.device, smallest_px=smallest, download=self.download_weights)
+        for name in names:
+            if name in found.missing:
+                notify(found.missing[name])
+        return found
 
     def run(self) -> int:
-        """Write results.json, per_view.json and renders/ into the run folder."""
+        """Write results.json, per_view.json, report.html and renders/ into the run folder."""
         from gs_train.evaluate.evaluate import evaluate_refined, evaluate_splat, write_figures
+        from gs_train.evaluate.report import write_report
         from gs_train.progress import Progress
         from gs_train.run.folder import RunFolder
         from gs_train.run.open import open_run
@@ -55,45 +83,59 @@ class EvalCommand:
         views, split = (scene.test_views, "test") if scene.test_views else (scene.train_views, "train")
         if split == "train":
             _warn_of_training_views(opened)
+        run, iteration = RunFolder(self.run_folder), opened.iteration
+        assert iteration is not None, "a run has steps"
+        perceptual = self._perceptual(views, selection)
         with Progress("eval", len(views), unit="view") as progress:
             evaluation = evaluate_splat(
                 opened,
                 views,
                 selection,
-                renders=self.run_folder / "renders" / f"iteration_{opened.iteration}",
+                perceptual=perceptual,
+                renders=run.renders(iteration),
+                error_maps=run.error_maps(iteration),
                 after_view=progress.update,
             )
         refined = None
         if opened.config is not None and opened.config.refine_poses:
             with Progress("eval with refined poses", len(views), unit="view") as progress:
                 refined = evaluate_refined(opened, views, selection, after_view=progress.update)
-        RunFolder(self.run_folder).clear_leftovers()
-        results, per_view = write_figures(
-            evaluation, self.run_folder, iteration=opened.iteration, split=split, refined=refined
-        )
-        mean, write = evaluation.mean, notify if self.json else show
+        run.clear_leftovers()
+        results, per_view = write_figures(evaluation, run.path, iteration=iteration, split=split, refined=refined)
+        report = write_report(run.path, all_views=self.all_views)
+        write = notify if self.json else show
         if self.json:
-            paths = {"results": str(results), "per_view": str(per_view), "images": [*map(str, evaluation.images)]}
-            print_json({"run": str(self.run_folder), **json.loads(results.read_text(encoding="utf-8")), **paths})
+            paths = {"results": str(results), "per_view": str(per_view), "report": str(report)}
+            figures = json.loads(results.read_text(encoding="utf-8"))
+            print_json({"run": str(run.path), **figures, **paths, "images": [*map(str, evaluation.images)]})
         write(
-            f"Iteration {opened.iteration}, {len(views)} {split} view{'' if len(views) == 1 else 's'}: "
-            f"PSNR {mean.psnr:.2f} dB ({mean.psnr_colour_matched:.2f} dB with colours matched), "
-            f"SSIM {mean.ssim:.4f} (valid region){_counted(mean.counted)}."
+            f"Iteration {iteration}, {len(views)} {split} view{'' if len(views) == 1 else 's'}: "
+            f"{_figures(evaluation.mean)}{_counted(evaluation.mean.counted)}."
         )
         if refined is not None:
-            write(
-                f"With the poses of these views refined on their photos: PSNR {refined.mean.psnr:.2f} dB "
-                f"({refined.mean.psnr_colour_matched:.2f} dB with colours matched), SSIM {refined.mean.ssim:.4f}."
-            )
-        if mean.psnr_colour_matched > mean.psnr + _EXPOSURE_DB:
+            write(f"With the poses of these views refined on their photos: {_figures(refined.mean)}.")
+        if evaluation.mean.psnr_colour_matched > evaluation.mean.psnr + _EXPOSURE_DB:
             write(
                 "The colours differ more than the shapes: if the photos' exposure varies, train with --exposure affine."
             )
         write(f"Results: {results}")
         write(f"Per view: {per_view}")
         write(f"Photo beside render: {evaluation.images[0]}")
+        write(f"Report: {report}")
         write(f"Next: gs-train export {quote(str(self.run_folder))} splat.ply")
         return 0
+
+
+def _figures(mean: ViewMetrics) -> str:
+    texts = [
+        f"PSNR {mean.psnr:.2f} dB ({mean.psnr_colour_matched:.2f} dB with colours matched)",
+        f"SSIM {mean.ssim:.4f} (valid region)",
+    ]
+    if mean.lpips is not None:
+        texts.append(f"LPIPS {mean.lpips:.4f} (AlexNet)")
+    if mean.flip is not None:
+        texts.append(f"FLIP {mean.flip:.4f}")
+    return ", ".join(texts)
 
 
 def _counted(share: float) -> str:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 COMMANDS: dict[str, str] = {
     "train": "gs_train.commands.train:TrainCommand",
     "eval": "gs_train.commands.evaluate:EvalCommand",
+    "compare": "gs_train.commands.compare:CompareCommand",
     "view": "gs_train.commands.view:ViewCommand",
     "render": "gs_train.commands.render:RenderCommand",
     "export": "gs_train.commands.export:ExportCommand",

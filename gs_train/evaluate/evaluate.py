@@ -6,21 +6,25 @@ views, and to per_view.json.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from gs_train.atomic_write import atomic_write, atomic_write_text
 from gs_train.errors import UserError
 from gs_train.evaluate.metrics import SSIM_REGION, ViewMetrics, view_metrics
+from gs_train.evaluate.perceptual import FLIP_PIXELS_PER_DEGREE, LPIPS_INPUT, LPIPS_NET, NO_PERCEPTUAL, Perceptual
+from gs_train.evaluate.pictures import png_names
 from gs_train.evaluate.refine import refine_on_photos
-from gs_train.losses import WINDOW
+from gs_train.losses import WINDOW, apply_mask
 from gs_train.model.gaussians import GaussianModel
 from gs_train.render.select import Selection
 from gs_train.render.types import Rasterizer
@@ -28,8 +32,6 @@ from gs_train.run.open import OpenedSplat
 from gs_train.scene.photos.composite import composite, pixel_weights
 from gs_train.scene.photos.decode import decode_images
 from gs_train.scene.types import View
-
-_LONGEST_STEM_BYTES = 196
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +47,18 @@ class Evaluation:
     """Number of Gaussians rendered."""
     rasterizer: str
     """Name of the rasterizer: ``cpu`` or ``gsplat``."""
+    not_measured: Mapping[str, str] = field(default_factory=dict)
+    """The reason, one sentence, for each perceptual metric that is None."""
 
     @property
     def mean(self) -> ViewMetrics:
-        """Mean of each metric over the views."""
+        """Mean of each metric over the views; None if a view lacks it."""
         figures = [asdict(metrics) for metrics in self.per_view.values()]
-        return ViewMetrics(**{name: sum(each[name] for each in figures) / len(figures) for name in figures[0]})
+        columns: dict[str, list[Any]] = {name: [each[name] for each in figures] for name in figures[0]}
+        means: dict[str, Any] = {
+            name: None if None in values else sum(values) / len(values) for name, values in columns.items()
+        }
+        return ViewMetrics(**means)
 
 
 def evaluate(
@@ -59,7 +67,9 @@ def evaluate(
     rasterizer: Rasterizer,
     *,
     background: torch.Tensor,
+    perceptual: Perceptual = NO_PERCEPTUAL,
     renders: Path | None = None,
+    error_maps: Path | None = None,
     after_view: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Render every view and compare it with its photo.
@@ -69,7 +79,9 @@ def evaluate(
         views: at least one.
         rasterizer: renders the views.
         background: [3] RGB in 0..1 to render over, on the model's device.
+        perceptual: LPIPS and FLIP, from ``find_perceptual``; the default measures neither.
         renders: folder for one PNG per view, with the photo on the left and the render on the right; None writes none.
+        error_maps: folder for FLIP's map of each view, under the same names; None writes none.
         after_view: called after every view.
 
     Raises:
@@ -89,7 +101,10 @@ def evaluate(
             pose = torch.from_numpy(view.world_to_camera).to(model.device, torch.float32)
             image = rasterizer.render(model, view.camera, pose, background).image
             target = composite(photo, background)
-            per_view[view.name] = view_metrics(image, target, pixel_weights(photo, background.device))
+            weight = pixel_weights(photo, background.device)
+            per_view[view.name], error_map = _measure(image, target, weight, perceptual)
+            if error_maps is not None and error_map is not None:
+                _save(error_maps / name, error_map)
             if renders is not None:
                 _save_beside(renders / name, target, image)
             after_view()
@@ -98,7 +113,19 @@ def evaluate(
         images=() if renders is None else tuple(renders / name for name in names),
         gaussians=len(model),
         rasterizer=rasterizer.name,
+        not_measured=perceptual.missing,
     )
+
+
+def _measure(
+    image: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None, perceptual: Perceptual
+) -> tuple[ViewMetrics, NDArray[np.uint8] | None]:
+    """The metrics of a view, and FLIP's error map [H, W, 3] if it is measured."""
+    # Masked pixels take the photo's colours, so they cause no error.
+    shown = apply_mask(image.clamp(0.0, 1.0), target, weight)
+    flip, error_map = (None, None) if perceptual.flip is None else perceptual.flip(shown, target)
+    lpips = None if perceptual.lpips is None else perceptual.lpips(shown, target)
+    return replace(view_metrics(image, target, weight), lpips=lpips, flip=flip), error_map
 
 
 def evaluate_splat(
@@ -106,7 +133,9 @@ def evaluate_splat(
     views: Sequence[View],
     selection: Selection,
     *,
+    perceptual: Perceptual = NO_PERCEPTUAL,
     renders: Path | None = None,
+    error_maps: Path | None = None,
     after_view: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Evaluate an opened splat over its own background.
@@ -121,7 +150,7 @@ def evaluate_splat(
         opened: from ``open_splat``.
         views: at least one.
         selection: from ``opened.select_rasterizer``.
-        renders, after_view: as in ``evaluate``.
+        perceptual, renders, error_maps, after_view: as in ``evaluate``.
 
     Raises:
         UserError: as in ``evaluate``, or the splat has NaN or infinite values.
@@ -133,7 +162,9 @@ def evaluate_splat(
             views,
             selection.rasterizer,
             background=opened.background(selection.device),
+            perceptual=perceptual,
             renders=renders,
+            error_maps=error_maps,
             after_view=after_view,
         )
 
@@ -184,6 +215,10 @@ def write_figures(
         **asdict(evaluation.mean),
         **({} if refined is None else _of_refined_poses(refined.mean)),
         "ssim_region": SSIM_REGION,
+        "lpips_net": LPIPS_NET,
+        "lpips_input": LPIPS_INPUT,
+        "flip_pixels_per_degree": FLIP_PIXELS_PER_DEGREE,
+        "not_measured": dict(evaluation.not_measured),
         "gaussians": evaluation.gaussians,
         "rasterizer": evaluation.rasterizer,
     }
@@ -196,32 +231,16 @@ def write_figures(
 
 
 def _of_refined_poses(metrics: ViewMetrics) -> dict[str, float]:
-    """The figures under names of their own; the share of pixels is that of the given poses."""
-    return {f"{name}_refined_poses": value for name, value in asdict(metrics).items() if name != "counted"}
-
-
-def png_names(names: Sequence[str]) -> list[str]:
-    """A .png name without folders for each view name, all different and at most 200 bytes long. View names come from a
-    file, so no slash or dot may leave the folder."""
-    flat = [name.replace("/", "__").replace("\\", "__") for name in names]
-    stems = [PurePosixPath(name).stem for name in flat]
-    # A scene may hold cat.jpg and cat.png: then the endings stay in the names.
-    return [f"{_shortened(stem)}.png" for stem in (stems if len(set(stems)) == len(stems) else flat)]
-
-
-def _shortened(stem: str) -> str:
-    """``stem`` if it is short enough; else its beginning and a hash of all of it.
-
-    Disks limit a name to 255 bytes, of which atomic writes need some.
-    """
-    data = stem.encode(errors="surrogatepass")
-    if len(data) <= _LONGEST_STEM_BYTES:
-        return stem
-    digest = hashlib.sha256(data).hexdigest()[:16]
-    return data[: _LONGEST_STEM_BYTES - 17].decode(errors="ignore") + f"-{digest}"
+    """The measured figures under names of their own; the share of pixels is that of the given poses."""
+    figures = asdict(metrics).items()
+    return {f"{name}_refined_poses": value for name, value in figures if name != "counted" and value is not None}
 
 
 def _save_beside(path: Path, photo: torch.Tensor, image: torch.Tensor) -> None:
     pixels = (torch.cat([photo, image], dim=1).clamp(0.0, 1.0) * 255.0).round().to(torch.uint8)
-    both = Image.fromarray(pixels.cpu().numpy())
-    atomic_write(path, lambda file: both.save(file, format="PNG"))
+    _save(path, pixels.cpu().numpy())
+
+
+def _save(path: Path, pixels: NDArray[np.uint8]) -> None:
+    picture = Image.fromarray(pixels)
+    atomic_write(path, lambda file: picture.save(file, format="PNG"))

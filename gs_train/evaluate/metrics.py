@@ -1,4 +1,4 @@
-"""Metrics of one view: PSNR and SSIM of a render against its photo.
+"""Metrics of one view: PSNR and SSIM of a render against its photo. LPIPS and FLIP are in ``perceptual.py``.
 
 A new metric is one field of ``ViewMetrics`` and its value in ``view_metrics``; ``evaluate.py`` averages the fields and
 writes them to files. Renders are clamped to 0..1, as a viewer shows them. SSIM covers the valid region only, as in
@@ -31,6 +31,10 @@ class ViewMetrics:
     """Structural similarity, at most 1."""
     counted: float
     """Share of the photo that counts, 0 to 1: the mean weight of its pixels."""
+    lpips: float | None = None
+    """Learned perceptual distance, 0 for equal pictures; None if it is not measured."""
+    flip: float | None = None
+    """Mean difference that a viewer sees when the pictures alternate (LDR-FLIP), 0 to 1; None if it is not measured."""
 
 
 def view_metrics(image: Tensor, target: Tensor, weight: Tensor | None = None) -> ViewMetrics:

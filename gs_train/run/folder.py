@@ -43,10 +43,11 @@ _FILES = (
     "cameras_refined.json",
     "results.json",
     "per_view.json",
+    "report.html",
     "cfg_args",
     "run.json",
 )
-_FOLDERS = ("checkpoints", "point_cloud", "renders")
+_FOLDERS = ("checkpoints", "point_cloud", "renders", "error_maps")
 _SPLAT_FOLDER = re.compile(r"iteration_(\d+)")
 
 
@@ -97,6 +98,19 @@ class RunFolder:
     def point_cloud(self, iteration: int) -> Path:
         """The splat after ``iteration`` steps."""
         return self.path / "point_cloud" / f"iteration_{iteration}" / "point_cloud.ply"
+
+    def renders(self, iteration: int) -> Path:
+        """Folder of the pictures of an evaluation after ``iteration`` steps: each photo beside its render."""
+        return self.path / "renders" / f"iteration_{iteration}"
+
+    def error_maps(self, iteration: int) -> Path:
+        """Folder of FLIP's error maps of an evaluation after ``iteration`` steps."""
+        return self.path / "error_maps" / f"iteration_{iteration}"
+
+    @property
+    def report(self) -> Path:
+        """The page that ``gs-train eval`` writes."""
+        return self.path / "report.html"
 
     def nearest_existing(self) -> Path:
         """The folder, or its nearest parent that exists: a place on the disk that the run is written to."""
