@@ -8,7 +8,7 @@ that hold exactly these tensors.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,12 @@ from torch.nn import Parameter
 
 from gs_train.formats.splat_data import SplatData
 from gs_train.model import optimizer as door
-from gs_train.model.schedule import OptimizerConfig, get_expon_lr_func
+from gs_train.model.rates import BETAS, EPS, AdamSchedule
+from gs_train.model.schedule import OptimizerConfig
 from gs_train.model.spherical_harmonics import degree_of_rest
 
 PARAMETER_NAMES = ("xyz", "f_dc", "f_rest", "opacity", "scaling", "rotation")
 """Names of the six tensors, in the order of the Adam groups."""
-_EPS = 1e-15
-"""Adam's epsilon (original: 1e-15)."""
 
 
 class GaussianModel:
@@ -65,7 +64,7 @@ class GaussianModel:
         self.active_sh_degree = active_sh_degree
         _check_degree(active_sh_degree, self.max_sh_degree)
         self._config: OptimizerConfig | None = None
-        self._xyz_lr: Callable[[int], float] | None = None
+        self._schedule: AdamSchedule | None = None
 
     # ---- contents ----
 
@@ -140,33 +139,24 @@ class GaussianModel:
         Raises:
             ValueError: ``config.xyz_lr_max_steps`` is still a fraction of the iterations.
         """
-        schedule = _xyz_schedule(config, self.spatial_lr_scale)
-        rates = {
-            "xyz": config.xyz_lr_init * self.spatial_lr_scale,
-            "f_dc": config.f_dc_lr,
-            "f_rest": config.f_rest_lr,
-            "opacity": config.opacity_lr,
-            "scaling": config.scaling_lr,
-            "rotation": config.rotation_lr,
-        }
+        schedule = AdamSchedule(config, self.spatial_lr_scale)
+        rates = schedule.rates
         groups = [{"params": [self._parameters[name]], "lr": rates[name], "name": name} for name in PARAMETER_NAMES]
         # The fused step makes one pass over memory per tensor. On a CPU it is several times faster than the default.
-        self.optimizer = torch.optim.Adam(groups, lr=0.0, eps=_EPS, fused=True)
+        self.optimizer = torch.optim.Adam(groups, lr=0.0, betas=BETAS, eps=EPS, fused=True)
         door.start_moments(self.optimizer)
-        self._config = config
-        self._xyz_lr = schedule
+        self._config, self._schedule = config, schedule
 
-    def update_learning_rate(self, iteration: int) -> float:
-        """Set and return the learning rate of the group ``xyz`` for this iteration. The other groups keep their rates.
+    def update_learning_rate(self, iteration: int, batch_size: int = 1) -> float:
+        """Set and return the learning rate of the group ``xyz`` for this iteration. The other groups keep their rates,
+        unless ``batch_rule`` makes them depend on the number of views in the step.
 
         Raises:
             ValueError: ``training_setup`` has not been called.
         """
-        if self.optimizer is None or self._xyz_lr is None:
+        if self.optimizer is None or self._schedule is None:
             raise ValueError("update_learning_rate needs training_setup to be called first")
-        rate = self._xyz_lr(iteration)
-        door.set_lr(self.optimizer, "xyz", rate)
-        return rate
+        return self._schedule.apply(self.optimizer, iteration, batch_size)
 
     def step(self) -> None:
         """Take one Adam step and free the gradients.
@@ -279,7 +269,7 @@ class GaussianModel:
         tensors = {name: tensors[name] for name in PARAMETER_NAMES}
         active, scale = int(state["active_sh_degree"]), float(state["spatial_lr_scale"])
         _check_degree(active, degree_of_rest(tensors["f_rest"].shape[1]))
-        schedule = None if self._config is None else _xyz_schedule(self._config, scale)
+        schedule = None if self._config is None else AdamSchedule(self._config, scale)
         if self.optimizer is None:
             self._parameters = {name: Parameter(tensor.detach().clone()) for name, tensor in tensors.items()}
         else:
@@ -287,7 +277,7 @@ class GaussianModel:
             if saved is None:
                 saved = {name: {"lr": door.get_lr(self.optimizer, name), "state": {}} for name in PARAMETER_NAMES}
             self._parameters = door.load_state(self._parameters, self.optimizer, tensors, saved)
-        self.active_sh_degree, self.spatial_lr_scale, self._xyz_lr = active, scale, schedule
+        self.active_sh_degree, self.spatial_lr_scale, self._schedule = active, scale, schedule
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any], device: torch.device | str = "cpu") -> GaussianModel:
@@ -384,17 +374,3 @@ def _check_tensors(tensors: Mapping[str, Tensor]) -> None:
 def _check_degree(active: int, highest: int) -> None:
     if not 0 <= active <= highest:
         raise ValueError(f"active_sh_degree: expected 0 to {highest}, got {active}")
-
-
-def _xyz_schedule(config: OptimizerConfig, spatial_lr_scale: float) -> Callable[[int], float]:
-    if not isinstance(config.xyz_lr_max_steps, int):
-        raise ValueError(
-            f"xyz_lr_max_steps is the fraction {config.xyz_lr_max_steps}; resolve it to whole iterations first"
-        )
-    return get_expon_lr_func(
-        config.xyz_lr_init * spatial_lr_scale,
-        config.xyz_lr_final * spatial_lr_scale,
-        lr_delay_steps=config.xyz_lr_delay_steps,
-        lr_delay_mult=config.xyz_lr_delay_mult,
-        max_steps=config.xyz_lr_max_steps,
-    )

@@ -46,6 +46,12 @@ def set_lr(optimizer: Optimizer, name: str, lr: float) -> None:
     group_by_name(optimizer, name)["lr"] = lr
 
 
+def set_rates(optimizer: Optimizer, rates: Mapping[str, float], *, betas: tuple[float, float], eps: float) -> None:
+    """Set the learning rates of groups by name, and the decay rates and epsilon of these groups."""
+    for name, lr in rates.items():
+        group_by_name(optimizer, name).update(lr=lr, betas=betas, eps=eps)
+
+
 # ---- steps ----
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from gs_train.options import LEARNING_RATES, check, setting
 
@@ -43,6 +44,9 @@ class OptimizerConfig:
     """Learning rate of the scales (log). Lower it (0.005, the original's) for runs of 30000."""
     rotation_lr: float = setting(0.001, group=LEARNING_RATES, at_least=0)
     """Learning rate of the rotations (quaternion). The original's value suits most scenes."""
+    batch_rule: Literal["none", "sqrt"] = setting("none", group=LEARNING_RATES)
+    """How a step of B views changes Adam. none: not at all. sqrt: learning rates times the root of B, and a memory that
+    is B times shorter; try it with a --batch-size of 4 or more and B times fewer --iterations."""
 
     def __post_init__(self) -> None:
         """Raise UserError, naming the flag, for a value outside its range."""

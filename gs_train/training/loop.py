@@ -172,12 +172,13 @@ def _take_steps(
             # ---- Schedules
             iteration = state.iteration + 1
             views.begin_step(iteration)
-            lr_xyz = model.update_learning_rate(iteration)
+            size = batch_size_at(iteration, config.batch_size, int(config.batch_from))
+            lr_xyz = model.update_learning_rate(iteration, size)
             if iteration % config.sh_degree_interval == 0:
                 model.oneup_sh_degree()
 
             # ---- Render, loss and backward of each view
-            batch = state.draw_batch(batch_size_at(iteration, config.batch_size, int(config.batch_from)), len(views))
+            batch = state.draw_batch(size, len(views))
             logs = iteration % config.log_every == 0
             figures = run_batch(state, views, config, processes, batch, figures=logs)
 
@@ -210,7 +211,8 @@ def _control_density(
     if state.iteration == 0:
         return
     views.begin_step(state.iteration)
-    state.model.update_learning_rate(state.iteration)
+    size = batch_size_at(state.iteration, config.batch_size, int(config.batch_from))
+    state.model.update_learning_rate(state.iteration, size)
     before = len(state.model)
     plan = state.density.plan(state.model, state.iteration, state.background.eval_color())
     if plan is None:
