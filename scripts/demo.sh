@@ -25,6 +25,7 @@ echo
 echo "Done. The results:"
 echo "  splat    $PWD/$run.ply   (opens in any viewer of 3D Gaussian splats)"
 echo "  page     $PWD/$run.html   (shows the splat in any browser)"
+echo "  report   $PWD/$run/report.html   (figures, curves, and the held-out views beside their renders)"
 echo "  figures  $PWD/$run/results.json"
 echo "  picture  $PWD/$picture   (a held-out view: the photo on the left, the render on the right)"
 echo

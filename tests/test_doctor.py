@@ -25,6 +25,7 @@ PARTS = [
     "imageio-ffmpeg",
     "pillow-heif",
     "zstandard",
+    "flip-evaluator",
 ]
 
 

@@ -53,7 +53,7 @@ def test_a_report_has_everything_and_needs_nothing_but_itself(tmp_path: Path) ->
     # In this order.
     parts = ("<h1>run</h1>", "/scenes/desk", "<b>26.00 dB</b>", "<b>1,234</b>", "<b>12.5 s</b>", "Loss", "PSNR of the")
     parts += ("Gaussians</fig", "Training time, s", "Learning rate", "Views, worst first", "<summary>Settings")
-    parts += ("density.kind", "Versions and device", "2.13.0")
+    parts += ("density.kind", "Time, memory, device, versions", "2.13.0")
     places = [page.index(part) for part in parts]
     assert places == sorted(places)
     assert page.count('<svg viewBox="') == 5 and page.count('role="img" aria-label="') == 5

@@ -27,6 +27,7 @@ _EXTRAS = (
     ("imageio-ffmpeg", "video", "gs-train prepare with a video"),
     ("pillow-heif", "heic", "reading HEIC photos"),
     ("zstandard", "zstd", "version 4 of .spz files"),
+    ("flip-evaluator", "metrics", "the metric FLIP of gs-train eval"),
 )
 """Package, extra that installs it, and the task that needs it."""
 

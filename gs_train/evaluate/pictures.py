@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -45,8 +46,11 @@ def _shortened(stem: str) -> str:
 def read_picture(path: Path) -> Image.Image | None:
     """An RGB picture; None if the file is missing or damaged."""
     try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
+        with warnings.catch_warnings():
+            # Pillow warns of pictures that two large photos side by side make.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as picture:
+                return picture.convert("RGB")
     except _DAMAGED:
         return None
 

@@ -60,7 +60,7 @@ def write_report(run: Path, *, all_views: bool = False) -> Path:
         f"<section><h2>Training</h2>{plots_of({name: record})}</section>",
         _views(record, page_views, len(pictured)),
         f"<details><summary>Settings</summary>{_table(_settings(record.settings))}</details>",
-        f"<section><h2>Versions and device</h2>{_table(facts_of(record))}</section>",
+        f"<section><h2>Time, memory, device, versions</h2>{_table(facts_of(record))}</section>",
     )
     labels = ("photo", "render")
     write_page(record.folder.report, title=f"{name}: report", body="\n".join(body), views=page_views, labels=labels)
