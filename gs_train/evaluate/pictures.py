@@ -79,7 +79,8 @@ def data_uri(picture: Image.Image, most_bytes: float) -> str:
         size = (max(1, round(picture.width * side / longest)), max(1, round(picture.height * side / longest)))
         shown = picture if size == picture.size else picture.resize(size, Image.Resampling.LANCZOS)
         file = io.BytesIO()
-        shown.save(file, format=kind, quality=_QUALITY)
+        # WebP's method 2 takes half the time of its default for 5 % more bytes; JPEG ignores it.
+        shown.save(file, format=kind, quality=_QUALITY, method=2)
         text = f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
         if len(text) <= most_bytes or side <= _SHORTEST_PX:
             return text
