@@ -1,4 +1,4 @@
-"""Measures the page of a splat in headless Chromium: time to the first picture, time of a sort, and its pictures.
+"""Measures the page of a splat in headless Chromium: time from loading to the first picture, of a sort, its pictures.
 
     GS_TRAIN_NODE_MODULES=.../node_modules python scripts/bench_page.py RUN [RUN ...] [--views 5] [--copies 1]
 

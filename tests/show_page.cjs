@@ -1,6 +1,6 @@
 // Draws cameras on a page in headless Chromium, for tests and scripts: node show_page.cjs CHROMIUM PAGE CAMERAS.json OUT_FOLDER
 // Writes the pictures and a screenshot of the page as PNG. Prints as JSON: the URLs that the page requested besides its
-// own, its faults, whether its help opens, milliseconds to the first picture and of each sort.
+// own, its faults, whether its help opens, milliseconds from loading to the first picture and of each sort.
 const fs = require("fs");
 const { chromium } = require("playwright-core");
 
@@ -12,8 +12,8 @@ const { chromium } = require("playwright-core");
   const requests = [], faults = [];
   page.on("request", (request) => requests.push(request.url()));
   page.on("pageerror", (error) => faults.push(error.message));
-  const began = Date.now();
   await page.goto("file://" + file);
+  const began = Date.now();
   await page.waitForFunction(() => window.gsTrain || document.getElementById("message").textContent !== "Loading", null, { timeout: 100000 });
   await page.evaluate(async () => {
     await window.gsTrain.firstPicture;

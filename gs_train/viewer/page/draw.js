@@ -3,6 +3,7 @@
 const NEAR = 0.01;
 const TEXELS = 4; // of a Gaussian: position and opacity, covariance (2), colour and palette entry
 const TEXTURE_WIDTH = 4096;
+const BATCH = 256; // Gaussians of an instance: software WebGL is slow with many small instances.
 
 const VERTEX = `#version 300 es
 precision highp float;
@@ -12,8 +13,8 @@ uniform mat3 turn;
 uniform vec3 shift, eye;
 uniform vec2 focal, centre, size;
 uniform bool antialiased;
-uniform int degree;
-in uint index;
+uniform int degree, count;
+uniform highp usampler2D order;
 flat out vec2 middle;
 flat out vec3 conic;
 flat out vec4 colour;
@@ -45,6 +46,9 @@ vec3 radiance(vec3 dc, int entry, vec3 d) {
 
 void main() {
   gl_Position = vec4(2.0, 2.0, 2.0, 1.0);
+  int nth = gl_InstanceID * ${BATCH} + gl_VertexID / 4;
+  if (nth >= count) return;
+  uint index = texelFetch(order, ivec2(nth % ${TEXTURE_WIDTH}, nth / ${TEXTURE_WIDTH}), 0).r;
   int texel = int(index) * ${TEXELS};
   ivec2 at = ivec2(texel % ${TEXTURE_WIDTH}, texel / ${TEXTURE_WIDTH});
   vec4 place = texelFetch(gaussians, at, 0), upper = texelFetch(gaussians, at + ivec2(1, 0), 0);
@@ -75,7 +79,7 @@ void main() {
   float half_sum = 0.5 * (xx + yy), root = sqrt(max(0.0, half_sum * half_sum - det));
   vec2 axis = abs(xy) > 1e-9 ? normalize(vec2(xy, half_sum + root - xx)) : (xx >= yy ? vec2(1.0, 0.0) : vec2(0.0, 1.0));
   vec2 lengths = extent * sqrt(vec2(half_sum + root, max(half_sum - root, 0.0))) + 0.5;
-  vec2 corner = 2.0 * vec2(gl_VertexID & 1, gl_VertexID >> 1) - 1.0;
+  vec2 corner = 2.0 * vec2(gl_VertexID & 1, (gl_VertexID >> 1) & 1) - 1.0;
   vec2 pixel = middle + corner.x * lengths.x * axis + corner.y * lengths.y * vec2(-axis.y, axis.x);
   gl_Position = vec4(2.0 * pixel.x / size.x - 1.0, 1.0 - 2.0 * pixel.y / size.y, 0.0, 1.0);
 }`;
@@ -173,15 +177,15 @@ function makeRenderer(gl, splat) {
   const palette = splat.degree
     ? floatTexture(gl, splat.paletteWidth, splat.paletteHeight, splat.palette) : floatTexture(gl, 1, 1, null);
   const splats = program(gl, VERTEX, FRAGMENT), final = program(gl, FINAL_VERTEX, FINAL_FRAGMENT);
-  const order = gl.createBuffer(), array = gl.createVertexArray(), frame = gl.createFramebuffer();
+  const order = plainTexture(gl), frame = gl.createFramebuffer();
+  gl.texStorage2D(gl.TEXTURE_2D, 1, gl.R32UI, TEXTURE_WIDTH, Math.max(1, Math.ceil(splat.count / TEXTURE_WIDTH)));
   let count = 0, target = null, targetSize = "";
 
-  gl.bindVertexArray(array);
-  gl.bindBuffer(gl.ARRAY_BUFFER, order);
-  const place = gl.getAttribLocation(splats.made, "index");
-  gl.enableVertexAttribArray(place);
-  gl.vertexAttribIPointer(place, 1, gl.UNSIGNED_INT, 0, 0);
-  gl.vertexAttribDivisor(place, 1);
+  // Two triangles for the four corners of each Gaussian.
+  const corners = new Uint16Array(6 * BATCH).map((_, i) => 4 * Math.floor(i / 6) + [0, 1, 2, 2, 1, 3][i % 6]);
+  gl.bindVertexArray(gl.createVertexArray());
+  gl.bindBuffer(gl.ELEMENT_ARRAY_BUFFER, gl.createBuffer());
+  gl.bufferData(gl.ELEMENT_ARRAY_BUFFER, corners, gl.STATIC_DRAW);
 
   function useTarget(width, height) {
     if (targetSize === `${width} ${height}`) return;
@@ -195,9 +199,13 @@ function makeRenderer(gl, splat) {
 
   return {
     setOrder(indices) {
-      gl.bindBuffer(gl.ARRAY_BUFFER, order);
-      gl.bufferData(gl.ARRAY_BUFFER, indices, gl.DYNAMIC_DRAW);
       count = indices.length;
+      gl.bindTexture(gl.TEXTURE_2D, order);
+      const rows = Math.floor(count / TEXTURE_WIDTH), rest = count % TEXTURE_WIDTH;
+      const upload = (row, width, height) => gl.texSubImage2D(gl.TEXTURE_2D, 0, 0, row, width, height, gl.RED_INTEGER,
+        gl.UNSIGNED_INT, indices, row * TEXTURE_WIDTH);
+      if (rows) upload(0, TEXTURE_WIDTH, rows);
+      if (rest) upload(rows, rest, 1);
     },
     draw(camera, background, share) {
       const [width, height] = camera.size.map((length) => Math.max(1, Math.round(share * length)));
@@ -218,14 +226,18 @@ function makeRenderer(gl, splat) {
       gl.uniform1i(u.antialiased, splat.antialiased);
       gl.uniform1i(u.degree, splat.degree);
       gl.uniform1i(u.gaussians, 0);
+      gl.uniform1i(u.count, count);
       gl.uniform1i(u.palette, 1);
+      gl.uniform1i(u.order, 2);
+      gl.activeTexture(gl.TEXTURE2);
+      gl.bindTexture(gl.TEXTURE_2D, order);
       gl.activeTexture(gl.TEXTURE1);
       gl.bindTexture(gl.TEXTURE_2D, palette);
       gl.activeTexture(gl.TEXTURE0);
       gl.bindTexture(gl.TEXTURE_2D, gaussians);
       gl.enable(gl.BLEND);
       gl.blendFunc(gl.ONE_MINUS_DST_ALPHA, gl.ONE);
-      gl.drawArraysInstanced(gl.TRIANGLE_STRIP, 0, 4, count);
+      gl.drawElementsInstanced(gl.TRIANGLES, corners.length, gl.UNSIGNED_SHORT, 0, Math.ceil(count / BATCH));
       gl.disable(gl.BLEND);
       gl.bindFramebuffer(gl.FRAMEBUFFER, null);
       gl.viewport(0, 0, ...camera.size);
