@@ -17,7 +17,7 @@ import tyro
 from gs_train.commands.registry import GivenFlags
 from gs_train.config.settings import TrainConfig
 from gs_train.config.toml import DEFAULT_PRESET, load_preset, read_config
-from gs_train.console import notify, print_json, show, stop_signals
+from gs_train.console import flush_stdout, notify, print_json, show, stop_signals
 from gs_train.errors import UserError, describe_full_disk, describe_gpu_memory
 from gs_train.machine import peak_memory
 from gs_train.options import MOST_USED, OUTPUT, flag_name, names_where, setting
@@ -143,7 +143,7 @@ class TrainCommand:
         after_step: list[AfterStep] = [lambda state: steps.append(state.iteration)]
         if self.config.eval_every:
             after_step.append(_evaluation(self.config, scene, RunFolder(out)))
-        with stop_signals() as stop_signal:
+        with stop_signals(announce=processes.count == 1) as stop_signal:
             if live is not None:
                 after_step.append(_live_step(live, lambda: stop_signal() is not None))
             state = self._train(scene, out, processes, notify, after_step, lambda: stop_signal() is not None)
@@ -164,6 +164,7 @@ class TrainCommand:
         _write_next_steps(out, state.iteration, write)
         if live is not None:
             write("The view stays open until Ctrl-C.")
+            flush_stdout()
             with suppress(KeyboardInterrupt):
                 live.serve(state.model, state.iteration, state.background.eval_color)
         return 0
@@ -220,7 +221,8 @@ class TrainCommand:
         if not self.viewer:
             return None
         check_viser()
-        host, port = self.viewer_host or LOOPBACK, _VIEWER_PORT if self.viewer_port is None else self.viewer_port
+        host = LOOPBACK if self.viewer_host is None else self.viewer_host
+        port = _VIEWER_PORT if self.viewer_port is None else self.viewer_port
         free = free_port(host, port, "--viewer-host", "--viewer-port")
         if port not in (0, free):
             notify(f"Port {port} is taken: the view is at port {free}.")

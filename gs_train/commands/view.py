@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from gs_train.console import end_at_once, notify, show
+from gs_train.console import end_at_once, flush_stdout, notify, show
 from gs_train.errors import UserError
 from gs_train.options import DEVICES, check_device
 from gs_train.viewer.hosting import check_port, ssh_hint
@@ -57,6 +57,7 @@ class ViewCommand:
                 show(hint)
             elif self.browser and not webbrowser.open(server.address):
                 show("No browser was found: open the address yourself.")
+            flush_stdout()
             try:
                 server.serve_forever()
             except KeyboardInterrupt:

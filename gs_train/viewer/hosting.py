@@ -87,6 +87,8 @@ def free_port(host: str, port: int, host_flag: str, port_flag: str) -> int:
             return int(probe.getsockname()[1])
 
     try:
+        if not host:
+            raise OSError(errno.EADDRNOTAVAIL, "it is empty")
         return bind_first_free(bind, port, port_flag)
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error

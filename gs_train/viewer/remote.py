@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import threading
 from collections.abc import Callable
 from urllib.parse import parse_qs
@@ -17,7 +16,7 @@ from gs_train.model.gaussians import GaussianModel
 from gs_train.render.select import Selection
 from gs_train.run.open import OpenedSplat
 from gs_train.viewer.pictures import Look, Painter
-from gs_train.viewer.wishes import MOVING_QUALITY, MOVING_SCALE, QUALITY, Wish
+from gs_train.viewer.wishes import LARGEST_NUMBER, MOVING_QUALITY, MOVING_SCALE, QUALITY, Wish
 
 _LARGEST_CANVAS_PX = 16384
 
@@ -57,8 +56,8 @@ def read_camera(text: str) -> Wish:
         ValueError: the numbers are no camera.
     """
     numbers = [float(part) for part in text.split(",")]
-    if len(numbers) != 18 or not all(map(math.isfinite, numbers)):
-        raise ValueError("not 18 finite numbers")
+    if len(numbers) != 18 or not all(abs(number) < LARGEST_NUMBER for number in numbers):
+        raise ValueError("not 18 numbers")
     pose = np.eye(4)
     pose[:3, :3], pose[:3, 3] = np.reshape(numbers[:9], (3, 3)), numbers[9:12]
     fx, fy, cx, cy, width, height = numbers[12:]

@@ -25,7 +25,7 @@ from gs_train.viewer.live import Curves
 from gs_train.viewer.panel import Panel
 from gs_train.viewer.paths import focus_of, up_axis
 from gs_train.viewer.pictures import Look
-from gs_train.viewer.wishes import Due, Slot, Wish, lens_of
+from gs_train.viewer.wishes import LARGEST_NUMBER, Due, Slot, Wish, lens_of
 
 _MOST_FRUSTUMS = 200
 _FRUSTUM_SIZE = 0.04
@@ -115,7 +115,7 @@ class ViserWindow:
             turn = quaternion_to_rotation(tuple(camera.wxyz.tolist())).T
             pose = pose_at(camera.position, turn)
             lens = lens_of(math.degrees(camera.fov), camera.image_width, camera.image_height)
-            if np.isfinite(pose).all():
+            if np.abs(pose).max() < LARGEST_NUMBER:
                 self.slot.ask(client.client_id, Wish(world_to_camera=pose, lens=lens))
 
         client.camera.on_update(ask)

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from gs_train.cameras.camera import Camera
 
 SMALLEST_PX, LARGEST_PX = 16, 2048
+LARGEST_NUMBER = 1e9
+"""In a pose or a lens; the rasterizers compute in float32."""
 _NARROWEST_DEG, _WIDEST_DEG = 5.0, 150.0
 _REST_S = 0.2
 """Without a movement for this long, a camera is at rest."""
