@@ -46,10 +46,11 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "config scene cameras model render losses alignment density run formats.splat_data distributed".split()
     ),
     "evaluate": ("scene", "cameras", "model", "render", "losses", "alignment", "formats", "run"),
+    "blocks": tuple("config scene cameras model render losses formats run evaluate".split()),
     "viewer": ("scene", "cameras", "model", "render", "losses", "formats", "run"),
     "commands": tuple(
         "viewer cameras kernels formats scene prepare sample losses model render".split()
-        + "density config run distributed training evaluate console".split()
+        + "density config run distributed training evaluate console blocks".split()
     ),
     "console": (),
     "help": (),

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from torch import Tensor
 
+_LEAST_AGREEMENT = 0.5
+"""Length of the mean upward direction of cameras that agree on it."""
 Matrix = TypeVar("Matrix", NDArray[np.float64], "Tensor")
 
 
@@ -50,6 +52,17 @@ def look_at(
     right = np.cross(forward, up)
     right /= np.linalg.norm(right)
     return pose_at(centre, np.stack((right, np.cross(forward, right), forward)))
+
+
+def up_axis(turns: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[3] the mean upward direction of cameras, or that of the first if they do not agree.
+
+    Args:
+        turns: [V, 3, 3] world -> camera, OpenCV axes.
+    """
+    mean = -turns[:, 1].mean(axis=0)
+    length = float(np.linalg.norm(mean))
+    return mean / length if length > _LEAST_AGREEMENT else -turns[0, 1]
 
 
 def quaternion_to_rotation(wxyz: tuple[float, float, float, float]) -> NDArray[np.float64]:

@@ -19,6 +19,7 @@ from gs_train.errors import UserError
 from gs_train.options import INPUT, MOST_USED, check, setting
 from gs_train.scene.choose import ChosenModel, choose_model
 from gs_train.scene.extent import far_photos, scene_extent
+from gs_train.scene.part import read_part
 from gs_train.scene.photos.find import folder_alike
 from gs_train.scene.photos.fit import Photo, fit_photos
 from gs_train.scene.photos.locate import locate_photos
@@ -100,7 +101,7 @@ def load_scene(
 
     Args:
         path: folder that holds the photos and a COLMAP model, transforms.json or transforms_train.json; or a .json file
-            of the latter two formats, beside its photos.
+            of the latter two formats, beside its photos; or the folder of a block.
         config: see ``SceneConfig``; None for the defaults.
         on_fault: takes each fault that would stop training. If it returns, loading continues without the faulty part,
             so that a caller can collect all faults. The scene is then not fit for training.
@@ -109,6 +110,9 @@ def load_scene(
         UserError: a fault after which loading cannot continue, and, with the default ``on_fault``, any fault.
     """
     path, config = Path(path), SceneConfig() if config is None else config
+    part = read_part(path)
+    if part is not None:
+        return part.cut(path, load_scene(part.scene, config, on_fault))
     chosen = _find_and_read(path, config)
     model, folder = chosen.model, chosen.folder
     for camera_id in sorted({image.camera_id for image in model.images}):

@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 from scipy.interpolate import CubicSpline
 from scipy.spatial.transform import Rotation, RotationSpline
 
-from gs_train.cameras.poses import look_at, pose_at
+from gs_train.cameras.poses import look_at, pose_at, up_axis
 
 Array = NDArray[np.float64]
 
-_LEAST_AGREEMENT = 0.5
 _LOOKS_AWAY = -0.1
 """Cosine between a viewing direction and the ray to the focus. It is 0 for parallel axes, whose focus is between the
 cameras."""
@@ -32,17 +31,6 @@ _MOST_KEYS = 24
 """Of an interpolation. More keys repeat the shaking of a hand-held camera."""
 _FAR_STEP = 3.0
 """In median steps between photos: a longer one shows that the photos are not in the order of a walk."""
-
-
-def up_axis(turns: Array) -> Array:
-    """[3] the mean upward direction of cameras, or that of the first if they do not agree.
-
-    Args:
-        turns: [V, 3, 3] world -> camera, OpenCV axes.
-    """
-    mean = -turns[:, 1].mean(axis=0)
-    length = float(np.linalg.norm(mean))
-    return mean / length if length > _LEAST_AGREEMENT else -turns[0, 1]
 
 
 def focus_of(eyes: Array, turns: Array) -> Array:

@@ -1,0 +1,1 @@
+"""Scenes too large for one training: blocks that are trained one by one or side by side, and merged."""
