@@ -33,9 +33,8 @@ def run_to_go_on(folder: RunFolder, given: TrainConfig) -> tuple[TrainConfig, Pa
         return None
     saved, scene = read_config(folder.config)
     changed = {name: getattr(given, name) for name in names_where(TrainConfig, "on_resume")}
-    # A run that was prolonged keeps the schedule of its first number of iterations, so both numbers are tried.
-    wanted = [given, replace(given, iterations=saved.iterations)]
-    differing = min((_differing(saved, each) for each in wanted), key=len)
+    first_numbers = _possible_iterations(saved, given)
+    differing = min((_differing(saved, replace(given, iterations=number)) for number in first_numbers), key=len)
     if differing:
         flags = first_few([flag_name(name) for name in differing])
         raise UserError(
@@ -43,6 +42,17 @@ def run_to_go_on(folder: RunFolder, given: TrainConfig) -> tuple[TrainConfig, Pa
             "another --out."
         )
     return replace(saved, **changed), scene
+
+
+def _possible_iterations(saved: TrainConfig, given: TrainConfig) -> set[int]:
+    """Numbers of iterations that the run may have begun with: a run that goes on past its end keeps its schedule."""
+    points = dict(_leaves(asdict(saved)))
+    quotients = {
+        round(points[name] / value)
+        for name, value in _leaves(asdict(given))
+        if isinstance(value, float) and value > 0 and type(points[name]) is int
+    }
+    return {given.iterations, saved.iterations} | {number for number in quotients if number > 0}
 
 
 def _differing(saved: TrainConfig, given: TrainConfig) -> list[str]:

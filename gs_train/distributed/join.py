@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 
 import torch.distributed as dist
@@ -42,51 +43,60 @@ def join(place: Place) -> Iterator[ProcessGroup]:
         logs = group.gather_texts(_log_file())
         yield group
     except ConnectionLost as error:
-        message = _loss(store, place, str(error), logs)
-        if message is None:
+        # torchrun sends this signal to all processes once one of them has ended.
+        with suppress(ValueError):
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        ended = _ended(store, place)
+        if not _takes_word(store, place):
             raise SystemExit(_FAILED) from None
-        raise UserError(message) from error
+        raise UserError(_describe(ended, place.count, logs, str(error))) from error
     except Exception as error:
         if place.rank > 0:
             # Process 0 has the first word about a fault that all processes have.
             time.sleep(_PATIENCE_S)
-        if not _takes_word(store):
+        if not _takes_word(store, place):
             raise SystemExit(_FAILED) from None
         if isinstance(error, UserError) and place.rank > 0:
-            raise UserError(f"process {place.rank} of 0 to {place.count - 1}: {error}") from error
+            raise UserError(f"process {place.rank} of {place.count}, counted from 0: {error}") from error
         raise
     dist.destroy_process_group()
 
 
-def _loss(store: dist.Store, place: Place, reason: str, logs: list[str]) -> str | None:
-    """The message about the processes that have ended; None if another process tells it."""
-    # torchrun sends this signal to all processes once one of them has ended.
-    with suppress(ValueError):
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _takes_word(store: dist.Store, place: Place) -> bool:
+    """Whether this process is the first to report an error. All connections of this process end."""
+    try:
+        first = store.add("errors", 1) == 1
+        # The others notice it, and ask the store before it ends with process 0.
+        dist.destroy_process_group()
+        store.set(f"left {place.rank}", "")
+        if place.rank == 0:
+            with suppress(RuntimeError):
+                store.wait([f"left {rank}" for rank in range(place.count)], timedelta(seconds=2 * _PATIENCE_S))
+        return first
+    except RuntimeError:
+        # The store has ended with process 0, because torchrun has not started the processes.
+        return place.rank == 1
+
+
+def _ended(store: dist.Store, place: Place) -> list[int]:
+    """The processes that have ended without a report."""
     try:
         store.set(f"lives {place.rank}", "")
         time.sleep(_PATIENCE_S)
-        if not _takes_word(store):
-            return None
-        ended = [rank for rank in range(place.count) if not store.check([f"lives {rank}"])]
+        return [rank for rank in range(place.count) if not store.check([f"lives {rank}"])]
     except RuntimeError:
-        # The store lives in process 0 if torchrun has not started the processes.
-        ended = [0]
+        return [0]
+
+
+def _describe(ended: list[int], count: int, logs: list[str], reason: str) -> str:
+    """A sentence about the processes that have ended."""
     go_on = "start the same command again with --or-resume to go on"
     if not ended:
         return f"the processes have lost their connection ({reason.splitlines()[0]}): {go_on}."
     which = f"process {ended[0]} has" if len(ended) == 1 else f"processes {', '.join(map(str, ended))} have"
     known = [logs[rank] for rank in ended if logs[rank]]
     where = f"its log is {known[0]}" if known else "its last lines are above, or in the --log-dir of torchrun"
-    return f"{which} ended ({place.count} were training; {where}): {go_on}."
-
-
-def _takes_word(store: dist.Store) -> bool:
-    """Whether this process is the first to report an error."""
-    try:
-        return store.add("errors", 1) == 1
-    except RuntimeError:
-        return True
+    return f"{which} ended ({count} were training; {where}): {go_on}."
 
 
 def _log_file() -> str:

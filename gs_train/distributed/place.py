@@ -32,21 +32,19 @@ def find_place(environment: Mapping[str, str]) -> Place | None:
     """
     if environment.get("WORLD_SIZE", "1") == "1":
         return None
-    numbers = {}
-    for name in _NAMES:
-        text = environment.get(name, "")
-        if name == "MASTER_ADDR" and text:
-            continue
-        if not text.isdecimal():
-            fault = f"is {text!r}, which is no number" if text else "is missing"
-            raise UserError(
-                f"WORLD_SIZE is {environment['WORLD_SIZE']} but {name} {fault}: start the processes with torchrun, "
-                "or unset WORLD_SIZE to train with one process."
-            )
-        numbers[name] = int(text)
+    faults = [f"{name} is missing" for name in _NAMES if not environment.get(name)]
+    numbers = {name: environment.get(name, "") for name in _NAMES if name != "MASTER_ADDR"}
+    faults += [f"{name} is {text!r}, which is no number" for name, text in numbers.items() if not text.isdecimal()]
+    if not faults and int(numbers["RANK"]) >= int(numbers["WORLD_SIZE"]):
+        faults = [f"RANK is {numbers['RANK']}"]
+    if faults:
+        raise UserError(
+            f"WORLD_SIZE is {environment['WORLD_SIZE']} but {faults[0]}: start the processes with torchrun, or unset "
+            "WORLD_SIZE to train with one process."
+        )
     return Place(
-        rank=numbers["RANK"],
-        count=numbers["WORLD_SIZE"],
-        number_here=numbers["LOCAL_RANK"],
-        count_here=numbers["LOCAL_WORLD_SIZE"],
+        rank=int(numbers["RANK"]),
+        count=int(numbers["WORLD_SIZE"]),
+        number_here=int(numbers["LOCAL_RANK"]),
+        count_here=int(numbers["LOCAL_WORLD_SIZE"]),
     )
