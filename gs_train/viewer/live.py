@@ -130,6 +130,7 @@ class LiveView:
     def serve(self, model: GaussianModel, iteration: int, background: Callable[[], Tensor]) -> None:
         """Draw pictures of a model that does not change any more, until KeyboardInterrupt."""
         self._told_s = math.inf
+        self._window.tell(iteration, len(model), self._curves)
         self._window.end(iteration, len(model))
         while True:
             if not self._draw(model, iteration, background):

@@ -30,6 +30,9 @@ from gs_train.viewer.wishes import LARGEST_NUMBER, Due, Slot, Wish, lens_of
 _MOST_FRUSTUMS = 200
 _FRUSTUM_SIZE = 0.04
 """Of the distance between cameras and focus."""
+_BALL_SIZE = 0.3
+"""Radius of the ball of a camera, of the size of its frustum."""
+_FRUSTUM_COLOR = (255, 160, 0)
 _PHOTO_PX = 480
 
 
@@ -141,6 +144,7 @@ class ViserWindow:
         initial.position, initial.look_at, initial.up = eyes[0], eyes[0] + ahead * turns[0, 2], up
         initial.fov = _fov(self._views[0])
         self._panel.show_cameras_of(server.scene.add_frame("/cameras", show_axes=False))
+        radius = _BALL_SIZE * _FRUSTUM_SIZE * distance
         chosen = np.linspace(0, len(poses) - 1, min(len(poses), _MOST_FRUSTUMS)).round().astype(int)
         for index in np.unique(chosen).tolist():
             view = self._views[index]
@@ -151,11 +155,16 @@ class ViserWindow:
                 scale=_FRUSTUM_SIZE * distance,
                 thickness=1.5,
                 thickness_units="screen",
-                color=(255, 160, 0),
+                color=_FRUSTUM_COLOR,
                 wxyz=rotation_to_quaternion(turns[index].T),
                 position=eyes[index],
             )
-            frustum.on_click(self._flight_to(index, ahead))
+            # The thin lines of a frustum are hard to hit. The ball is behind the camera, which would see its inside.
+            ball = server.scene.add_icosphere(
+                f"/cameras/{index}/ball", radius=radius, color=_FRUSTUM_COLOR, position=(0.0, 0.0, -1.5 * radius)
+            )
+            for handle in (frustum, ball):
+                handle.on_click(self._flight_to(index, ahead))
 
     def _flight_to(self, index: int, ahead: float) -> Any:
         """A callback that looks through the training camera ``index`` and asks for its photo."""
