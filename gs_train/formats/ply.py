@@ -6,7 +6,11 @@ bit. Files are written atomically.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +18,8 @@ from plyfile import PlyData, PlyElement
 
 from gs_train.atomic_write import atomic_write
 from gs_train.errors import UserError
-from gs_train.formats.ply_vertices import NoVertices, read_vertices
-from gs_train.formats.splat_data import MAX_SH_DEGREE, SplatData, SplatFormat
+from gs_train.formats.ply_vertices import NoVertices, open_vertices
+from gs_train.formats.splat_data import MAX_SH_DEGREE, ROWS_PER_PIECE, SplatData, SplatFormat, SplatStream
 
 _XYZ = ("x", "y", "z")
 _NORMALS = ("nx", "ny", "nz")
@@ -38,11 +42,43 @@ def write_ply(path: Path | str, data: SplatData) -> None:
     Raises:
         UserError: the file cannot be written. An earlier file of the same name then stays intact.
     """
+    write_ply_stream(path, SplatStream.of(data))
+
+
+def write_ply_stream(path: Path | str, stream: SplatStream) -> None:
+    """As ``write_ply``, in pieces: the memory does not grow with the number of Gaussians.
+
+    Raises:
+        UserError: as ``write_ply``, or the source of the stream has become damaged.
+    """
     path = Path(path)
-    count, rest = len(data), data.f_rest.shape[1]
-    # The original stores f_rest channel-major: all coefficients of red, then of green, then of blue.
-    channel_major = data.f_rest.transpose(0, 2, 1).reshape(count, 3 * rest)
+    rest = (stream.sh_degree + 1) ** 2 - 1
     names = [*_XYZ, *_NORMALS, *_F_DC, *(f"f_rest_{i}" for i in range(3 * rest)), "opacity", *_SCALES, *_ROTATION]
+    # The header needs the number of rows only: all rows of this array are the same one.
+    rows = np.broadcast_to(np.zeros((), np.dtype([(name, "<f4") for name in names])), (stream.count,))
+    mode = _ANTIALIASED if stream.antialiased else _PLAIN
+    # Comments follow the line of the element: SIBR, the original's viewer, takes the number of Gaussians from the third
+    # line.
+    header = PlyData([PlyElement.describe(rows, "vertex", comments=[mode])], byte_order="<").header
+
+    def write(file: BinaryIO) -> None:
+        file.write(header.encode("ascii") + b"\n")
+        for piece in stream.pieces():
+            file.write(_table(piece).data)
+
+    try:
+        atomic_write(path, write)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror or error}): free space or choose another place."
+        ) from error
+
+
+def _table(data: SplatData) -> NDArray[np.float32]:
+    """[N, columns] the rows of a file."""
+    count = len(data)
+    # The original stores f_rest channel-major: all coefficients of red, then of green, then of blue.
+    channel_major = data.f_rest.transpose(0, 2, 1).reshape(count, 3 * data.f_rest.shape[1])
     blocks = [
         data.xyz,
         np.zeros_like(data.xyz),
@@ -52,18 +88,7 @@ def write_ply(path: Path | str, data: SplatData) -> None:
         data.scaling,
         data.rotation,
     ]
-    table = np.ascontiguousarray(np.concatenate(blocks, axis=1), dtype="<f4")
-    rows = table.view(np.dtype([(name, "<f4") for name in names])).reshape(count)
-    mode = _ANTIALIASED if data.antialiased else _PLAIN
-    # Comments follow the line of the element: SIBR, the original's viewer, takes the number of Gaussians from the third
-    # line.
-    ply = PlyData([PlyElement.describe(rows, "vertex", comments=[mode])], byte_order="<")
-    try:
-        atomic_write(path, ply.write)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror or error}): free space or choose another place."
-        ) from error
+    return np.ascontiguousarray(np.concatenate(blocks, axis=1), dtype="<f4")
 
 
 def read_ply(path: Path | str) -> SplatData:
@@ -75,31 +100,49 @@ def read_ply(path: Path | str) -> SplatData:
     Raises:
         UserError: the file does not exist, is not a PLY, it is truncated, or it is a PLY of something else.
     """
+    return stream_ply(path).collect()
+
+
+def stream_ply(path: Path | str) -> SplatStream:
+    """As ``read_ply``, in pieces. A text file is read as a whole."""
     path = Path(path)
-    rows, comments = _read_vertices(path)
-    names = rows.dtype.names or ()
-    missing = [name for name in _REQUIRED if name not in names]
+    with _reading(path):
+        rows = open_vertices(path)
+    missing = [name for name in _REQUIRED if name not in rows.names]
     if missing:
         raise UserError(
             f"{path} is a PLY but not a splat: it lacks the columns {', '.join(missing)}; name a splat .ply file."
         )
-    rest_names = _rest_names(path, names)
+    rest_names, antialiased = _rest_names(path, rows.names), _ANTIALIASED in rows.comments
+
+    def pieces() -> Iterator[SplatData]:
+        for start in range(0, rows.count, ROWS_PER_PIECE):
+            with _reading(path):
+                part = rows.read(start, min(ROWS_PER_PIECE, rows.count - start))
+            yield _splat(part, rest_names, antialiased=antialiased)
+
+    degree = math.isqrt(len(rest_names) // 3 + 1) - 1
+    return SplatStream(count=rows.count, sh_degree=degree, antialiased=antialiased, pieces=pieces)
+
+
+def _splat(rows: NDArray[np.void], rest_names: list[str], *, antialiased: bool) -> SplatData:
     count, rest = len(rows), len(rest_names) // 3
     return SplatData(
         xyz=_columns(rows, _XYZ),
         f_dc=_columns(rows, _F_DC).reshape(count, 1, 3),
-        f_rest=np.ascontiguousarray(_columns(rows, rest_names).reshape(count, 3, rest).transpose(0, 2, 1)),
+        f_rest=_columns(rows, rest_names).reshape(count, 3, rest).transpose(0, 2, 1),
         opacity=_columns(rows, ("opacity",)),
         scaling=_columns(rows, _SCALES),
         rotation=_columns(rows, _ROTATION),
-        antialiased=_ANTIALIASED in comments,
+        antialiased=antialiased,
     )
 
 
-def _read_vertices(path: Path) -> tuple[NDArray[np.void], tuple[str, ...]]:
-    """The element ``vertex`` as a structured array, memory-mapped if binary, and the comments of the header."""
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn faults of a file that is read inside the block into UserError."""
     try:
-        return read_vertices(path)
+        yield
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; name a splat .ply file.") from error
     except OSError as error:
@@ -135,5 +178,5 @@ def _columns(rows: NDArray[np.void], names: list[str] | tuple[str, ...]) -> NDAr
     return out
 
 
-FORMAT = SplatFormat(read=read_ply, write=write_ply, signature=b"ply")
+FORMAT = SplatFormat(read=read_ply, write=write_ply, stream=stream_ply, write_stream=write_ply_stream, signature=b"ply")
 """The entry for ``registry.py``."""

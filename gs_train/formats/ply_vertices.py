@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -56,6 +57,49 @@ class _Header:
     """Bytes, the last line included."""
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class VertexRows:
+    """The element ``vertex`` of a file, to be read in pieces."""
+
+    count: int
+    """Number of rows."""
+    names: tuple[str, ...]
+    """Names of the columns."""
+    comments: tuple[str, ...]
+    """The file's comments."""
+    read: Callable[[int, int], NDArray[np.void]]
+    """Reads rows into memory: the first one and their number. Raises OSError, or ValueError if the file has become
+    shorter."""
+
+
+def open_vertices(path: Path) -> VertexRows:
+    """The element ``vertex`` of a file, of which a binary file is read only on demand.
+
+    Raises:
+        OSError, NoVertices, ValueError: as ``read_vertices``.
+    """
+    header, before, element = _locate(path, "vertex")
+    kind = np.dtype(list(element.columns))
+    read: Callable[[int, int], NDArray[np.void]]
+    if header.text:
+        table = _text_rows(path, header, before, element)
+
+        def read(first: int, count: int) -> NDArray[np.void]:
+            return table[first : first + count]
+    else:
+        start = _start(header, before)
+
+        def read(first: int, count: int) -> NDArray[np.void]:
+            # Not a memory map: its pages would count as memory of the process.
+            rows: NDArray[np.void] = np.fromfile(path, dtype=kind, count=count, offset=start + first * kind.itemsize)
+            if len(rows) != count:
+                raise ValueError(f"its header promises {element.count:,} vertices, but it has become shorter")
+            return rows
+
+    names = tuple(name for name, _ in element.columns)
+    return VertexRows(count=element.count, names=names, comments=header.comments, read=read)
+
+
 def read_vertices(path: Path) -> tuple[NDArray[np.void], tuple[str, ...]]:
     """The rows of the element ``vertex`` as a structured array, memory-mapped if binary, and the file's comments.
 
@@ -74,10 +118,13 @@ def read_elements(path: Path, names: tuple[str, ...]) -> tuple[dict[str, NDArray
     Raises:
         OSError, NoVertices, ValueError: as ``read_vertices``.
     """
-    with path.open("rb") as file:
-        header = _parse_header(file.read(_LONGEST_HEADER))
-        size = os.fstat(file.fileno()).st_size
-    return {name: _read_element(path, header, size, name) for name in names}, header.comments
+    comments: tuple[str, ...] = ()
+    tables = {}
+    for name in names:
+        header, before, element = _locate(path, name)
+        read = _text_rows if header.text else _binary_rows
+        tables[name], comments = read(path, header, before, element), header.comments
+    return tables, comments
 
 
 def element_names(path: Path) -> tuple[str, ...]:
@@ -86,8 +133,11 @@ def element_names(path: Path) -> tuple[str, ...]:
         return tuple(element.name for element in _parse_header(file.read(_LONGEST_HEADER)).elements)
 
 
-def _read_element(path: Path, header: _Header, size: int, name: str) -> NDArray[np.void]:
-    """The rows of an element of a file of ``size`` bytes."""
+def _locate(path: Path, name: str) -> tuple[_Header, list[_Element], _Element]:
+    """The header of a file, the elements before the element ``name``, and the element. Raises as ``read_vertices``."""
+    with path.open("rb") as file:
+        header = _parse_header(file.read(_LONGEST_HEADER))
+        size = os.fstat(file.fileno()).st_size
     before: list[_Element] = []
     for element in header.elements:
         if element.name == name:
@@ -105,8 +155,12 @@ def _read_element(path: Path, header: _Header, size: int, name: str) -> NDArray[
     if header.size + smallest > size + header.text:
         rows = f"{element.count:,} {'vertices' if name == 'vertex' else f'rows of {name}'}"
         raise ValueError(f"its header promises {rows}, but the file has {size:,} bytes")
-    read = _text_rows if header.text else _binary_rows
-    return read(path, header, before, element)
+    return header, before, element
+
+
+def _start(header: _Header, before: list[_Element]) -> int:
+    """Bytes of a binary file before an element."""
+    return header.size + sum(other.count * np.dtype(list(other.columns)).itemsize for other in before)
 
 
 def _smallest_size(element: _Element, text: bool) -> int:
@@ -120,8 +174,7 @@ def _binary_rows(path: Path, header: _Header, before: list[_Element], element: _
     kind = np.dtype(list(element.columns))
     if element.count == 0 or kind.itemsize == 0:
         return np.empty(element.count, dtype=kind)
-    start = header.size + sum(other.count * np.dtype(list(other.columns)).itemsize for other in before)
-    return np.memmap(path, dtype=kind, mode="r", offset=start, shape=(element.count,))
+    return np.memmap(path, dtype=kind, mode="r", offset=_start(header, before), shape=(element.count,))
 
 
 def _text_rows(path: Path, header: _Header, before: list[_Element], element: _Element) -> NDArray[np.void]:

@@ -6,14 +6,17 @@ The arrays are float32, have equal numbers of rows, and hold the exact values of
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 MAX_SH_DEGREE = 4
 """The highest spherical-harmonics degree of a splat; published files use 0 to 3."""
+ROWS_PER_PIECE = 1 << 16
+"""Gaussians in memory at a time when a splat is streamed: 16 MB at SH degree 3."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,14 +79,59 @@ class SplatData:
             finite &= np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
         return finite
 
-    def keep(self, mask: NDArray[np.bool_] | NDArray[np.int64]) -> SplatData:
-        """The Gaussians where the mask [N] is true, or the Gaussians of these row numbers, in their order."""
+    def keep(self, mask: NDArray[np.bool_] | NDArray[np.int64] | slice) -> SplatData:
+        """The Gaussians where the mask [N] is true, or the Gaussians of these row numbers, in their order. A
+        slice gives views of the arrays."""
         names = ("xyz", "f_dc", "f_rest", "opacity", "scaling", "rotation")
         return replace(self, **{name: getattr(self, name)[mask] for name in names})
 
     def up_to_degree(self, degree: int) -> SplatData:
         """The splat without the SH coefficients of higher degrees than ``degree``."""
         return replace(self, f_rest=self.f_rest[:, : (degree + 1) ** 2 - 1])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SplatStream:
+    """A splat that is read in pieces, for splats that may be larger than the memory."""
+
+    count: int
+    """Number of Gaussians."""
+    sh_degree: int
+    """Highest spherical-harmonics degree."""
+    antialiased: bool
+    """As in ``SplatData``."""
+    pieces: Callable[[], Iterator[SplatData]]
+    """Starts a reading, which yields ``count`` Gaussians in all. It raises UserError if the file has changed."""
+
+    @classmethod
+    def of(cls, data: SplatData) -> SplatStream:
+        """The stream of a splat in memory."""
+
+        def pieces() -> Iterator[SplatData]:
+            for start in range(0, len(data), ROWS_PER_PIECE):
+                yield data.keep(slice(start, start + ROWS_PER_PIECE))
+
+        return cls(count=len(data), sh_degree=data.sh_degree, antialiased=data.antialiased, pieces=pieces)
+
+    def mapped(self, change: Callable[[SplatData], SplatData], count: int | None = None) -> SplatStream:
+        """The stream of the changed pieces; they have ``count`` Gaussians in all, or as many as before."""
+
+        def pieces() -> Iterator[SplatData]:
+            return map(change, self.pieces())
+
+        return replace(self, count=self.count if count is None else count, pieces=pieces)
+
+    def collect(self) -> SplatData:
+        """The whole splat."""
+        rest = (self.sh_degree + 1) ** 2 - 1
+        shapes = {"xyz": (3,), "f_dc": (1, 3), "f_rest": (rest, 3), "opacity": (1,), "scaling": (3,), "rotation": (4,)}
+        whole = {name: np.empty((self.count, *shape), np.float32) for name, shape in shapes.items()}
+        start = 0
+        for piece in self.pieces():
+            for name, array in whole.items():
+                array[start : start + len(piece)] = getattr(piece, name)
+            start += len(piece)
+        return SplatData(**whole, antialiased=self.antialiased)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +144,12 @@ class SplatFormat:
     write: Callable[..., str | None] | None = None
     """Creates or replaces a file from a path, a splat and ``write_options``; raises UserError when that fails. It may
     return a sentence for the user. None: the format is read-only."""
+    stream: Callable[[Path], SplatStream] | None = None
+    """As ``read``, in pieces; None if the format must be read as a whole."""
+    write_stream: Callable[[Path, SplatStream], None] | None = None
+    """As ``write``, in pieces; None if the format must be written as a whole."""
+    read_offset: Callable[[Path], tuple[float, float, float]] | None = None
+    """Offset that a file of the format holds itself: scene coordinates = offset + positions. None if it holds none."""
     signature: bytes = b""
     """The first bytes of every file of the format; empty when the format has no signature."""
     recognise: Callable[[bytes], bool] | None = None
