@@ -36,7 +36,9 @@ def parse(arguments: Sequence[str]) -> Command:
         SystemExit: code 0, after the help.
     """
     arguments = list(arguments) or ["--help"]
-    commands, name = load_commands(), arguments[0]
+    commands = load_commands()
+    arguments = _two_words(arguments, commands)
+    name = arguments[0]
     if name in ("-h", "--help") or name.startswith("--tyro-"):
         return _parse_with_tyro(arguments, commands, {})
     if name not in commands:
@@ -54,6 +56,30 @@ def parse(arguments: Sequence[str]) -> Command:
         print(help_text(name, commands[name], defaults.get(name)), end="")
         raise SystemExit(0)
     return _parse_with_tyro(arguments, commands, defaults)
+
+
+def _two_words(arguments: list[str], commands: Mapping[str, type[Any]]) -> list[str]:
+    """The arguments with a subcommand of two words as one argument.
+
+    Raises:
+        UserError: the second word is missing or unknown.
+        SystemExit: code 0, after the help of the first word.
+    """
+    first, second = arguments[0], arguments[1] if len(arguments) > 1 else ""
+    members = [name.split()[1] for name in commands if name.startswith(f"{first} ")]
+    if not members:
+        return arguments
+    if second in ("-h", "--help"):
+        print(f"usage: gs-train {first} {{{','.join(members)}}}\n")
+        for member in members:
+            print(f"  {member:8}{(commands[f'{first} {member}'].__doc__ or '').splitlines()[0]}")
+        raise SystemExit(0)
+    if second not in members:
+        said = (
+            f"there is no subcommand {first} {second}{nearest(second, members)}" if second else f"{first} lacks a word"
+        )
+        raise UserError(f"{said}: give gs-train {first} with one of {', '.join(members)}.")
+    return [f"{first} {second}", *arguments[2:]]
 
 
 def flags_of(kind: type[Any]) -> Iterator[str]:

@@ -139,7 +139,7 @@ def _boxes(flat: NDArray[np.float64], heights: list[int], axes: tuple[tuple[floa
     shares = np.cumsum(heights) / sum(heights)
     cuts = [-math.inf, *np.quantile(flat[:, 0], shares[:-1]).tolist(), math.inf]
     regions = []
-    for rows, left, right in zip(heights, cuts, cuts[1:], strict=True):
+    for rows, (left, right) in zip(heights, pairwise(cuts), strict=True):
         own = flat[(flat[:, 0] >= left) & (flat[:, 0] < right), 1]
         inner = np.quantile(own, np.arange(1, rows) / rows).tolist() if len(own) else [0.0] * (rows - 1)
         levels = [-math.inf, *inner, math.inf]

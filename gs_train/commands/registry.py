@@ -22,8 +22,11 @@ COMMANDS: dict[str, str] = {
     "sample": "gs_train.commands.sample:SampleCommand",
     "info": "gs_train.commands.info:InfoCommand",
     "doctor": "gs_train.commands.doctor:DoctorCommand",
+    "blocks plan": "gs_train.commands.blocks:PlanCommand",
+    "blocks train": "gs_train.commands.blocks:TrainBlocksCommand",
+    "blocks status": "gs_train.commands.blocks:StatusCommand",
 }
-"""Subcommand -> module and class, in the order of the help."""
+"""Subcommand -> module and class, in the order of the help. A subcommand has one word or two."""
 
 
 class Command(Protocol):

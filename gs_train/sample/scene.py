@@ -92,10 +92,31 @@ def _render_into(folder: Path, seed: int, views: int, camera: Camera, points: in
     texture_seed, camera_seed, point_seed = np.random.SeedSequence(seed).spawn(3)
     solids = bake(still_life(np.random.default_rng(texture_seed)), seed)
     poses = _ring_poses(np.random.default_rng(camera_seed), views)
+    write_cast_scene(folder, solids, camera, poses, points, np.random.default_rng(point_seed))
+
+
+def write_cast_scene(
+    folder: Path,
+    solids: tuple[Solid, ...],
+    camera: Camera,
+    poses: list[NDArray[np.float64]],
+    points: int,
+    rng: np.random.Generator,
+) -> None:
+    """Write the photos and the model of solids.
+
+    Args:
+        folder: has the folders ``images`` and ``sparse/0``.
+        solids: from ``bake``.
+        camera: of all photos.
+        poses: [4, 4] world-to-camera, one per photo.
+        points: approximate number of sparse points.
+        rng: draws the points.
+    """
     with ThreadPoolExecutor() as pool:
         photos = list(pool.map(lambda pose: _photo(solids, camera, pose), poses))
-    cloud = _surface_points(solids, camera, poses, photos, points, np.random.default_rng(point_seed))
-    names = [f"view_{index:03d}.png" for index in range(views)]
+    cloud = _surface_points(solids, camera, poses, photos, points, rng)
+    names = [f"view_{index:03d}.png" for index in range(len(poses))]
     for name, photo in zip(names, photos, strict=True):
         Image.fromarray(photo).save(folder / "images" / name)
     _write_model(folder / "sparse" / "0", camera, poses, names, cloud)

@@ -1,0 +1,112 @@
+"""Trains blocks side by side on the workers of Dask: of a cluster in this process, or of one that runs elsewhere."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gs_train.blocks.plan import Plan
+from gs_train.blocks.train import BlockResult, environment_of, train_block, wait_unlocked
+from gs_train.errors import UserError
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+_CONNECT_S = 15
+_WORKER_DEATHS = 10
+"""Of one block's workers before Dask gives the block up. The number of starts is limited in ``train_block``."""
+
+
+def check_dask() -> None:
+    """Raise UserError if dask.distributed is missing."""
+    if find_spec("distributed") is None:
+        raise UserError(
+            "training blocks side by side needs Dask: install it with pip install 'gs_train[blocks]', or train one "
+            "block at a time with --only N."
+        )
+
+
+def train_on_cluster(
+    plan: Plan,
+    numbers: tuple[int, ...],
+    *,
+    workers: int,
+    gpus: int,
+    scheduler: str | None,
+    flags: tuple[str, ...],
+    on_end: Callable[[BlockResult], None],
+) -> None:
+    """Train blocks until all have ended or failed.
+
+    Args:
+        plan: its folder must be visible to all workers under the same path.
+        numbers: of the blocks.
+        workers: trainings side by side, on a cluster of this process.
+        gpus: number of GPUs to deal out to these workers.
+        scheduler: address (tcp://HOST:PORT) or scheduler file of a running cluster; None for one of this process.
+        flags: further flags of ``gs-train train`` that change no result.
+        on_end: takes each result as it comes.
+
+    Raises:
+        UserError: the scheduler cannot be reached, or another process writes to a block.
+    """
+    import dask
+    from distributed import as_completed
+    from distributed.scheduler import KilledWorker
+
+    city = str(plan.path.resolve())
+    environment = environment_of(workers, gpus) if scheduler is None else {}
+    dask.config.set({"distributed.scheduler.allowed-failures": _WORKER_DEATHS})
+    with ExitStack() as stack:
+        client = stack.enter_context(_client(workers, scheduler, stack))
+        futures = {
+            client.submit(train_block, city, number, environment, flags, key=f"{city}-{number}"): number
+            for number in numbers
+        }
+        try:
+            for future in as_completed(futures):
+                number = futures[future]
+                try:
+                    result: BlockResult = future.result()
+                except KilledWorker:
+                    reason = "its workers ended again and again: see log.txt in the folder of the block"
+                    result = BlockResult(number=number, outcome="failed", reason=reason)
+                # Dask would compute a result again that a killed worker held.
+                future.release()
+                on_end(result)
+        finally:
+            if scheduler is None:
+                stack.close()
+                # The workers are gone now; their trainings save and end.
+                for number in numbers:
+                    wait_unlocked(plan, plan.blocks[number])
+
+
+def _client(workers: int, scheduler: str | None, stack: ExitStack) -> Client:
+    """A client of the scheduler, or of a new cluster on this machine that ends with ``stack``."""
+    from distributed import Client, LocalCluster
+
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    if scheduler is None:
+        cluster = LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address=None,
+            memory_limit=0,
+            silence_logs=logging.CRITICAL,
+        )
+        return Client(stack.enter_context(cluster))
+    place = {"scheduler_file": scheduler} if Path(scheduler).is_file() else {"address": scheduler}
+    try:
+        return Client(**place, timeout=_CONNECT_S)
+    except (TimeoutError, OSError, ValueError) as error:
+        raise UserError(
+            f"--scheduler {scheduler} cannot be reached ({' '.join(str(error).split()) or 'no answer'}): start it with "
+            "dask scheduler, or leave the flag out to use this machine."
+        ) from None
