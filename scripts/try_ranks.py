@@ -21,6 +21,7 @@ import socket
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -124,6 +125,8 @@ def run_ranks(count: int, task: Callable[[], int]) -> list[int]:
                 with open(os.devnull, "w") as null:
                     os.dup2(null.fileno(), 1)
                 code = task()
+            except Exception:
+                traceback.print_exc()
             finally:
                 sys.stderr.flush()
                 os._exit(code)

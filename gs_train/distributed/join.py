@@ -32,6 +32,8 @@ def join(place: Place) -> Iterator[ProcessGroup]:
     """Connect to the other processes; see ``start_processes``."""
     try:
         store, _, _ = next(dist.rendezvous("env://"))
+        # torchrun starts the processes again with the store of the attempt before.
+        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         dist.init_process_group("gloo", store=store, rank=place.rank, world_size=place.count)
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(
