@@ -27,7 +27,7 @@ class ExportCommand:
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_SPLAT")]
     """Run folder (its newest intact checkpoint counts), checkpoint (.pt) or splat file (.ply, .compressed.ply, .sog,
-    .spz, .splat, .glb)."""
+    .spz, .splat, .glb, city.json)."""
     target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT.ply")]
     """File to write or replace. Its ending selects the format: .ply keeps every bit and opens in the usual viewers;
     .sog is small and keeps the view-dependent colours; .spz and .compressed.ply are larger; .splat has no
@@ -65,6 +65,8 @@ class ExportCommand:
         write = splat_writer(self.target, notify, **given)
         if reading and not is_splat_file(self.source):
             raise UserError("--spz-axes is an option of .spz files, and there is none: leave out --spz-axes.")
+        if self._is_plain() and is_splat_file(self.source):
+            return self._copy(reading)
         opened = open_splat(self.source, notify, **reading)
         frame = opened.frame.of_files
         data = self._cleaned(self._finite(opened.splat()), frame)
@@ -79,8 +81,7 @@ class ExportCommand:
         write(self.target, placed.data)
         if offset is not None:
             notify(offset)
-        size = self.target.stat().st_size / 2**20
-        show(f"Wrote {len(placed.data):,} Gaussians to {self.target} ({size:.1f} MiB).")
+        self._show_written(len(placed.data))
         background = opened.background_name()
         if background is not None:
             show(f"Show it over the background of its training: {background}.")
@@ -97,16 +98,50 @@ class ExportCommand:
         defaults = {entry.name: entry.default for entry in fields(self) if entry.name in names}
         return {name: getattr(self, name) for name in names if getattr(self, name) != defaults[name]}
 
+    def _is_plain(self) -> bool:
+        """Whether the target can be written in pieces, without all Gaussians in memory."""
+        from gs_train.formats.registry import stream_writer
+
+        unchanged = (self.clean, self.placement) == (CleanConfig(), PlacementConfig())
+        return unchanged and stream_writer(self.target) is not None
+
+    def _copy(self, reading: dict[str, Any]) -> int:
+        """Write the finite Gaussians of a splat file to another one in pieces."""
+        from gs_train.formats.registry import stream_writer
+        from gs_train.run.splat_frame import stream_splat, write_offset
+
+        stream, frame = stream_splat(self.source, notify, **reading)
+        finite = sum(int(piece.is_finite().sum()) for piece in stream.pieces())
+        if finite < stream.count:
+            self._tell_left_out(stream.count - finite, stream.count)
+            stream = stream.mapped(lambda piece: piece.keep(piece.is_finite()), finite)
+        write = stream_writer(self.target)
+        assert write is not None
+        clear_leftovers(self.target.parent, self.target.name)
+        offset = write_offset(self.target, frame)
+        write(self.target, stream)
+        if offset is not None:
+            notify(offset)
+        self._show_written(stream.count)
+        return 0
+
+    def _show_written(self, count: int) -> None:
+        size = self.target.stat().st_size / 2**20
+        show(f"Wrote {count:,} Gaussians to {self.target} ({size:.1f} MiB).")
+
+    def _tell_left_out(self, count: int, total: int) -> None:
+        """Tell about Gaussians with NaN or infinite values; raises UserError if no others are left."""
+        if count == total:
+            raise UserError(f"all Gaussians of {self.source} have NaN or infinite values: export another splat.")
+        plural = "" if count == 1 else "s"
+        notify(f"Left out {count:,} Gaussian{plural} of {self.source} with NaN or infinite values.")
+
     def _finite(self, data: SplatData) -> SplatData:
         """The Gaussians without NaN and infinite values: viewers end, or show nothing, with these rows."""
         finite = data.is_finite()
         if finite.all():
             return data
-        if not finite.any():
-            raise UserError(f"all Gaussians of {self.source} have NaN or infinite values: export another splat.")
-        count = int((~finite).sum())
-        plural = "" if count == 1 else "s"
-        notify(f"Left out {count:,} Gaussian{plural} of {self.source} with NaN or infinite values.")
+        self._tell_left_out(int((~finite).sum()), len(data))
         return data.keep(finite)
 
     def _cleaned(self, data: SplatData, frame: Frame) -> SplatData:

@@ -22,9 +22,10 @@ from gs_train.config.toml import read_config
 from gs_train.console import notify, print_facts, print_json
 from gs_train.errors import UserError, combine_faults
 from gs_train.formats.registry import is_splat_file
-from gs_train.formats.splat_data import SplatData
+from gs_train.formats.splat_data import SplatStream
 from gs_train.run.folder import RunFolder
 from gs_train.run.open import OpenedSplat, open_run, open_splat
+from gs_train.run.splat_frame import stream_splat
 from gs_train.scene.agreement import check_agreement
 from gs_train.scene.load import SceneConfig, load_scene
 from gs_train.scene.photos.decode import image_faults
@@ -75,7 +76,7 @@ def describe(path: Path, notify: Callable[[str], None]) -> Facts:
     if not path.exists():
         raise UserError(f"{path} does not exist: {_KINDS}.")
     if is_splat_file(path) and path.suffix != ".pt":
-        return _splat_facts(open_splat(path, notify).splat())
+        return _splat_facts(stream_splat(path, notify)[0])
     if path.is_dir() and not RunFolder(path).is_run() and any(RunFolder(folder).is_run() for folder in path.iterdir()):
         raise UserError(f"{path} holds runs and is not a run itself: name one of the folders in it.")
     if path.is_dir():
@@ -196,26 +197,42 @@ def _checkpoint_facts(opened: OpenedSplat, checkpoint: Checkpoint) -> Facts:
     ]
 
 
-def _splat_facts(data: SplatData) -> Facts:
-    facts = [("Gaussians", f"{len(data):,}"), ("SH degree", str(data.sh_degree))]
-    if len(data) == 0:
+def _splat_facts(stream: SplatStream) -> Facts:
+    """The content of a splat. Only opacities and scales are in memory for all Gaussians, 16 bytes for each."""
+    facts = [("Gaussians", f"{stream.count:,}"), ("SH degree", str(stream.sh_degree))]
+    if stream.count == 0:
         return facts
-    finite = data.is_finite()
-    if data.antialiased:
+    opacity, scaling = np.empty(stream.count, np.float32), np.empty((stream.count, 3), np.float32)
+    low, high, found = np.full(3, np.inf, np.float32), np.full(3, -np.inf, np.float32), 0
+    for whole in stream.pieces():
+        piece = whole.keep(whole.is_finite())
+        opacity[found : found + len(piece)], scaling[found : found + len(piece)] = piece.opacity[:, 0], piece.scaling
+        low = np.minimum(low, piece.xyz.min(axis=0, initial=np.inf))
+        high = np.maximum(high, piece.xyz.max(axis=0, initial=-np.inf))
+        found += len(piece)
+    if stream.antialiased:
         facts.append(("trained", "antialiased: render it that way"))
-    if not finite.all():
-        facts.append(("damaged", f"{int((~finite).sum()):,} Gaussians with NaN or infinite values"))
-    if finite.any():
+    if found < stream.count:
+        facts.append(("damaged", f"{stream.count - found:,} Gaussians with NaN or infinite values"))
+    if found:
         # Logits and logarithms may have any size; beyond a float's range the activations become 0 or infinite.
         with np.errstate(over="ignore"):
-            opacity = 1.0 / (1.0 + np.exp(-data.opacity[finite].astype(np.float64)))
-            scale = np.exp(data.scaling[finite].astype(np.float64))
+            middle_opacity = (1.0 / (1.0 + np.exp(-_middle(opacity[:found])))).mean()
+            middle_scale = np.exp(_middle(scaling[:found].reshape(-1))).mean()
         facts += [
-            ("box", f"{_triple(data.xyz[finite].min(axis=0))} to {_triple(data.xyz[finite].max(axis=0))}"),
-            ("opacity", f"median {np.median(opacity):.3f}"),
-            ("scale", f"median {np.median(scale):.4g} world units"),
+            ("box", f"{_triple(low)} to {_triple(high)}"),
+            ("opacity", f"median {middle_opacity:.3f}"),
+            ("scale", f"median {middle_scale:.4g} world units"),
         ]
     return facts
+
+
+def _middle(values: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The one or two values whose mean is the median; reorders ``values``. The median of a rising function is the mean
+    of its values there."""
+    around = [(len(values) - 1) // 2, len(values) // 2]
+    values.partition(around)
+    return values[around].astype(np.float64)
 
 
 def _triple(point: NDArray[np.float32]) -> str:

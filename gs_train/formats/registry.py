@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gs_train.errors import UserError
-from gs_train.formats.splat_data import SplatData, SplatFormat
+from gs_train.formats.splat_data import SplatData, SplatFormat, SplatStream
 from gs_train.options import flag_name
 
 FORMATS: dict[str, str | None] = {
@@ -22,8 +22,10 @@ FORMATS: dict[str, str | None] = {
     ".sog": "gs_train.formats.sog",
     ".glb": "gs_train.formats.glb",
     ".html": "gs_train.formats.html",
+    "city.json": "gs_train.formats.city",
 }
-"""Ending of a file name -> module of the format. The longest ending that fits wins; upper and lower case are equal."""
+"""Ending of a file name -> module of the format. The longest ending that fits wins; upper and lower case are equal. A
+key without a dot in front is a whole name."""
 _HEAD_BYTES = 4096
 _META = "meta.json"
 
@@ -43,7 +45,37 @@ def read_splat(path: Path | str, notify: Callable[[str], None] = _silent, **opti
     Raises:
         UserError: the file does not exist, its format is unknown or lacks an option, or it is damaged.
     """
-    path = Path(path)
+    path, found = _reader(Path(path), notify, options)
+    assert found.read is not None
+    return found.read(path, **options)
+
+
+def splat_stream(path: Path | str, notify: Callable[[str], None] = _silent, **options: Any) -> SplatStream:
+    """As ``read_splat``, in pieces. Formats that must be read as a whole give the pieces of the splat in memory."""
+    path, found = _reader(Path(path), notify, options)
+    if found.stream is not None:
+        return found.stream(path)
+    assert found.read is not None
+    return SplatStream.of(found.read(path, **options))
+
+
+def stream_writer(path: Path) -> Callable[[Path, SplatStream], None] | None:
+    """The writer in pieces for the ending of ``path``; None if its format is written as a whole."""
+    return _format(_by_ending(path)).write_stream
+
+
+def offset_inside(path: Path) -> tuple[float, float, float] | None:
+    """The offset that a splat file holds itself: scene coordinates = offset + positions. None if it holds none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    read = _format(_by_content(path)).read_offset
+    return None if read is None else read(path)
+
+
+def _reader(path: Path, notify: Callable[[str], None], options: dict[str, Any]) -> tuple[Path, SplatFormat]:
+    """The file to read and its format, which has a reader; raises UserError as ``read_splat``."""
     if not path.exists():
         raise UserError(f"{path} does not exist: name a splat file ({_listed(readable_endings())}).")
     path = _data_file(path)
@@ -54,7 +86,7 @@ def read_splat(path: Path | str, notify: Callable[[str], None] = _silent, **opti
     if named and held and named != held:
         notify(f"{path} holds a {held} splat, though its name ends in {named}: it is read as {held}.")
     _check_options(path, found.read_options, options)
-    return found.read(path, **options)
+    return path, found
 
 
 def write_splat(path: Path | str, data: SplatData, notify: Callable[[str], None] = _silent, **options: Any) -> None:
@@ -132,7 +164,9 @@ def _data_file(path: Path) -> Path:
 
 def _by_ending(path: Path) -> str:
     """The ending of the format that the name of a file promises; empty if no format has its ending."""
-    return max((ending for ending in FORMATS if path.name.lower().endswith(ending)), key=len, default="")
+    name = path.name.lower()
+    fitting = [ending for ending in FORMATS if (name.endswith(ending) if ending.startswith(".") else name == ending)]
+    return max(fitting, key=len, default="")
 
 
 def _by_content(path: Path) -> str:

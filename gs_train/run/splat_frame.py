@@ -1,21 +1,24 @@
 """Moves splats between frames, and keeps the offset of a georeferenced splat in a file beside it.
 
 Splat files hold float32 positions, and few formats have room for an offset. ``NAME.offset.json`` beside a file NAME
-holds it: scene coordinates = offset + positions in the file.
+holds it: scene coordinates = offset + positions in the file. The manifest of a city holds its offset itself.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from gs_train.atomic_write import atomic_write_text
 from gs_train.errors import UserError
-from gs_train.formats.splat_data import SplatData
+from gs_train.formats.registry import offset_inside, splat_stream
+from gs_train.formats.splat_data import SplatData, SplatStream
 from gs_train.scene.frame import Frame
 
 _ENDING = ".offset.json"
@@ -31,6 +34,19 @@ def moved(data: SplatData, source: Frame, target: Frame) -> SplatData:
         xyz=target.to_training(source.to_scene(data.xyz.astype(np.float64))).astype(np.float32),
         scaling=(data.scaling.astype(np.float64) + growth).astype(np.float32),
     )
+
+
+def stream_splat(path: Path, notify: Callable[[str], None], **options: Any) -> tuple[SplatStream, Frame]:
+    """A splat file in pieces, in the coordinates that splat files use, and these coordinates.
+
+    Args:
+        path, notify, options: as for ``read_splat``.
+
+    Raises:
+        UserError: as ``read_splat``.
+    """
+    stream, frame = splat_stream(path, notify, **options), read_offset(path)
+    return stream.mapped(lambda piece: moved(piece, frame, frame.of_files)), frame.of_files
 
 
 def offset_path(splat: Path) -> Path:
@@ -58,11 +74,14 @@ def write_offset(splat: Path, frame: Frame) -> str | None:
 
 
 def read_offset(splat: Path) -> Frame:
-    """The frame of a splat file: the offset beside it, or the identity.
+    """The frame of a splat file: the offset in it or beside it, or the identity.
 
     Raises:
         UserError: the file with the offset is damaged.
     """
+    inside = offset_inside(splat)
+    if inside is not None:
+        return Frame(offset=inside)
     path = offset_path(splat)
     if not path.is_file():
         return Frame()
