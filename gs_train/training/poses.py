@@ -156,7 +156,8 @@ class PoseRefinement:
         """
         moving = [(index, values) for index, values in zip(indices, measured, strict=True) if len(values) > 0]
         for index, values in moving:
-            pose, metric = values.contiguous().view(torch.float64).split((16, 36))
+            # A copy, because 4 bytes may lie before the values in their memory.
+            pose, metric = values.clone().view(torch.float64).split((16, 36))
             self._poses[index], self._metric[index] = pose.view(4, 4), metric.view(6, 6)
             self._visits[index] += 1
         if moving:
