@@ -70,6 +70,7 @@ def evaluate(
     perceptual: Perceptual = NO_PERCEPTUAL,
     renders: Path | None = None,
     error_maps: Path | None = None,
+    names: Sequence[str] | None = None,
     after_view: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Render every view and compare it with its photo.
@@ -82,6 +83,7 @@ def evaluate(
         perceptual: LPIPS and FLIP, from ``find_perceptual``; the default measures neither.
         renders: folder for one PNG per view, with the photo on the left and the render on the right; None writes none.
         error_maps: folder for FLIP's map of each view, under the same names; None writes none.
+        names: of the PNGs, for views that are a part of all views; None for ``png_names`` of the views.
         after_view: called after every view.
 
     Raises:
@@ -94,7 +96,7 @@ def evaluate(
                 f"{view.image_path} is trained at less than {WINDOW} px, too small for SSIM: train a larger "
                 "--resolution."
             )
-    names = png_names([view.name for view in views])
+    names = png_names([view.name for view in views]) if names is None else names
     per_view: dict[str, ViewMetrics] = {}
     with torch.no_grad():
         for view, photo, name in zip(views, decode_images(views), names, strict=True):

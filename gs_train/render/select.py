@@ -13,6 +13,7 @@ from functools import partial
 import torch
 
 from gs_train.errors import UserError
+from gs_train.machine import free_memory
 from gs_train.options import check_device
 from gs_train.render.types import Rasterizer
 
@@ -91,6 +92,11 @@ def select_rasterizer(
     if device != "auto":
         raise UserError(f"--device {device}: {fault}; run gs-train doctor for the remedy, or use --device cpu.")
     return on_cpu(f"there is {gpu}, but {fault}")
+
+
+def free_device_memory(device: torch.device) -> int:
+    """Bytes of free memory on a device; those of the machine for a CPU."""
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free_memory()
 
 
 def _use_gpu(number: int) -> None:
