@@ -117,7 +117,13 @@ def grid_for(scene: Scene, blocks: int) -> tuple[int, int]:
     """Columns and rows of at least ``blocks`` blocks whose sides are about equal."""
     axes = ground_axes(scene)
     width, height = _spread(Region(axes=axes, low=(0.0, 0.0), high=(0.0, 0.0)).flat(_placed(scene)))
-    columns = min(blocks, max(1, round(math.sqrt(blocks * width / max(height, 1e-9 * width, 1e-300)))))
+    width, height = max(width, 1e-9), max(height, 1e-9)
+
+    def badness(columns: int) -> float:
+        rows = math.ceil(blocks / columns)
+        return abs(math.log(width / columns / (height / rows))) + (columns * rows - blocks) / blocks
+
+    columns = min(range(1, blocks + 1), key=badness)
     return columns, math.ceil(blocks / columns)
 
 
