@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +122,23 @@ def test_update_learning_rate_sets_only_xyz() -> None:
     before.pop("xyz")
     assert after == before
     assert model.update_learning_rate(100) == pytest.approx(2.0 * 1.6e-6)
+
+
+def test_the_batch_rule_follows_the_batch_and_returns() -> None:
+    plain, scaled = (GaussianModel(random_tensors(3), spatial_lr_scale=2.0) for _ in range(2))
+    plain.training_setup(CONFIG)
+    scaled.training_setup(replace(CONFIG, batch_rule="sqrt"))
+    assert plain.optimizer is not None and scaled.optimizer is not None
+    for batch in (4, 1, 9, 1):
+        assert scaled.update_learning_rate(50, batch) == pytest.approx(
+            batch**0.5 * plain.update_learning_rate(50, batch)
+        )
+        for one, two in zip(plain.optimizer.param_groups, scaled.optimizer.param_groups, strict=True):
+            assert (one["betas"], one["eps"]) == ((0.9, 0.999), 1e-15)
+            assert two["lr"] == pytest.approx(batch**0.5 * one["lr"])
+            assert two["betas"] == pytest.approx((0.9**batch, 0.999**batch))
+            # The gradients of a batch are summed. Of their mean, epsilon would be divided by the root of the batch.
+            assert two["eps"] / batch == pytest.approx(1e-15 / batch**0.5)
 
 
 def test_training_needs_a_setup_with_whole_iterations() -> None:
