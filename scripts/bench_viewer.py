@@ -77,10 +77,15 @@ class Client:
         threading.Thread(target=self._send, daemon=True).start()
 
     def _receive(self) -> None:
+        from msgspec import msgpack
+        from zstandard import ZstdDecompressor
+
         with contextlib.suppress(Exception):
-            for message in self._socket:
-                # The JPEG itself stays outside the compressed part of a message.
-                self.pictures += isinstance(message, bytes) and b"\xff\xd8\xff" in message
+            for packet in self._socket:
+                assert isinstance(packet, bytes)
+                packed = packet[16 : 16 + int.from_bytes(packet[8:16], "little")]
+                messages = msgpack.decode(ZstdDecompressor().decompress(packed))["messages"]
+                self.pictures += sum(bool(message.get("rgb_data")) for message in messages)
 
     def _send(self) -> None:
         from msgspec import msgpack
