@@ -2,8 +2,8 @@
 
     python scripts/try_blocks.py [--iterations 900]
 
-Checks that all blocks end, that no block starts from scratch after it has a checkpoint, that no second process writes to
-a block, and that a job array without Dask (``--only`` in two processes) gives the same splats. Linux only.
+Checks that all blocks end, that none starts afresh after its first checkpoint, that no second process writes to a
+block, and that a job array without Dask (``--only`` in two processes) gives the same splats. Linux only.
 """
 
 from __future__ import annotations
@@ -65,10 +65,11 @@ def wait_for_checkpoint(plan: Plan, running: subprocess.Popen[bytes], beyond: in
 
 def worker_of(command: int) -> int:
     """The worker of Dask: the process above the training."""
-    for number, line in children(command).items():
-        if "gs_train.blocks.child" in line:
-            return int(Path(f"/proc/{number}/stat").read_text().rpartition(") ")[2].split()[1])
-    raise SystemExit("there is no training to kill")
+    while True:
+        for number, line in children(command).items():
+            if "gs_train.blocks.child" in line:
+                return int(Path(f"/proc/{number}/stat").read_text().rpartition(") ")[2].split()[1])
+        time.sleep(0.05)
 
 
 def main() -> None:

@@ -43,7 +43,14 @@ FLAGS = {
     "sample": "--seed --views --width --height --points",
     "info": "--json",
     "doctor": "--json",
+    "blocks train": "--workers --scheduler --only",
+    "blocks status": "--json",
+    "blocks merge": "--allow-missing",
+    "blocks eval": "--allow-missing --memory-gb --device --json",
 }
+# A plan takes the settings of a training.
+FLAGS["blocks plan"] = f"--out --grid --max-gaussians-per-block --preset {FLAGS['train'].partition('--iterations')[2]}"
+FLAGS["blocks plan"] = FLAGS["blocks plan"].replace("--preset", "--preset --iterations", 1)
 
 
 def test_the_list_of_flags_is_frozen() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import runpy
 import signal
 import sys
 
@@ -24,8 +25,5 @@ def end_with_parent(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    end_with_parent(int(sys.argv[1]))
-    from gs_train.cli import main
-
-    sys.argv = ["gs-train", *sys.argv[2:]]
-    main()
+    end_with_parent(int(sys.argv.pop(1)))
+    runpy.run_module("gs_train", run_name="__main__")

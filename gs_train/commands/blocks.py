@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import signal
 from dataclasses import asdict, dataclass, field
@@ -16,7 +17,7 @@ from gs_train.config.settings import TrainConfig
 from gs_train.config.toml import DEFAULT_PRESET, load_preset
 from gs_train.console import notify, print_json, show
 from gs_train.errors import UserError
-from gs_train.options import MOST_USED, OUTPUT, setting
+from gs_train.options import DEVICES, MOST_USED, OUTPUT, check_device, setting
 
 if TYPE_CHECKING:
     from gs_train.blocks.plan import Plan
@@ -185,6 +186,85 @@ class StatusCommand:
             return 0
         for line in table(statuses):
             show(line)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeCommand:
+    """Merge the splats of the blocks into CITY/city.ply, and list them in CITY/city.json."""
+
+    city: _City
+    """Folder of the plan."""
+    allow_missing: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Leave out blocks that have not ended."""
+
+    def run(self) -> int:
+        """Merge."""
+        from gs_train.blocks.merge import merge
+        from gs_train.blocks.plan import read_plan
+        from gs_train.progress import Progress
+
+        plan = read_plan(self.city)
+        with Progress("merge", len(plan.blocks), unit="block") as progress:
+            result = merge(plan, allow_missing=self.allow_missing, notify=notify, after_block=progress.update)
+        show(f"Wrote {result.gaussians:,} Gaussians of {len(result.per_block)} blocks.")
+        show(f"Splat:   {result.path}")
+        show(f"Blocks:  {result.manifest} (a splat of the single files, for every command that reads splats)")
+        show(f"Look:    gs-train view {quote(str(result.manifest))}")
+        show(f"Measure: gs-train blocks eval {quote(str(self.city))}")
+        show(f"Share:   gs-train export {quote(str(result.manifest))} {quote(str(self.city / 'city.sog'))}")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalBlocksCommand:
+    """Measure PSNR and SSIM of the blocks together on the held-out views of the whole scene."""
+
+    city: _City
+    """Folder of the plan."""
+    allow_missing: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Leave out blocks that have not ended."""
+    memory_gb: float | None = None
+    """Memory for Gaussians on the device, GB; half of the free memory if not given. A view is rendered from its nearest
+    blocks that fit."""
+    device: Annotated[str, tyro.conf.arg(metavar=DEVICES)] = "auto"
+    """Device to render on."""
+    json: tyro.conf.FlagCreatePairsOff[bool] = setting(False, group=OUTPUT)
+    """Print the result as one JSON object on stdout, and all other text on stderr. Use it in scripts."""
+
+    def __post_init__(self) -> None:
+        """Raise UserError, naming the flag, for a value outside its range."""
+        check_device(self.device)
+        if self.memory_gb is not None and not 0 < self.memory_gb < math.inf:
+            raise UserError(f"--memory-gb is {self.memory_gb}: give a number above 0.")
+
+    def run(self) -> int:
+        """Write results.json, per_view.json and renders/ into the folder of the plan."""
+        from gs_train.blocks.evaluate import evaluate_blocks
+        from gs_train.blocks.plan import read_plan
+        from gs_train.progress import Progress
+
+        plan = read_plan(self.city)
+        with Progress("eval", plan.test_views, unit="view") as progress:
+            figures = evaluate_blocks(
+                plan,
+                memory_gb=self.memory_gb,
+                device=self.device,
+                allow_missing=self.allow_missing,
+                notify=notify,
+                after_view=progress.update,
+            )
+        if self.json:
+            print_json(figures)
+        write = notify if self.json else show
+        write(
+            f"{plan.test_views} test views: PSNR {figures['psnr']:.2f} dB, SSIM {figures['ssim']:.4f} (valid region)."
+        )
+        if figures["views_with_blocks_left_out"]:
+            count = figures["views_with_blocks_left_out"]
+            write(f"{count} views were rendered without their farthest blocks: raise --memory-gb to render them whole.")
+        write(f"Results: {figures['results']}")
+        write(f"Per view: {figures['per_view']}")
         return 0
 
 

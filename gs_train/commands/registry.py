@@ -25,6 +25,8 @@ COMMANDS: dict[str, str] = {
     "blocks plan": "gs_train.commands.blocks:PlanCommand",
     "blocks train": "gs_train.commands.blocks:TrainBlocksCommand",
     "blocks status": "gs_train.commands.blocks:StatusCommand",
+    "blocks merge": "gs_train.commands.blocks:MergeCommand",
+    "blocks eval": "gs_train.commands.blocks:EvalBlocksCommand",
 }
 """Subcommand -> module and class, in the order of the help. A subcommand has one word or two."""
 
