@@ -25,7 +25,7 @@ from gs_train.evaluate.perceptual import find_perceptual
 from gs_train.evaluate.pictures import png_names
 from gs_train.formats.city import City
 from gs_train.formats.splat_data import SplatData
-from gs_train.model.gaussians import GaussianModel
+from gs_train.model.gaussians import PARAMETER_NAMES, GaussianModel
 from gs_train.render.select import free_device_memory, select_rasterizer
 from gs_train.run.checkpoint import scene_fingerprint
 from gs_train.run.splat_frame import moved
@@ -33,9 +33,9 @@ from gs_train.scene.frame import Frame, training_frame
 from gs_train.scene.load import load_scene
 from gs_train.scene.types import Scene, View
 
-BYTES_PER_GAUSSIAN = 700
-"""Memory to load and render a Gaussian of SH degree 3: twice its 236 bytes while it is loaded, and the buffers of a
-render."""
+BYTES_PER_GAUSSIAN = 500
+"""Memory to load and render a Gaussian of SH degree 3: twice its 236 bytes while it is loaded. The buffers of a render
+take less afterwards."""
 _MEMORY_SHARE = 0.5
 """Of the device's free memory, without a budget."""
 
@@ -197,4 +197,6 @@ def _model(city: City, blocks: Sequence[int], frame: Frame, device: torch.device
     """The Gaussians of some blocks, in the coordinates of ``frame``."""
     chosen = replace(city, blocks=tuple(block for block in city.blocks if block.number in blocks))
     data = chosen.stream().mapped(lambda piece: moved(piece, Frame(offset=city.offset), frame)).collect()
-    return GaussianModel.from_splat_data(data, device=device)
+    parameters = {name: torch.from_numpy(getattr(data, name)) for name in PARAMETER_NAMES}
+    state = {"parameters": parameters, "spatial_lr_scale": 1.0, "active_sh_degree": data.sh_degree}
+    return GaussianModel.from_state_dict(state, device)
