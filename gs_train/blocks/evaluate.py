@@ -21,7 +21,7 @@ from gs_train.config.settings import TrainConfig
 from gs_train.config.toml import read_config
 from gs_train.errors import UserError
 from gs_train.evaluate.evaluate import Evaluation, evaluate, write_figures
-from gs_train.evaluate.perceptual import find_perceptual
+from gs_train.evaluate.perceptual import NAMES, Perceptual, find_perceptual
 from gs_train.evaluate.pictures import png_names
 from gs_train.formats.city import City
 from gs_train.formats.splat_data import SplatData
@@ -45,8 +45,6 @@ def evaluate_blocks(
     *,
     memory_gb: float | None = None,
     device: str = "auto",
-    metrics: Sequence[str] = (),
-    download_weights: bool = False,
     allow_missing: bool = False,
     notify: Callable[[str], None],
     after_view: Callable[[], None] = lambda: None,
@@ -57,8 +55,6 @@ def evaluate_blocks(
         plan: of the city.
         memory_gb: budget for Gaussians on the device, GB, above 0; None for half of the device's free memory.
         device: as ``--device``.
-        metrics: perceptual metrics to measure, of ``lpips`` and ``flip``.
-        download_weights: download missing weights of LPIPS.
         allow_missing: leave out blocks without a splat.
         notify: takes sentences about the device, missing blocks and metrics.
         after_view: called after each of ``plan.test_views`` views.
@@ -79,11 +75,6 @@ def evaluate_blocks(
     views = frame.apply(scene).test_views
     selection = select_rasterizer(device, notify, antialiased=city.stream().antialiased)
     notify(f"Device {selection.reason}.")
-    smallest = min(min(view.camera.width, view.camera.height) for view in views)
-    perceptual = find_perceptual(metrics, selection.device, smallest_px=smallest, download=download_weights)
-    for name in metrics:
-        if name in perceptual.missing:
-            notify(perceptual.missing[name])
     free = _MEMORY_SHARE * free_device_memory(selection.device)
     most = int((free if memory_gb is None else memory_gb * 1e9) / BYTES_PER_GAUSSIAN)
     work = _shared_out(views, _bounds(city, frame), most, notify)
@@ -91,23 +82,12 @@ def evaluate_blocks(
         evaluate,
         rasterizer=selection.rasterizer,
         background=torch.full((3,), 1.0 if config.background == "white" else 0.0, device=selection.device),
-        perceptual=perceptual,
+        perceptual=_perceptual(views, selection.device, notify),
         renders=plan.path / "renders",
         after_view=after_view,
     )
     whole = _measured(views, work, lambda blocks: _model(city, blocks, frame, selection.device), measure)
-    whole = replace(whole, gaussians=sum(block.gaussians for block in city.blocks))
-    steps = sum(plan.blocks[block.number].iterations for block in city.blocks)
-    results, each = write_figures(whole, plan.path, iteration=steps, split="test")
-    figures: dict[str, Any] = json.loads(results.read_text(encoding="utf-8"))
-    return figures | {
-        "results": str(results),
-        "per_view": str(each),
-        "images": [str(path) for path in whole.images],
-        "blocks": len(city.blocks),
-        "loads": len(work.groups),
-        "views_with_blocks_left_out": work.incomplete,
-    }
+    return _written(plan, city, work, replace(whole, gaussians=sum(block.gaussians for block in city.blocks)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,10 +109,19 @@ def _scene_of(plan: Plan) -> tuple[TrainConfig, Scene]:
         )
     if not scene.test_views:
         raise UserError(
-            f"{plan.scene} has no held-out views with the settings of {plan.path}: plan it again with --test-every 8 "
-            "to measure it."
+            f"{plan.scene} has no held-out views with the settings of {plan.path}: plan it again in a "
+            "new folder with --test-every 8 to measure it."
         )
     return config, scene
+
+
+def _perceptual(views: Sequence[View], device: torch.device, notify: Callable[[str], None]) -> Perceptual:
+    """LPIPS and FLIP where their packages are installed."""
+    smallest = min(min(view.camera.width, view.camera.height) for view in views)
+    found = find_perceptual(NAMES, device, smallest_px=smallest)
+    for reason in found.missing.values():
+        notify(reason)
+    return found
 
 
 def _bounds(city: City, frame: Frame) -> dict[int, BlockBounds]:
@@ -175,6 +164,21 @@ def _measured(
         per_view={view.name: per_view[view.name] for view in views},
         images=tuple(folder / name for name in names),
     )
+
+
+def _written(plan: Plan, city: City, work: _Work, whole: Evaluation) -> dict[str, Any]:
+    """Write the figures; returns them with the facts of the evaluation."""
+    steps = sum(plan.blocks[block.number].iterations for block in city.blocks)
+    results, each = write_figures(whole, plan.path, iteration=steps, split="test")
+    figures: dict[str, Any] = json.loads(results.read_text(encoding="utf-8"))
+    return figures | {
+        "results": str(results),
+        "per_view": str(each),
+        "images": [str(path) for path in whole.images],
+        "blocks": len(city.blocks),
+        "loads": len(work.groups),
+        "views_with_blocks_left_out": work.incomplete,
+    }
 
 
 def _shared_out(

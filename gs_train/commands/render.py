@@ -26,7 +26,7 @@ class RenderCommand:
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_SPLAT")]
     """Run folder (its newest intact checkpoint counts), checkpoint (.pt) or splat file (.ply, .compressed.ply, .sog,
-    .spz, .splat, .glb)."""
+    .spz, .splat, .glb, city.json)."""
     target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """OUT.mp4 for a film, which needs the extra video or ffmpeg; a folder for PNG frames."""
     path: Annotated[str, tyro.conf.arg(metavar="{auto,test,train,orbit,spiral,interpolate,FILE.json}")] = "auto"

@@ -25,7 +25,7 @@ class ViewCommand:
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_SPLAT")]
     """Run folder (its newest intact checkpoint counts), checkpoint (.pt) or splat file (.ply, .compressed.ply, .sog,
-    .spz, .splat, .glb)."""
+    .spz, .splat, .glb, city.json)."""
     port: int = 8080
     """Port of the page on this machine; the next free one is used if it is taken."""
     render: Literal["browser", "server"] = "browser"
