@@ -191,7 +191,7 @@ def _take_steps(
             # ---- Log, after-step callables, save
             log.step()
             if logs:
-                loss, psnr_db = figures.tolist()
+                loss, psnr_db = (figure.item() for figure in figures)
                 _record(log, state, loss, psnr_db, lr_xyz)
             for call in after_step:
                 call(state)
