@@ -22,6 +22,8 @@ from gs_train.evaluate.evaluate import evaluate_splat
 from gs_train.formats.ply import write_ply
 from gs_train.formats.splat_data import SplatData
 from gs_train.run.open import open_splat
+from gs_train.run.splat_frame import write_offset
+from gs_train.scene.frame import Frame
 from gs_train.scene.load import load_scene
 from gs_train.scene.types import View
 
@@ -147,6 +149,18 @@ def test_a_small_budget_loads_block_after_block(city: Plan) -> None:
     assert any("4 views are rendered without the farthest blocks" in note for note in notes)
     with pytest.raises(UserError, match="--memory-gb has room for 1 Gaussians"):
         evaluate_blocks(city, memory_gb=1.5 * BYTES_PER_GAUSSIAN / 1e9, device="cpu", notify=notes.append)
+
+
+def test_offsets_of_the_files_do_not_change_the_figures(city: Plan) -> None:
+    whole = evaluate_blocks(city, device="cpu", notify=lambda _: None)
+    for block, x in zip(city.blocks, (64.0, -32.0), strict=True):
+        path = city.run(block).point_cloud(block.iterations)
+        splat, frame = open_splat(path).splat(), Frame(offset=(x, 0.0, 8.0))
+        write_ply(path, replace(splat, xyz=(splat.xyz - np.array(frame.offset)).astype(np.float32)))
+        write_offset(path, frame)
+    moved = evaluate_blocks(replace(city, offset=(16.0, 0.0, 0.0)), device="cpu", notify=lambda _: None)
+    assert moved["psnr"] == pytest.approx(whole["psnr"], abs=0.01)
+    assert abs(moved["gaussians"] - whole["gaussians"]) <= 1  # one may lie on the border
 
 
 def test_cities_that_cannot_be_measured_are_one_sentence(city: Plan, tiny_scene: Path, tmp_path: Path) -> None:
