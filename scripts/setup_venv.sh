@@ -51,7 +51,7 @@ setup_venv() {
     wanted="$root $(cksum <"$root/pyproject.toml") $(cksum <"$root/constraints.txt")"
     installed="$(cat "$stamp" 2>/dev/null || true)"
     # An installation with the extras of the tests also serves a call without extras.
-    if [ "$installed" = "$wanted [$extras]" ] || { [ -z "$extras" ] && [ "$installed" = "$wanted [dev,sfm,video,heic,zstd,metrics,blocks,plots]" ]; }; then
+    if [ "$installed" = "$wanted [$extras]" ] || { [ -z "$extras" ] && [ "$installed" = "$wanted [dev,sfm,video,heic,zstd,viewer,metrics,blocks,plots]" ]; }; then
         return
     fi
     echo "Installing gs_train into $venv (torch is a large download, so this can take minutes)"

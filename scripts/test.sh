@@ -14,7 +14,7 @@ if [ "${1:-}" = "--all" ]; then
     shift
 fi
 
-setup_venv dev,sfm,video,heic,zstd,metrics,blocks,plots
+setup_venv dev,sfm,video,heic,zstd,viewer,metrics,blocks,plots
 "$PY" -m ruff check .
 "$PY" -m ruff format --check .
 "$PY" -m mypy

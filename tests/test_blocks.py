@@ -18,7 +18,7 @@ import pytest
 from command_line import environment, gs_train_here
 
 from gs_train.blocks import train as block_training
-from gs_train.blocks.make_plan import KEPT_SHARE, make_plan
+from gs_train.blocks.make_plan import make_plan
 from gs_train.blocks.partition import grid_for, partition
 from gs_train.blocks.plan import Plan, read_plan
 from gs_train.blocks.status import status_of
@@ -145,9 +145,11 @@ def test_steps_and_gaussians_are_shared_out(city: Plan, tiny_scene: Path) -> Non
         config, _ = read_config(city.block_settings(block))
         assert config.iterations == block.iterations == math.ceil(12 * block.photos / photos)
         assert config.max_gaussians == block.max_gaussians <= 900
+        assert config.optimizer.scaling_lr == pytest.approx(
+            SHORT.optimizer.scaling_lr / math.sqrt(block.photos / photos)
+        )
         assert config.scene.test_every == 0 and config.density.until_iteration <= config.iterations
     assert sum(block.expected_gaussians for block in city.blocks) <= 1000 + len(city.blocks)
-    assert 0 < KEPT_SHARE < 1
     assert city.picture.read_text().startswith("<svg")
 
 

@@ -21,10 +21,11 @@ from gs_train.scene.frame import training_frame
 from gs_train.scene.part import Part
 from gs_train.scene.types import Scene
 
-KEPT_SHARE = 0.57
-"""Share of a block's Gaussians that end in its box; the others fill the views beyond it. Measured on a city."""
+USUAL_KEPT_SHARE = 0.57
+"""Share of a block's Gaussians that end in its box, measured on a city. The others fill the views beyond the box."""
 _BYTES_PER_PIXEL = 3
 _Settings = TypeVar("_Settings")
+_LEARNING_RATES = "xyz_lr_init xyz_lr_final f_dc_lr f_rest_lr opacity_lr scaling_lr rotation_lr".split()
 
 
 def make_plan(
@@ -54,22 +55,27 @@ def make_plan(
     """
     _check_settings(config)
     _check_free(city)
-    blocks = math.ceil(config.max_gaussians / (KEPT_SHARE * most_per_block))
+    blocks = math.ceil(config.max_gaussians / (USUAL_KEPT_SHARE * most_per_block))
     made = partition(scene, *(grid or grid_for(scene, blocks)), fewest_photos=fewest_photos)
     for notice in made.notices:
         notify(notice)
+    scene_path = scene.path.resolve()
+    parts = [
+        Part(scene=scene_path, photos=block.photos, region=block.region, margin=made.margin, extent=made.extent)
+        for block in made.blocks
+    ]
     plan = Plan(
         path=city,
-        scene=scene.path.resolve(),
+        scene=scene_path,
         fingerprint=scene_fingerprint(scene),
         offset=training_frame(scene).of_files.offset,
         test_views=len(scene.test_views),
         blocks=tuple(
-            _planned(number, block, scene, config, most_per_block) for number, block in enumerate(made.blocks)
+            _planned(number, block, part.cut(city, scene), scene, config, most_per_block)
+            for number, (block, part) in enumerate(zip(made.blocks, parts, strict=True))
         ),
     )
-    for planned, block in zip(plan.blocks, made.blocks, strict=True):
-        part = Part(scene=plan.scene, photos=block.photos, region=block.region, margin=made.margin, extent=made.extent)
+    for planned, part in zip(plan.blocks, parts, strict=True):
         part.write(plan.folder(planned))
         settings = block_config(config, planned, len(scene.train_views))
         atomic_write_text(plan.block_settings(planned), write_toml(settings))
@@ -80,7 +86,12 @@ def make_plan(
 
 
 def block_config(config: TrainConfig, block: PlannedBlock, photos: int) -> TrainConfig:
-    """The settings of a block: fewer steps, and intervals that are shorter by the block's share of the ``photos``."""
+    """The settings of a block with a share of the ``photos``: its share of the steps and of all intervals.
+
+    Adam moves a parameter that one step in k sees by its learning rate times the root of k at each visit. A block sees
+    each of its Gaussians in more of its steps than the whole would, so its learning rates are divided by the root of
+    its share.
+    """
     share = block.photos / photos
     # Fractions become iterations of the whole first, so that all blocks have one schedule in passes over the photos.
     whole = replace(
@@ -88,12 +99,14 @@ def block_config(config: TrainConfig, block: PlannedBlock, photos: int) -> Train
         optimizer=resolve(config.optimizer, config.iterations),
         density=resolve(config.density, config.iterations),
     )
+    optimizer = _scaled(whole.optimizer, share)
+    faster = {name: getattr(optimizer, name) / math.sqrt(share) for name in _LEARNING_RATES}
     return replace(
         _scaled(whole, share),
         iterations=block.iterations,
         max_gaussians=block.max_gaussians,
         scene=replace(config.scene, test_every=0, test_list=""),
-        optimizer=_scaled(whole.optimizer, share),
+        optimizer=replace(optimizer, **faster),
         density=_scaled(whole.density, share),
     )
 
@@ -108,21 +121,24 @@ def _scaled(settings: _Settings, share: float) -> _Settings:
     return replace(settings, **changed)  # type: ignore[type-var]
 
 
-def _planned(number: int, block: Block, scene: Scene, config: TrainConfig, most_per_block: int) -> PlannedBlock:
-    """The counts of a block."""
+def _planned(
+    number: int, block: Block, part: Scene, scene: Scene, config: TrainConfig, most_per_block: int
+) -> PlannedBlock:
+    """The counts of a block; ``part`` is the block as a scene."""
     photos, points = len(block.photos) / len(scene.train_views), len(scene.points.xyz)
     share = block.points / points if points else photos
+    # The training starts from the points that the photos see, of which the box holds some.
+    kept_share = block.points / len(part.points.xyz) if block.points else USUAL_KEPT_SHARE
     target = min(config.max_gaussians, math.ceil(share * config.max_gaussians))
-    limit = max(1, min(most_per_block, config.max_gaussians, math.ceil(target / KEPT_SHARE)))
-    names = set(block.photos)
-    pixels = sum(view.camera.width * view.camera.height for view in scene.train_views if view.name in names)
+    limit = max(1, min(most_per_block, config.max_gaussians, math.ceil(target / kept_share)))
+    pixels = sum(view.camera.width * view.camera.height for view in part.train_views)
     return PlannedBlock(
         number=number,
         photos=len(block.photos),
         points=block.points,
         iterations=math.ceil(config.iterations * photos),
         max_gaussians=limit,
-        expected_gaussians=min(target, math.ceil(KEPT_SHARE * limit)) if limit < config.max_gaussians else target,
+        expected_gaussians=min(target, math.ceil(kept_share * limit)),
         memory_bytes=limit * BYTES_PER_GAUSSIAN + pixels * _BYTES_PER_PIXEL,
     )
 

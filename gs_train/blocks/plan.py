@@ -34,7 +34,7 @@ class PlannedBlock:
     iterations: int
     """Steps of its training."""
     max_gaussians: int
-    """Upper limit of its training. About 0.57 of its Gaussians end in the box."""
+    """Upper limit of its training. A part of its Gaussians ends outside the box."""
     expected_gaussians: int
     """Upper limit of the Gaussians that end in the box."""
     memory_bytes: int
