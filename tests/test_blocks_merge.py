@@ -274,7 +274,9 @@ def test_blocks_that_changed_since_the_merge_are_one_sentence(tmp_path: Path, ch
     (tmp_path / "out.ply").write_text("old")
     done = gs_train_here("export", manifest, tmp_path / "out.ply")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert ("does not exist" if change == "gone" else "has changed since the merge: merge again") in done.stderr
+    assert (
+        "does not exist: copy it there" if change == "gone" else "has changed since the merge: merge again"
+    ) in done.stderr
     assert (tmp_path / "out.ply").read_text() == "old"
 
 

@@ -70,8 +70,14 @@ class City:
     """At least one."""
 
     def source(self, block: CityBlock) -> SplatStream:
-        """The whole splat of a block, as in its file."""
-        return stream_ply(self.folder / block.file)
+        """The whole splat of a block, as in its file; raises UserError if it is missing or damaged."""
+        path = self.folder / block.file
+        if not path.is_file():
+            raise UserError(
+                f"{path}, a block of {self.folder}, does not exist: copy it there, or train the block again and merge "
+                "again."
+            )
+        return stream_ply(path)
 
     def block_pieces(self, block: CityBlock) -> Iterator[SplatData]:
         """The Gaussians of a block in its box, relative to the offset of the city; their number is not checked."""
