@@ -26,50 +26,29 @@ from gs_train.scene.load import load_scene
 SCRIPTS = Path(__file__).resolve().parent
 
 
-def children(parent: int) -> dict[int, str]:
-    """Command lines of all descendants of a process, by process number."""
-    table = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (folder / "stat").read_text().rpartition(") ")[2].split()
-            table[int(folder.name)] = (int(fields[1]), (folder / "cmdline").read_bytes().decode().replace("\0", " "))
-        except OSError:
-            continue
-    found, wave = {}, {parent}
-    while wave:
-        wave = {number for number, (above, _) in table.items() if above in wave}
-        found.update({number: table[number][1] for number in wave})
-    return found
-
-
 def start(plan: Plan, *flags: str) -> subprocess.Popen[bytes]:
     """Start the training of a plan."""
     return subprocess.Popen([sys.executable, "-m", "gs_train", "blocks", "train", str(plan.path), *flags])
 
 
-def trainers() -> list[int]:
-    """Processes that train a block."""
-    lines = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout.splitlines()
-    return [int(line.split()[0]) for line in lines if "gs_train.blocks.child" in line]
+def trainers(plan: Plan) -> list[tuple[int, int, int]]:
+    """Process, parent and block of the trainings of a plan."""
+    lines = subprocess.run(
+        ["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    found = re.compile(rf"\s*(\d+)\s+(\d+) .*gs_train.blocks.child .* {re.escape(str(plan.path))}/blocks/(\d+) ")
+    return [(int(match[1]), int(match[2]), int(match[3])) for line in lines if (match := found.match(line))]
 
 
-def wait_for_checkpoint(plan: Plan, running: subprocess.Popen[bytes], beyond: int) -> None:
-    """Wait until a block that has not ended has a checkpoint, and ``beyond`` blocks have ended."""
+def worker_in_training(plan: Plan, running: subprocess.Popen[bytes]) -> tuple[int, int]:
+    """Wait for a training with a checkpoint; returns its worker and its block."""
     while running.poll() is None:
-        ended = [block for block in plan.blocks if plan.splat(block)]
-        begun = [b for b in plan.blocks if b not in ended and list(plan.run(b).checkpoints.glob("*.pt"))]
-        if len(ended) >= beyond and begun:
-            return
+        for _, worker, number in trainers(plan):
+            block = plan.blocks[number]
+            if plan.splat(block) is None and list(plan.run(block).checkpoints.glob("*.pt")):
+                return worker, number
         time.sleep(0.05)
-
-
-def worker_of(command: int) -> int:
-    """The worker of Dask: the process above the training."""
-    while True:
-        for number, line in children(command).items():
-            if "gs_train.blocks.child" in line:
-                return int(Path(f"/proc/{number}/stat").read_text().rpartition(") ")[2].split()[1])
-        time.sleep(0.05)
+    raise SystemExit("the command ended before there was a training to kill")
 
 
 def main() -> None:
@@ -89,26 +68,25 @@ def main() -> None:
             for each in ("killed", "array")
         ]
         plan, array = plans
-        command = start(plan, "--workers", "1")
-        for kill in range(2):
-            wait_for_checkpoint(plan, command, 2 * kill)
-            worker = worker_of(command.pid)
+        command, killed = start(plan, "--workers", "1"), []
+        for _ in range(2):
+            worker, number = worker_in_training(plan, command)
             os.kill(worker, signal.SIGKILL)
-            print(f"killed the worker {worker}", flush=True)
-            while worker in children(command.pid):
-                time.sleep(0.05)
-        wait_for_checkpoint(plan, command, 3)
+            print(f"killed the worker of block {number}", flush=True)
+            killed.append(number)
+            while Path(f"/proc/{worker}").exists() or any(number == each for *_, each in trainers(plan)):
+                time.sleep(0.02)
+        _, number = worker_in_training(plan, command)
         command.kill()
         command.wait()
-        print("killed the command", flush=True)
-        command = start(plan, "--workers", "1")
-        most = 0
+        print(f"killed the command during block {number}", flush=True)
+        killed.append(number)
+        command, most = start(plan, "--workers", "1"), 0
         while command.poll() is None:
-            most = max(most, len(trainers()))
+            most = max(most, len(trainers(plan)))
             time.sleep(0.1)
         logs = [(plan.folder(block) / "log.txt").read_text() for block in plan.blocks]
-        fresh = [len(re.findall(r"train: 1 of ", log)) for log in logs]
-        resumed = sum(log.count("Resuming from") for log in logs)
+        resumed = [log.count("Resuming from") for log in logs]
         halves = [("0", "1", "2"), ("3", "4", "5")]
         for number in range(3):
             pair = [start(array, "--only", half[number]) for half in halves]
@@ -121,9 +99,10 @@ def main() -> None:
         print(
             f"exit code {command.returncode}; blocks ended: {sum(plan.splat(b) is not None for b in plan.blocks)} of 6"
         )
-        print(f"trainings at once: at most {most}; resumed {resumed} times; first steps per block: {fresh}")
+        print(f"trainings at once: at most {most}; kills in blocks {killed}; resumed, by block: {resumed}")
         print(f"same bytes as the job array: {sum(same)} of 6")
-        sys.exit(command.returncode or not all(same) or most > 1)
+        went_on = all(resumed[number] >= killed.count(number) for number in killed)
+        sys.exit(command.returncode or not all(same) or most > 1 or not went_on)
 
 
 if __name__ == "__main__":

@@ -97,7 +97,8 @@ def _client(workers: int, scheduler: str | None, stack: ExitStack) -> Client:
             threads_per_worker=1,
             processes=True,
             host="127.0.0.1",
-            dashboard_address=None,
+            # Dask serves HTTP in any case; this keeps it on this machine, at any free port.
+            dashboard_address="127.0.0.1:0",
             memory_limit=0,
             silence_logs=logging.CRITICAL,
         )
