@@ -2,8 +2,8 @@
 
     GS_TRAIN_NODE_MODULES=.../node_modules python scripts/bench_page.py RUN [RUN ...] [--views 5] [--copies 1]
 
-The pictures of held-out views are compared with renders of our CPU rasterizer, as mean PSNR: renders of the .sog that the
-page contains, and of the run's own splat. Needs Chromium, Node.js, and playwright-core in the folder that
+The pictures of held-out views are compared with renders of our CPU rasterizer, as mean PSNR: renders of the .sog that
+the page contains, and of the run's own splat. Needs Chromium, Node.js, and playwright-core in the folder that
 GS_TRAIN_NODE_MODULES names. ``--copies`` repeats the Gaussians, moved by their own size, to measure larger splats.
 Prints a Markdown table.
 """
