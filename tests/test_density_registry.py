@@ -93,7 +93,15 @@ def test_a_new_controller_trains_and_resumes(
 def test_every_kind_in_the_registry_is_a_controller() -> None:
     for kind in CONTROLLERS:
         members = set(dir(controller_class(kind)))
-        assert {"needs_absgrad", "regulariser", "measure", "observe", "plan", "state_dict", "load_state_dict"} <= members
+        assert {
+            "needs_absgrad",
+            "regulariser",
+            "measure",
+            "observe",
+            "plan",
+            "state_dict",
+            "load_state_dict",
+        } <= members
         assert DensityConfig(kind=kind).kind == kind
 
 
