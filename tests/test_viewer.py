@@ -105,10 +105,25 @@ def test_export_writes_a_page_of_a_run_and_of_a_splat_file(tiny_run: Path, tmp_p
     assert settings_of((tmp_path / "splat.html").read_text())["photos"] is False
 
 
-def test_a_page_is_no_splat_to_read(tmp_path: Path) -> None:
-    write_html(tmp_path / "splat.html", trained_splat(5))
-    with pytest.raises(UserError, match="no splat file"):
-        read_splat(tmp_path / "splat.html")
+def test_a_page_reads_as_the_splat_inside(tmp_path: Path) -> None:
+    splat, page = trained_splat(30), tmp_path / "splat.html"
+    write_html(page, splat)
+    write_splat(tmp_path / "splat.sog", splat)
+    read, expected = read_splat(page), read_splat(tmp_path / "splat.sog")
+    for name in ("xyz", "f_dc", "f_rest", "opacity", "scaling", "rotation"):
+        np.testing.assert_array_equal(getattr(read, name), getattr(expected, name))
+    done = gs_train_here("info", page)
+    assert done.returncode == 0 and "30" in done.stdout, done.stderr
+    whole = page.read_bytes()
+    data = whole.rfind(b'id="data">')
+    for content in (
+        b"<!DOCTYPE html><p>another page",
+        whole[: data + 60],
+        whole.replace(b'id="data">', b'id="data">!!!!'),
+    ):
+        page.write_bytes(content)
+        with pytest.raises(UserError, match="export it again"):
+            read_splat(page)
 
 
 def test_a_page_beyond_what_browsers_open_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,13 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gs_train.errors import UserError
-from gs_train.formats.reading import writable, write_file
-from gs_train.formats.sog import Quality, encode_sog
+from gs_train.formats.reading import Damaged, reading, writable, write_file
+from gs_train.formats.sog import Quality, decode_sog, encode_sog
 from gs_train.formats.splat_data import SplatData, SplatFormat
 
 _SCRIPTS = ("sog.js", "order.js", "draw.js", "camera.js", "main.js")
 _REMOTE_SCRIPTS = ("remote.js", "camera.js", "main.js")
 """In this order, because constants must precede their use."""
+_DATA_START = b'<script type="application/octet-stream" id="data">'
 _MOST_MEGABYTES = 300
 """Browsers refuse pages that are much larger."""
 _FIELD_OF_VIEW = math.radians(50.0)
@@ -140,6 +141,31 @@ def page_html(page: Page, sog: bytes | None) -> str:
     return "".join(parts[piece] if index % 2 else piece for index, piece in enumerate(pieces))
 
 
+def read_html(path: Path) -> SplatData:
+    """Read the splat in a page of gs-train.
+
+    Raises:
+        UserError: the file does not exist, is damaged, or is another page.
+    """
+    with reading(path, ".html"):
+        content = path.read_bytes()
+        start = content.rfind(_DATA_START) + len(_DATA_START)
+        end = content.find(b"</script>", start)
+        if start < len(_DATA_START) or end < 0:
+            raise Damaged("it holds no splat of gs-train")
+        try:
+            sog = base64.b64decode(content[start:end], validate=True)
+        except ValueError as error:
+            raise Damaged(f"its data are no base64: {error}") from error
+        if not sog:
+            raise Damaged("it holds no splat, because a server rendered its pictures")
+        return decode_sog(sog)
+
+
+def _is_page(head: bytes) -> bool:
+    return head.lstrip().lower().startswith(b"<!doctype html")
+
+
 def default_page(data: SplatData, title: str) -> Page:
     """A page for a splat without cameras: the view is along the axis z, with -y upwards as in most splat files."""
     xyz = data.xyz.astype(np.float64)
@@ -160,5 +186,7 @@ def default_page(data: SplatData, title: str) -> Page:
     )
 
 
-FORMAT = SplatFormat(write=write_html, max_sh_degree=3, write_options=("page", "quality"))
-"""The entry for ``registry.py``; pages are written only."""
+FORMAT = SplatFormat(
+    read=read_html, write=write_html, recognise=_is_page, max_sh_degree=3, write_options=("page", "quality")
+)
+"""The entry for ``registry.py``."""

@@ -29,7 +29,7 @@ from gs_train.formats.packing import (
 )
 from gs_train.formats.palette import make_palette
 from gs_train.formats.reading import Damaged, check_expansion, member, numbers, reading, writable, write_file
-from gs_train.formats.sog_container import Files, decode_image, encode_image, image_size, pack, unpack
+from gs_train.formats.sog_container import Files, decode_image, encode_image, image_size, pack, unpack, unpack_zip
 from gs_train.formats.splat_data import SplatData, SplatFormat
 from gs_train.machine import cpu_threads
 
@@ -118,6 +118,11 @@ def read_sog(path: Path) -> SplatData:
     """
     with reading(path, ".sog"):
         return _decode(unpack(path))
+
+
+def decode_sog(content: bytes) -> SplatData:
+    """The splat in the content of a .sog file; raises ``Damaged``."""
+    return _decode(unpack_zip(content))
 
 
 def palette_size(count: int, quality: Quality) -> int:

@@ -65,10 +65,19 @@ def unpack(path: Path) -> Files:
         Damaged: it is no zip file, or its meta.json is missing or not JSON.
     """
     with path.open("rb") as file:
-        is_zip = file.read(2) == b"PK"
-    read, size = _zip_reader(path) if is_zip else _folder_reader(path)
+        if file.read(2) == b"PK":
+            return unpack_zip(path.read_bytes())
+    return _with_meta(*_folder_reader(path), path.name)
+
+
+def unpack_zip(content: bytes) -> Files:
+    """Open the content of a .sog file; raises Damaged as ``unpack``."""
+    return _with_meta(_zip_reader(content), len(content), _META)
+
+
+def _with_meta(read: Callable[[str], bytes], size: int, name: str) -> Files:
     try:
-        meta = json.loads(read(_META if is_zip else path.name))
+        meta = json.loads(read(name))
     except (ValueError, RecursionError) as error:
         if isinstance(error, Damaged):
             raise
@@ -76,8 +85,7 @@ def unpack(path: Path) -> Files:
     return Files(meta=meta, read=read, size=size)
 
 
-def _zip_reader(path: Path) -> tuple[Callable[[str], bytes], int]:
-    content = path.read_bytes()
+def _zip_reader(content: bytes) -> Callable[[str], bytes]:
     try:
         archive = zipfile.ZipFile(io.BytesIO(content))
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError, struct.error) as error:
@@ -100,7 +108,7 @@ def _zip_reader(path: Path) -> tuple[Callable[[str], bytes], int]:
         ) as error:
             raise Damaged(f"its file {name[:100]} is broken: {str(error)[:80]}") from error
 
-    return read, len(content)
+    return read
 
 
 def _folder_reader(meta: Path) -> tuple[Callable[[str], bytes], int]:
