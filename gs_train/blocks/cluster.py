@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,9 +15,10 @@ from gs_train.blocks.train import BlockResult, environment_of, train_block, wait
 from gs_train.errors import UserError
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Future
 
 _CONNECT_S = 15
+_CHECK_S, _WITHOUT_WORKERS_S = 5, 60
 _WORKER_DEATHS = 10
 """Of one block's workers before Dask gives the block up. The number of starts is limited in ``train_block``."""
 
@@ -55,7 +57,6 @@ def train_on_cluster(
         UserError: the scheduler cannot be reached, or another process writes to a block.
     """
     import dask
-    from distributed import as_completed
     from distributed.scheduler import KilledWorker
 
     city = str(plan.path.resolve())
@@ -68,7 +69,7 @@ def train_on_cluster(
             for number in numbers
         }
         try:
-            for future in as_completed(futures):
+            for future in _as_they_end(client, set(futures)):
                 number = futures[future]
                 try:
                     result: BlockResult = future.result()
@@ -84,6 +85,24 @@ def train_on_cluster(
                 # The workers are gone now; their trainings save and end.
                 for number in numbers:
                     wait_unlocked(plan, plan.blocks[number])
+
+
+def _as_they_end(client: Client, pending: set[Future]) -> Iterator[Future]:
+    """The futures as they end; raises UserError if no worker is left for ``_WITHOUT_WORKERS_S`` seconds."""
+    from distributed import wait
+
+    since = time.monotonic()
+    while pending:
+        try:
+            ended = wait(pending, timeout=_CHECK_S, return_when="FIRST_COMPLETED").done
+        except TimeoutError:
+            ended = set()
+        if client.scheduler_info()["workers"]:
+            since = time.monotonic()
+        elif time.monotonic() - since > _WITHOUT_WORKERS_S:
+            raise UserError("no worker of Dask is left: start workers, or run the same command again to go on.")
+        yield from ended
+        pending -= ended
 
 
 def _client(workers: int, scheduler: str | None, stack: ExitStack) -> Client:
