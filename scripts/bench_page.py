@@ -54,7 +54,7 @@ def camera_of(view: View) -> dict[str, Any]:
 
 
 def repeated(splat: SplatData, copies: int) -> SplatData:
-    """The splat with each Gaussian ``copies`` times, the further ones moved by about its size."""
+    """The splat with each Gaussian ``copies`` times, the copies moved by about its size."""
     rows = np.tile(np.arange(len(splat)), copies)
     data = splat.keep(rows)
     moved = np.random.default_rng(0).normal(size=(len(rows), 3)) * np.exp(data.scaling)

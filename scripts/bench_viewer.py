@@ -122,7 +122,7 @@ def _looking_inwards(angle: float) -> tuple[float, ...]:
 
 
 def measure(scene: Path, kind: str, iterations: int, first: int) -> dict[str, float]:
-    """Train in a process of its own, with a client if it is asked for; returns what it printed, and the pictures."""
+    """Train in a process of its own, with a client if it is asked for; returns its output and the pictures."""
     command = [sys.executable, __file__, str(scene), "--kind", kind]
     command += ["--iterations", str(iterations), "--first", str(first)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

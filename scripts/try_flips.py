@@ -37,7 +37,7 @@ def small_checkpoint(folder: Path, gaussians: int) -> Path:
 
 
 def outcome(path: Path, intact: Checkpoint) -> str:
-    """What a reader of the file sees."""
+    """The content that a reader of the file sees."""
     try:
         read = read_checkpoint(path)
     except (DamagedCheckpoint, UserError):

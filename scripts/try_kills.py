@@ -73,7 +73,7 @@ VARIANTS: dict[str, list[str]] = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run folder holds after its training."""
+    """The files of a run folder after its training."""
 
     content: str
     """Hash of the parts that must not depend on a kill."""

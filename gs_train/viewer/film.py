@@ -71,11 +71,11 @@ class Subject:
 
     @property
     def files(self) -> Frame:
-        """The coordinates of cameras.json and of camera tracks: those of the splat file."""
+        """The coordinates of cameras.json, of camera tracks and of the splat file."""
         return self.opened.frame if self.opened.checkpoint is None else self.opened.frame.of_files
 
     def moved(self, shot: Shot) -> Shot:
-        """A shot in the coordinates of ``files``, moved to those of the splat."""
+        """A shot in the coordinates of ``files``, moved to the coordinates of the splat."""
         pose = self.opened.frame.pose_to_training(self.files.pose_to_scene(shot.world_to_camera))
         return replace(shot, world_to_camera=pose)
 

@@ -39,7 +39,7 @@ class Curves:
     _seen: int = 0
 
     def add(self, iteration: int, figures: Mapping[str, float]) -> None:
-        """Add a point, unless the figures are those of the last point or not known yet."""
+        """Add a point, unless the figures are unknown or equal to the last point."""
         if "loss" not in figures or "psnr" not in figures:
             return
         point = figures["loss"], figures["psnr"]
@@ -64,7 +64,7 @@ class Window(Protocol):
     """Wishes of the clients."""
 
     def look(self) -> Look:
-        """What pictures show."""
+        """The content of pictures."""
         ...
 
     def share(self) -> float:

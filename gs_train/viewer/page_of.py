@@ -51,7 +51,7 @@ def page_and_splat(opened: OpenedSplat, notify: Callable[[str], None]) -> tuple[
 
 
 def page_of(opened: OpenedSplat, rotation: NDArray[np.float64], scale: float, shift: tuple[float, ...]) -> Page | None:
-    """What a page shows beside the splat of a run; None for a splat whose cameras are unknown.
+    """The cameras and texts of the page of a run; None for a splat whose cameras are unknown.
 
     Args:
         opened: the splat.

@@ -50,7 +50,7 @@ class Panel:
     # ---- settings
 
     def look(self) -> Look:
-        """What pictures show."""
+        """The content of pictures."""
         return Look(
             what=self._what.value,
             sh_degree=self._degree.value,

@@ -28,7 +28,7 @@ _DEPTH_TAILS = (0.02, 0.98)
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """What a picture shows of the model."""
+    """The content of a picture."""
 
     what: What = "colour"
     """centres shows an opaque dot of equal size for each Gaussian. depth is white for near, alpha for opaque."""
@@ -72,7 +72,7 @@ class Painter:
         Args:
             model: unchanged.
             wish: the view.
-            look: what to show.
+            look: the content.
             background: gives the [3] RGB colour of the training.
             scale: factor on the size of the client's canvas.
 

@@ -60,7 +60,7 @@ class Due:
     client: int
     """Whose wish it is."""
     wish: Wish
-    """What to draw."""
+    """The content of the picture."""
     at_rest: bool
     """Whether the camera is at rest: draw in full size and quality."""
 
