@@ -161,7 +161,7 @@ def test_a_stop_ends_the_worker_too(prepare: Prepare, how: signal.Signals) -> No
     worker = int(prepare.log.read_text().split()[-1])
     process.send_signal(how)
     _, err = process.communicate(timeout=30)
-    assert process.returncode == (130 if how == signal.SIGINT else -how)
+    assert process.returncode == (-how if how == signal.SIGKILL else 128 + how)
     assert ("Stopped. The same command goes on from here." in err) == (how == signal.SIGINT)
     assert "Traceback" not in err
     _until(lambda: not _alive(worker))

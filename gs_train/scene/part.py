@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,8 @@ def read_part(folder: Path) -> Part | None:
         UserError: it is damaged.
     """
     path = folder / PART
-    if not path.is_file():
+    # Path.is_file fails on a name that is too long.
+    if not os.path.isfile(path):
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
