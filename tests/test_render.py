@@ -218,7 +218,7 @@ def test_a_film_that_is_stopped_or_killed_leaves_no_file(tiny_run: Path, tmp_pat
     ffmpeg()
     for number, code in ((signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)):
         running = subprocess.Popen(
-            command("render", tiny_run, tmp_path / "a.mp4", "--seconds", 3600, "--device", "cpu"),
+            command("render", tiny_run, tmp_path / "a.mp4", "--seconds", 200, "--device", "cpu"),
             stderr=subprocess.DEVNULL,
             env=environment(),
         )
