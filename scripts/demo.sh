@@ -34,5 +34,4 @@ py="$(printf '%q' "$PY")"
 if ! "$PY" -c 'import imageio_ffmpeg, pillow_heif, pycolmap' >/dev/null 2>&1; then
     echo "  $py -m pip install -c constraints.txt -e '.[sfm,video,heic]'   # once, for the camera poses"
 fi
-echo "  $py -m gs_train prepare PHOTOS my_scene"
-echo "  $py -m gs_train train my_scene"
+echo "  $py -m gs_train train PHOTOS_OR_VIDEO --out runs/mine"
