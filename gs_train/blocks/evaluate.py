@@ -15,23 +15,20 @@ from typing import Any
 import torch
 
 from gs_train.blocks.choose import BlockBounds, blocks_for, bounds_of, grouped
+from gs_train.blocks.make_plan import planned_scene
 from gs_train.blocks.merge import city_of
 from gs_train.blocks.plan import Plan
-from gs_train.config.settings import TrainConfig
-from gs_train.config.toml import read_config
 from gs_train.errors import UserError
 from gs_train.evaluate.evaluate import Evaluation, evaluate, write_figures
-from gs_train.evaluate.perceptual import NAMES, Perceptual, find_perceptual
+from gs_train.evaluate.perceptual import NAMES, perceptual_for
 from gs_train.evaluate.pictures import png_names
 from gs_train.formats.city import City
 from gs_train.formats.splat_data import SplatData
 from gs_train.model.gaussians import PARAMETER_NAMES, GaussianModel
 from gs_train.render.select import free_device_memory, select_rasterizer
-from gs_train.run.checkpoint import scene_fingerprint
 from gs_train.run.splat_frame import moved
 from gs_train.scene.frame import Frame, training_frame
-from gs_train.scene.load import load_scene
-from gs_train.scene.types import Scene, View
+from gs_train.scene.types import View
 
 BYTES_PER_GAUSSIAN = 500
 """Memory to load and render a Gaussian of SH degree 3: twice its 236 bytes while it is loaded. The buffers of a render
@@ -69,7 +66,12 @@ def evaluate_blocks(
             nearest block of a view does not fit into the budget.
         OSError: a file cannot be written.
     """
-    config, scene = _scene_of(plan)
+    config, scene = planned_scene(plan)
+    if not scene.test_views:
+        raise UserError(
+            f"{plan.scene} has no held-out views with the settings of {plan.path}: plan it again in a "
+            "new folder with --test-every 8 to measure it."
+        )
     city = city_of(plan, allow_missing=allow_missing, notify=notify)
     frame = training_frame(replace(scene, extent=plan.part(plan.blocks[0]).extent))
     views = frame.apply(scene).test_views
@@ -82,7 +84,7 @@ def evaluate_blocks(
         evaluate,
         rasterizer=selection.rasterizer,
         background=torch.full((3,), 1.0 if config.background == "white" else 0.0, device=selection.device),
-        perceptual=_perceptual(views, selection.device, notify),
+        perceptual=perceptual_for(views, NAMES, selection.device, notify),
         renders=plan.path / "renders",
         after_view=after_view,
     )
@@ -96,32 +98,6 @@ class _Work:
     """Numbers of the blocks to load, and indices of the views to render from them."""
     incomplete: int
     """Number of views of which some blocks do not fit."""
-
-
-def _scene_of(plan: Plan) -> tuple[TrainConfig, Scene]:
-    """The settings and the scene of a plan, which must be the planned one and have held-out views."""
-    config = read_config(plan.settings)[0]
-    scene = load_scene(plan.scene, config.scene)
-    if scene_fingerprint(scene) != plan.fingerprint:
-        raise UserError(
-            f"{plan.path} is the plan of another scene: {plan.scene} has other photos or poses now; plan it again in "
-            "a new folder."
-        )
-    if not scene.test_views:
-        raise UserError(
-            f"{plan.scene} has no held-out views with the settings of {plan.path}: plan it again in a "
-            "new folder with --test-every 8 to measure it."
-        )
-    return config, scene
-
-
-def _perceptual(views: Sequence[View], device: torch.device, notify: Callable[[str], None]) -> Perceptual:
-    """LPIPS and FLIP where their packages are installed."""
-    smallest = min(min(view.camera.width, view.camera.height) for view in views)
-    found = find_perceptual(NAMES, device, smallest_px=smallest)
-    for reason in found.missing.values():
-        notify(reason)
-    return found
 
 
 def _bounds(city: City, frame: Frame) -> dict[int, BlockBounds]:

@@ -13,11 +13,12 @@ from gs_train.blocks.draw import draw_plan
 from gs_train.blocks.partition import FEWEST_PHOTOS, Block, grid_for, partition
 from gs_train.blocks.plan import BYTES_PER_GAUSSIAN, Plan, PlannedBlock
 from gs_train.config.settings import TrainConfig
-from gs_train.config.toml import write_toml
+from gs_train.config.toml import read_config, write_toml
 from gs_train.errors import UserError
 from gs_train.options import resolve, schedule_points
 from gs_train.run.checkpoint import scene_fingerprint
 from gs_train.scene.frame import training_frame
+from gs_train.scene.load import load_scene
 from gs_train.scene.part import Part
 from gs_train.scene.types import Scene
 
@@ -83,6 +84,22 @@ def make_plan(
     atomic_write_text(plan.picture, draw_plan(scene, plan, [block.region for block in made.blocks]))
     plan.write()
     return plan
+
+
+def planned_scene(plan: Plan) -> tuple[TrainConfig, Scene]:
+    """The settings of the whole, and the whole scene.
+
+    Raises:
+        UserError: the scene has faults, or is not the one that was planned.
+    """
+    config = read_config(plan.settings)[0]
+    scene = load_scene(plan.scene, config.scene)
+    if scene_fingerprint(scene) != plan.fingerprint:
+        raise UserError(
+            f"{plan.path} is the plan of another scene: {plan.scene} has other photos or poses now; plan it again in "
+            "a new folder."
+        )
+    return config, scene
 
 
 def block_config(config: TrainConfig, block: PlannedBlock, photos: int) -> TrainConfig:

@@ -8,7 +8,7 @@ import signal
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -20,7 +20,6 @@ from gs_train.errors import UserError
 from gs_train.options import DEVICES, MOST_USED, OUTPUT, check_device, setting
 
 if TYPE_CHECKING:
-    from gs_train.blocks.plan import Plan
     from gs_train.blocks.train import BlockResult
 
 _MOST_PER_BLOCK = 3_000_000
@@ -113,6 +112,7 @@ class TrainBlocksCommand:
     def run(self) -> int:
         """Train; returns 0 when all blocks have ended, 2 when some failed, or after a signal 128 plus its number."""
         from gs_train.blocks.cluster import check_dask, train_on_cluster
+        from gs_train.blocks.make_plan import planned_scene
         from gs_train.blocks.plan import read_plan
         from gs_train.blocks.train import failure_path, train_here, wait_unlocked
 
@@ -122,7 +122,7 @@ class TrainBlocksCommand:
             if self.only not in numbers:
                 raise UserError(f"--only is {self.only}: the plan has the blocks 0 to {numbers[-1]}.")
             numbers = (self.only,)
-        _check_scene(plan)
+        planned_scene(plan)  # raises UserError if the scene has changed
         for number in numbers:
             wait_unlocked(plan, plan.blocks[number])
             failure_path(plan, plan.blocks[number]).unlink(missing_ok=True)
@@ -150,11 +150,9 @@ class TrainBlocksCommand:
                     on_end=on_end,
                 )
         except KeyboardInterrupt:
-            show(f"Stopped. Go on with: gs-train blocks train {quote(str(self.city))}")
-            return 128 + signal.SIGINT
+            return self._stopped_by(signal.SIGINT)
         if any(result.outcome == "stopped" for result in results):
-            show(f"Stopped. Go on with: gs-train blocks train {quote(str(self.city))}")
-            return 128 + signal.SIGTERM
+            return self._stopped_by(signal.SIGTERM)
         failed = [result.number for result in results if result.outcome == "failed"]
         if failed:
             raise UserError(
@@ -163,6 +161,11 @@ class TrainBlocksCommand:
             )
         show(f"Merge: gs-train blocks merge {quote(str(self.city))}")
         return 0
+
+    def _stopped_by(self, number: signal.Signals) -> int:
+        """Tell how to go on; returns the exit code."""
+        show(f"Stopped. Go on with: gs-train blocks train {quote(str(self.city))}")
+        return 128 + number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,18 +292,5 @@ def _cache_flags(workers: int) -> tuple[str, ...]:
     return () if workers == 1 else ("--image-cache-gb", f"{free_memory() / 2e9 / workers:.3g}")
 
 
-def _check_scene(plan: Plan) -> None:
-    """Raise UserError if the scene is not the one that was planned."""
-    from gs_train.config.toml import read_config
-    from gs_train.run.checkpoint import scene_fingerprint
-    from gs_train.scene.load import load_scene
-
-    if scene_fingerprint(load_scene(plan.scene, read_config(plan.settings)[0].scene)) != plan.fingerprint:
-        raise UserError(
-            f"{plan.path} is the plan of another scene: {plan.scene} has other photos or poses now; plan it again in "
-            "a new folder."
-        )
-
-
-def _reason(results: list[Any]) -> str:
+def _reason(results: list[BlockResult]) -> str:
     return next(result.reason for result in results if result.outcome == "failed").rstrip(".")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -13,14 +12,12 @@ import tyro
 
 from gs_train.console import end_at_once, notify, print_json, show
 from gs_train.errors import UserError
-from gs_train.evaluate.perceptual import NAMES, Perceptual, find_perceptual
+from gs_train.evaluate.perceptual import NAMES, perceptual_for
 from gs_train.options import DEVICES, check_device
 
 if TYPE_CHECKING:
     from gs_train.evaluate.metrics import ViewMetrics
-    from gs_train.render.select import Selection
     from gs_train.run.open import OpenedSplat
-    from gs_train.scene.types import View
 
 _EXPOSURE_DB = 2.0
 """A larger gain by matching colours suggests that the photos' exposure varies."""
@@ -58,16 +55,6 @@ class EvalCommand:
     def _metrics(self) -> list[str]:
         return [] if self.metrics == "none" else self.metrics.split(",")
 
-    def _perceptual(self, views: Sequence[View], selection: Selection) -> Perceptual:
-        """The perceptual metrics to measure; each that is missing is told once."""
-        smallest = min(min(view.camera.width, view.camera.height) for view in views)
-        names = self._metrics()
-        found = find_perceptual(names, selection.device, smallest_px=smallest, download=self.download_weights)
-        for name in names:
-            if name in found.missing:
-                notify(found.missing[name])
-        return found
-
     def run(self) -> int:
         """Write results.json, per_view.json, report.html and renders/ into the run folder."""
         from gs_train.evaluate.evaluate import evaluate_refined, evaluate_splat, write_figures
@@ -85,7 +72,7 @@ class EvalCommand:
             _warn_of_training_views(opened)
         run, iteration = RunFolder(self.run_folder), opened.iteration
         assert iteration is not None, "a run has steps"
-        perceptual = self._perceptual(views, selection)
+        perceptual = perceptual_for(views, self._metrics(), selection.device, notify, download=self.download_weights)
         with Progress("eval", len(views), unit="view") as progress:
             evaluation = evaluate_splat(
                 opened,

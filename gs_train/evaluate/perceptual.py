@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from gs_train.scene.types import View
+
 NAMES = ("lpips", "flip")
 """The perceptual metrics, in the order of the files."""
 LPIPS_NET = "alex"
@@ -80,6 +82,23 @@ def find_perceptual(
         except _Missing as reason:
             missing[name] = f"{name.upper()} is not measured because {reason}."
     return Perceptual(**found, missing=missing)
+
+
+def perceptual_for(
+    views: Sequence[View],
+    names: Sequence[str],
+    device: torch.device | str,
+    notify: Callable[[str], None],
+    *,
+    download: bool = False,
+) -> Perceptual:
+    """As ``find_perceptual`` for the renders of some views; each of ``names`` that is missing is told once."""
+    smallest = min(min(view.camera.width, view.camera.height) for view in views)
+    found = find_perceptual(names, device, smallest_px=smallest, download=download)
+    for name in names:
+        if name in found.missing:
+            notify(found.missing[name])
+    return found
 
 
 def _flip() -> Flip:
