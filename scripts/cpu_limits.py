@@ -67,8 +67,8 @@ def least_megabytes(gaussians: int, visible: int, pixels: int) -> dict[str, floa
 def workload(render: Any) -> dict[str, int]:
     """The work of a render: visible Gaussians, Gaussian-tile pairs, evaluated and blended Gaussian-pixel pairs."""
     # The autograd node of the rasterizer keeps its buffers for the backward pass.
-    records, _, _, (tile_start, tile_stop, pairs, spans), _ = render.alpha.grad_fn.kept
-    evaluated, blended = pair_counter()(records, tile_start, tile_stop, pairs, spans, *render.alpha.shape)
+    records, _, _, (tile_start, tile_stop, pairs, patches), _ = render.alpha.grad_fn.kept
+    evaluated, blended = pair_counter()(records, tile_start, tile_stop, pairs, patches, *render.alpha.shape)
     visible = int((render.radii[:, 0] > 0).sum())
     return {"visible": visible, "pairs": len(pairs), "evaluated": evaluated, "blended": blended}
 
@@ -78,11 +78,13 @@ def pair_counter() -> Any:
     import numba
     import numpy as np
 
+    from gs_train.kernels.simd import LANES
     from gs_train.render.cpu import projection as p
+    from gs_train.render.cpu.patches import PATCHES
     from gs_train.render.cpu.tiles import TILE_HEIGHT, TILE_WIDTH, gaussian_of
 
     def count(
-        records: Any, tile_start: Any, tile_stop: Any, pairs: Any, spans: Any, height: int, width: int
+        records: Any, tile_start: Any, tile_stop: Any, pairs: Any, patches: Any, height: int, width: int
     ) -> tuple[int, int]:
         evaluated, blended = 0, 0
         tiles_x = (width + TILE_WIDTH - 1) // TILE_WIDTH
@@ -91,8 +93,9 @@ def pair_counter() -> Any:
             transmittance = np.ones((TILE_HEIGHT, TILE_WIDTH))
             for at in range(tile_start[tile], tile_stop[tile]):
                 r = records[gaussian_of(pairs[at])]
-                for row in range(spans[at] & 255, spans[at] >> 8):
-                    evaluated += TILE_WIDTH
+                for patch in range(PATCHES):
+                    evaluated += LANES * ((patches[at] >> np.uint64(patch)) & np.uint64(1))
+                for row in range(TILE_HEIGHT):
                     dy = r[p.MEAN_Y] + r[p.MEAN_Y_FRACTION] - (y0 + row + 0.5)
                     for x in range(TILE_WIDTH):
                         u = r[p.MEAN_X] + r[p.MEAN_X_FRACTION] - (x0 + x + 0.5) + r[p.SHEAR] * dy

@@ -11,7 +11,7 @@ from numba import types
 
 from gs_train.kernels import ssim
 from gs_train.kernels.jit import WIDE_VECTORS
-from gs_train.render.cpu import blending, blending_backward
+from gs_train.render.cpu import blending, blending_backward, patches
 
 X86 = r"\bvfn?m(?:add|sub)\w*ps\s.*%" + ("zmm" if WIDE_VECTORS else "ymm")
 PACKED_MULTIPLY_ADD = {
@@ -23,17 +23,18 @@ PACKED_MULTIPLY_ADD = {
 SCALAR_MULTIPLY_ADD = r"\bvfn?m(?:add|sub)\w*ss\s"
 FLOATS, INDEX, FLOAT = types.float32[::1], types.uint64, types.float32
 
-ONE_GAUSSIAN = (FLOATS, FLOATS, INDEX, FLOAT, FLOAT, INDEX, INDEX, FLOATS, INDEX)
+WORDS = types.uint64[::1]
+ONE_GAUSSIAN = (FLOATS, FLOATS, INDEX, FLOAT, FLOAT, INDEX, FLOATS, INDEX)
 LOOPS = {
     # name: (function, signature, least number of packed multiply-adds in its loops)
-    "forward": (blending.batch_rgb, (FLOATS, INDEX, INDEX), 10),
-    "forward with depth": (blending.batch_rgbd, (FLOATS, INDEX, INDEX), 11),
+    "forward": (blending.batch_rgb, (FLOATS, WORDS), 10),
+    "forward with depth": (blending.batch_rgbd, (FLOATS, WORDS), 11),
     "backward": (blending_backward.one_rgb, ONE_GAUSSIAN, 16),
     "backward with depth": (blending_backward.one_full, ONE_GAUSSIAN, 17),
-    "rows that an ellipse reaches": (
-        blending._gather,
-        (FLOATS, FLOATS, types.uint64[::1], INDEX, INDEX, FLOAT, FLOAT),
-        5,
+    "patches that an ellipse reaches": (
+        patches.find_reached,
+        (FLOATS, types.UniTuple(INDEX, 6), INDEX, INDEX, WORDS),
+        10,
     ),
     "SSIM's blur of rows": (ssim._blur_row_across, (FLOATS, INDEX), 30),
 }

@@ -262,7 +262,6 @@ def _add_to_exponent(typing_context: Any, a: Any, whole: Any) -> Any:
 
 # Adding 1.5 * 2**23 rounds a float to a whole number and leaves that number in the low bits.
 _ROUNDING = np.float32(1.5 * 2**23)
-_MIN_POWER = np.float32(-10.0)
 # Minimax polynomial of 2**f on [-1/2, 1/2], degree 5, from iteratively reweighted least squares. Relative error 7.5e-8
 # before rounding.
 _C0, _C1, _C2, _C3, _C4, _C5 = (
@@ -271,11 +270,10 @@ _C0, _C1, _C2, _C3, _C4, _C5 = (
 
 
 @helper
-def exp2_clamped(power):  # type: ignore[no-untyped-def]
-    """2**power, for powers below 127. Powers under -10 count as -10, because blending skips alphas below 1/255."""
-    clamped = maximum(power, _MIN_POWER)
-    whole = clamped + _ROUNDING
-    f = clamped - (whole - _ROUNDING)
+def exp2(power):  # type: ignore[no-untyped-def]
+    """2**power, for powers between -126 and 127; other powers give any bits."""
+    whole = power + _ROUNDING
+    f = power - (whole - _ROUNDING)
     return _add_to_exponent(_C0 + f * (_C1 + f * (_C2 + f * (_C3 + f * (_C4 + f * _C5)))), whole)
 
 

@@ -113,14 +113,14 @@ class Rasterize(torch.autograd.Function):
                 raise FloatingPointError(fault or f"colours of {chunk_counts[:, 1].sum()} Gaussians overflow")
             with record_function("gs_train::binning"):
                 tile_start, pairs = bin_gaussians(records, visible, chunk_counts, *size)
-            spans = aligned_buffer((len(pairs) if any(ctx.needs_input_grad) else 0,), np.uint16)
+            patches = aligned_buffer((len(pairs) if any(ctx.needs_input_grad) else 0,), np.uint64)
             tile_stop = np.empty(len(tile_start) - 1, np.int64)
             with record_function("gs_train::blending"):
-                blend_forward(records, tile_start, pairs, colours, image, transmittance, spans, tile_stop)
+                blend_forward(records, tile_start, pairs, colours, image, transmittance, patches, tile_stop)
         image_tensor, radii_tensor = torch.from_numpy(image), torch.from_numpy(radii)
         ctx.save_for_backward(means, quats, scales, opacities, sh0, sh_rest, view, centre, image_tensor)
         ctx.camera, ctx.settings, ctx.means2d_absgrad = camera, settings, means2d_absgrad
-        ctx.kept = records, visible, chunk_counts, (tile_start, tile_stop, pairs, spans), transmittance
+        ctx.kept = records, visible, chunk_counts, (tile_start, tile_stop, pairs, patches), transmittance
         ctx.mark_non_differentiable(radii_tensor)
         return image_tensor, 1.0 - torch.from_numpy(transmittance), radii_tensor
 
@@ -129,7 +129,7 @@ class Rasterize(torch.autograd.Function):
     def backward(ctx: Any, image_grad: Tensor, alpha_grad: Tensor, _radii_grad: Tensor) -> Any:
         *parameters, view, centre, image = ctx.saved_tensors
         settings: Settings = ctx.settings
-        records, visible, chunk_counts, (tile_start, tile_stop, pairs, spans), transmittance = ctx.kept
+        records, visible, chunk_counts, (tile_start, tile_stop, pairs, patches), transmittance = ctx.kept
         image_grad = image_grad.contiguous()
         grads = [torch.from_numpy(aligned_buffer(tuple(t.shape))) for t in parameters]
         means2d_grad = torch.from_numpy(aligned_buffer((len(records), 2)))
@@ -139,7 +139,7 @@ class Rasterize(torch.autograd.Function):
             follow_torch_threads()
             with record_function("gs_train::blending backward"):
                 sums = blend_backward(
-                    records, tile_start, tile_stop, pairs, spans,
+                    records, tile_start, tile_stop, pairs, patches,
                     _array(image), transmittance, _array(image_grad), _array(alpha_grad.contiguous()), settings.absgrad,
                 )  # fmt: skip
             with record_function("gs_train::projection backward"):

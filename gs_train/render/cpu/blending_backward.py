@@ -1,8 +1,9 @@
-"""Backward pass of blending inside the tiles, one SIMD vector of pixels at a time (see ``kernels.simd``).
+"""Backward pass of blending inside the tiles, one patch of pixels at a time; a patch is a SIMD vector.
 
-It reuses the records, sorted pairs and row spans of the forward pass (``blending``). The kernel processes one Gaussian
-at a time, because the sums over its pixels must stay in registers. It goes front to back like the forward kernel and
-recomputes the same transmittance. As there, all alphas of a Gaussian are first computed into a buffer.
+It reuses the records, sorted pairs and words of patches of the forward pass (``blending``, ``patches``). The kernel
+processes one Gaussian at a time, because the sums over its pixels must stay in registers. It goes front to back like
+the forward kernel and recomputes the same transmittance. As there, all alphas of a Gaussian are first computed into a
+buffer.
 
 The gradient of a pixel: let v be the gradient of its colour, v_alpha the gradient of its alpha, and R_i the
 contribution of everything behind Gaussian i, so
@@ -16,6 +17,7 @@ to the Gaussian's sums. The order of the additions depends only on the scene, ne
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -30,16 +32,25 @@ from gs_train.kernels.simd import (
     LANES,
     absolute,
     aligned_zeros,
-    exp2_clamped,
-    lane_numbers,
     load,
+    lowest_bit,
+    minimum,
     prefetch,
     store,
     store_sums,
     where,
     zero_floats,
 )
-from gs_train.render.cpu.blending import ALPHA_MAX, PLANE, STOP, TILES_AT_ONCE, clip_alpha
+from gs_train.render.cpu.blending import ALPHA_MAX, PLANE, STOP, TILES_AT_ONCE, raw_alpha
+from gs_train.render.cpu.patches import (
+    PATCH_HEIGHT,
+    PATCH_WIDTH,
+    PATCHES,
+    PATCHES_PER_ROW,
+    lanes_x,
+    lanes_y,
+    place_of,
+)
 from gs_train.render.cpu.projection import (
     BLUE,
     DEPTH,
@@ -64,34 +75,53 @@ _BAND_PAIRS = 2**17
 _PREFETCH_DISTANCE = 24  # pairs between the prefetch of a record and its use
 _ZERO, _HALF, _ONE = np.float32(0.0), np.float32(0.5), np.float32(1.0)
 _TWO_LN2 = np.float32(2.0 / LOG2_E)
-_N0, _LANES, _RECORD, _SUMS, _WIDTH = (np.uint64(n) for n in (0, LANES, RECORD_SIZE, SUM_COUNT, TILE_WIDTH))
-# Offsets in a tile's scratch array, planes of pixels: transmittance, R_i, the image's gradient, alphas of one Gaussian.
-_T, _BEHIND, _VR, _VG, _VB, _VD, _ALPHA = (np.uint64(k * PLANE) for k in range(7))
-_SIZE = 7 * PLANE
+_N0, _N1, _LANES, _RECORD, _SUMS = (np.uint64(n) for n in (0, 1, LANES, RECORD_SIZE, SUM_COUNT))
+# Offsets in a tile's scratch array, planes of pixels: transmittance, R_i, the image's gradient, the pixels' x and y in
+# the tile; then alpha and u of one Gaussian, patch after patch.
+_T, _BEHIND, _VR, _VG, _VB, _VD, _X, _Y, _ALPHA, _U = (np.uint64(k * PLANE) for k in range(10))
+_TO_U = _U - _ALPHA
+_SIZE = 10 * PLANE
+# log2 of the largest opacity whose alphas are certain not to be clamped.
+_UNCLAMPED = np.float32(math.log2(ALPHA_MAX) - 1e-6)
 
 
-def _make_loop(full: bool) -> Callable[..., None]:
-    """Make the loop over one Gaussian's rows; ``full``, a compile-time constant, adds depth and absolute gradients."""
+@helper
+def _compute_alphas(s, reached, dx, dy0, a, k, c, log2_opacity):  # type: ignore[no-untyped-def]
+    """Write alpha before its clamp, and u, of one Gaussian's patches; see ``projection`` for the arguments."""
+    at = _ALPHA
+    while reached != _N0:
+        p = lowest_bit(reached) * _LANES
+        reached &= reached - _N1
+        dy = dy0 - load(s, _Y + p)
+        u = (dx + k * dy) - load(s, _X + p)
+        store(s, at, raw_alpha((log2_opacity - c * dy * dy) - a * u * u))
+        store(s, at + _TO_U, u)
+        at += _LANES
+
+
+def _make_loop(full: bool, clamped: bool) -> Callable[..., None]:
+    """Make the loop over one Gaussian's patches. The arguments are compile-time constants: ``full`` adds depth and absolute
+    gradients; without ``clamped``, no alpha of the Gaussian may be above ALPHA_MAX."""
 
     @helper  # type: ignore[untyped-decorator]
-    def blend_one(s, records, r, x0, y0, first, stop, sums, at):  # type: ignore[no-untyped-def]
+    def blend_one(s, records, r, x0, y0, reached, sums, at):  # type: ignore[no-untyped-def]
         dx = (records[r + MEAN_X] - x0) + (records[r + MEAN_X_FRACTION] - _HALF)
         dy0 = (records[r + MEAN_Y] - y0) + (records[r + MEAN_Y_FRACTION] - _HALF)
-        a, k, c, log2_opacity = records[r + HALF_A], records[r + SHEAR], records[r + HALF_C], records[r + LOG2_OPACITY]
+        a, k, c = records[r + HALF_A], records[r + SHEAR], records[r + HALF_C]
         red, green, blue, depth = records[r + RED], records[r + GREEN], records[r + BLUE], records[r + DEPTH]
         # d sigma / d mean = (A u, (A k) u + c dy), with A = 2 ln(2) * HALF_A and so on.
         mean_x_u, mean_y_u, mean_y_y = _TWO_LN2 * a, _TWO_LN2 * a * k, _TWO_LN2 * c
         sum_g = zero_floats()
         sum_u = sum_uu = sum_y = sum_uy = sum_yy = sum_r = sum_gr = sum_b = sum_d = sum_ax = sum_ay = sum_g
-        for p in range(first * _WIDTH, stop * _WIDTH, _LANES):
-            dy = dy0 - np.float32(p // _WIDTH)
-            u = (dx + k * dy - np.float32(p % _WIDTH)) - lane_numbers()
-            store(s, _ALPHA + p, exp2_clamped((log2_opacity - c * dy * dy) - a * u * u))
-        for p in range(first * _WIDTH, stop * _WIDTH, _LANES):
-            dy = dy0 - np.float32(p // _WIDTH)
-            u = (dx + k * dy - np.float32(p % _WIDTH)) - lane_numbers()
-            raw, t = load(s, _ALPHA + p), load(s, _T + p)
-            alpha = clip_alpha(raw)
+        _compute_alphas(s, reached, dx, dy0, a, k, c, records[r + LOG2_OPACITY])
+        alpha_at = _ALPHA
+        while reached != _N0:
+            p = lowest_bit(reached) * _LANES
+            reached &= reached - _N1
+            dy, u = dy0 - load(s, _Y + p), load(s, alpha_at + _TO_U)
+            raw, t = load(s, alpha_at), load(s, _T + p)
+            alpha_at += _LANES
+            alpha = minimum(raw, ALPHA_MAX) if clamped else raw
             through = _ONE - alpha
             rest = t * through
             store(s, _T + p, rest)
@@ -107,7 +137,7 @@ def _make_loop(full: bool) -> Callable[..., None]:
             behind = load(s, _BEHIND + p) - gain
             store(s, _BEHIND + p, behind)
             # g = alpha * dL/dalpha, or 0 where alpha was clamped.
-            g = where(counts & (raw <= ALPHA_MAX), gain - behind * (alpha / through), _ZERO)
+            g = where(counts & (raw <= ALPHA_MAX) if clamped else counts, gain - behind * (alpha / through), _ZERO)
             gu = g * u
             sum_g = sum_g + g
             sum_u = sum_u + gu
@@ -131,12 +161,12 @@ def _make_loop(full: bool) -> Callable[..., None]:
     return blend_one  # type: ignore[no-any-return]
 
 
-def _make_tile(blend_one: Callable[..., None]) -> Callable[..., None]:
-    """Make the function that computes one tile's pair sums."""
+def _make_tile(blend_one: Callable[..., None], blend_clamped: Callable[..., None]) -> Callable[..., None]:
+    """Make the function that computes one tile's pair sums, from the loops without and with ``clamped``."""
 
     @inline_once  # type: ignore[untyped-decorator]
     def blend_tile(  # type: ignore[no-untyped-def]
-        index, records, tile_start, tile_stop, pairs, spans, image, transmittance, image_grad, alpha_grad,
+        index, records, tile_start, tile_stop, pairs, patches, image, transmittance, image_grad, alpha_grad,
         first_tile, offsets, pair_sums,
     ):  # fmt: skip
         """Write the gradient sums of every pair of a Gaussian and this tile.
@@ -144,8 +174,8 @@ def _make_tile(blend_one: Callable[..., None]) -> Callable[..., None]:
         Args:
             index: the tile's position in its band. first_tile: the band's first tile.
             offsets: [tiles of the band] int64, each tile's first row in ``pair_sums``.
-            records [N * 16] float32, tile_start, tile_stop, pairs, spans, image [H, W, C], transmittance [H, W]: as in
-                the forward kernel.
+            records [N * 16] float32, tile_start, tile_stop, pairs, patches, image [H, W, C], transmittance [H, W]: as
+                in the forward kernel.
             image_grad [H, W, C], alpha_grad [H, W]: float32 gradients.
             pair_sums: [pairs * 16] float32, written for the pairs up to ``tile_stop``; columns are
                 ``projection_backward.SUM_*``.
@@ -157,7 +187,7 @@ def _make_tile(blend_one: Callable[..., None]) -> Callable[..., None]:
         x0, y0 = (tile % tiles_x) * TILE_WIDTH, (tile // tiles_x) * TILE_HEIGHT
         for row in range(min(TILE_HEIGHT, height - y0)):
             for x in range(min(TILE_WIDTH, width - x0)):
-                p = np.uint64(row * TILE_WIDTH + x)
+                p = place_of(row, x)
                 s[_T + p] = _ONE
                 rest = -transmittance[y0 + row, x0 + x] * alpha_grad[y0 + row, x0 + x]
                 for channel in range(channels):
@@ -165,28 +195,26 @@ def _make_tile(blend_one: Callable[..., None]) -> Callable[..., None]:
                     s[_VR + np.uint64(channel * PLANE) + p] = v
                     rest += image[y0 + row, x0 + x, channel] * v
                 s[_BEHIND + p] = rest
+        for patch in range(PATCHES):
+            p = np.uint64(patch * LANES)
+            store(s, _X + p, lanes_x() + np.float32(patch % PATCHES_PER_ROW * PATCH_WIDTH))
+            store(s, _Y + p, lanes_y() + np.float32(patch // PATCHES_PER_ROW * PATCH_HEIGHT))
         begin, stop, offset = tile_start[tile], tile_stop[tile], offsets[index]
         for at in range(begin, stop):
             prefetch(records, gaussian_of(pairs[min(at + _PREFETCH_DISTANCE, stop - 1)]) * _RECORD)
-            first, after = np.uint64(spans[at] & np.uint16(255)), np.uint64(spans[at] >> np.uint16(8))
             r = gaussian_of(pairs[at]) * _RECORD
-            blend_one(
-                s,
-                records,
-                r,
-                np.float32(x0),
-                np.float32(y0),
-                first,
-                after,
-                pair_sums,
-                np.uint64(offset + at - begin) * _SUMS,
-            )
+            place = np.uint64(offset + at - begin) * _SUMS
+            if records[r + LOG2_OPACITY] <= _UNCLAMPED:
+                blend_one(s, records, r, np.float32(x0), np.float32(y0), patches[at], pair_sums, place)
+            else:
+                blend_clamped(s, records, r, np.float32(x0), np.float32(y0), patches[at], pair_sums, place)
 
     return blend_tile  # type: ignore[no-any-return]
 
 
-one_rgb, one_full = _make_loop(False), _make_loop(True)
-_tile_rgb, _tile_full = _make_tile(one_rgb), _make_tile(one_full)
+one_rgb, clamped_rgb = _make_loop(False, False), _make_loop(False, True)
+one_full, clamped_full = _make_loop(True, False), _make_loop(True, True)
+_tile_rgb, _tile_full = _make_tile(one_rgb, clamped_rgb), _make_tile(one_full, clamped_full)
 
 
 # Two kernels are written out, because Numba cannot cache a kernel on disk if its functions are closure variables.
@@ -194,7 +222,7 @@ _tile_rgb, _tile_full = _make_tile(one_rgb), _make_tile(one_full)
 
 @parallel_kernel
 def _blend_rgb(  # type: ignore[no-untyped-def]
-    records, tile_start, tile_stop, pairs, spans, image, transmittance, image_grad, alpha_grad,
+    records, tile_start, tile_stop, pairs, patches, image, transmittance, image_grad, alpha_grad,
     first_tile, offsets, pair_sums,
 ):  # fmt: skip
     for index in prange(offsets.shape[0]):
@@ -204,7 +232,7 @@ def _blend_rgb(  # type: ignore[no-untyped-def]
             tile_start,
             tile_stop,
             pairs,
-            spans,
+            patches,
             image,
             transmittance,
             image_grad,
@@ -217,7 +245,7 @@ def _blend_rgb(  # type: ignore[no-untyped-def]
 
 @parallel_kernel
 def _blend_full(  # type: ignore[no-untyped-def]
-    records, tile_start, tile_stop, pairs, spans, image, transmittance, image_grad, alpha_grad,
+    records, tile_start, tile_stop, pairs, patches, image, transmittance, image_grad, alpha_grad,
     first_tile, offsets, pair_sums,
 ):  # fmt: skip
     for index in prange(offsets.shape[0]):
@@ -227,7 +255,7 @@ def _blend_full(  # type: ignore[no-untyped-def]
             tile_start,
             tile_stop,
             pairs,
-            spans,
+            patches,
             image,
             transmittance,
             image_grad,
@@ -277,13 +305,13 @@ def accumulate(  # type: ignore[no-untyped-def]
 
 def blend_backward(
     records: NDArray[np.float32], tile_start: NDArray[np.int64], tile_stop: NDArray[np.int64],
-    pairs: NDArray[np.uint64], spans: NDArray[np.uint16],
+    pairs: NDArray[np.uint64], patches: NDArray[np.uint64],
     image: Any, transmittance: Any, image_grad: Any, alpha_grad: Any, absgrad: bool,
 ) -> NDArray[np.float32]:  # fmt: skip
     """Compute blending's sums of every Gaussian, in bands of tiles so that only one band's pair sums are in memory.
 
     Args:
-        records, tile_start, tile_stop, pairs, spans, image [H, W, C], transmittance [H, W]: as in ``blend_forward``.
+        records, tile_start, tile_stop, pairs, patches, image [H, W, C], transmittance [H, W]: as in ``blend_forward``.
         image_grad [H, W, C], alpha_grad [H, W]: float32 gradients.
         absgrad: also sum absolute gradients of the projected means.
 
@@ -310,7 +338,7 @@ def blend_backward(
                 tile_start,
                 tile_stop,
                 pairs,
-                spans,
+                patches,
                 image,
                 transmittance,
                 image_grad,
