@@ -81,7 +81,7 @@ _BATCH = np.uint64(BATCH)
 _T, _FINAL, _R, _G, _B, _D = (np.uint64(k) * _PLANE for k in range(6))
 # After the planes: the alphas of a patch, then the batch as a structure of arrays with _BATCH numbers per field.
 _ALPHA = np.uint64(6) * _PLANE
-_ALPHA_END = _ALPHA + np.uint64(16) * _LANES
+_ALPHA_END = _ALPHA + np.uint64(8) * _LANES
 _F_DX, _F_DY, _F_A, _F_K, _F_C, _F_O, _F_R, _F_G, _F_B, _F_D, _F_REACH = (
     _ALPHA_END + np.uint64(k) * _BATCH for k in range(11)
 )

@@ -100,8 +100,8 @@ def _compute_alphas(s, reached, dx, dy0, a, k, c, log2_opacity):  # type: ignore
 
 
 def _make_loop(full: bool, clamped: bool) -> Callable[..., None]:
-    """Make the loop over one Gaussian's patches. The arguments are compile-time constants: ``full`` adds depth and absolute
-    gradients; without ``clamped``, no alpha of the Gaussian may be above ALPHA_MAX."""
+    """Make the loop over one Gaussian's patches. ``full`` adds depth and absolute gradients; without ``clamped``, no
+    alpha may be above ALPHA_MAX. Both are constants of the compilation."""
 
     @helper  # type: ignore[untyped-decorator]
     def blend_one(s, records, r, x0, y0, reached, sums, at):  # type: ignore[no-untyped-def]
