@@ -56,6 +56,7 @@ def write_city(folder: Path, count: int, degree: int) -> None:
         "photos": 1,
         "points": 1,
         "iterations": 1,
+        "finish_iterations": 1,
         "max_gaussians": 1,
         "expected_gaussians": 1,
         "memory_bytes": 1,

@@ -45,7 +45,7 @@ def worker_in_training(plan: Plan, running: subprocess.Popen[bytes]) -> tuple[in
     while running.poll() is None:
         for _, worker, number in trainers(plan):
             block = plan.blocks[number]
-            if plan.splat(block) is None and list(plan.run(block).checkpoints.glob("*.pt")):
+            if plan.trained(block) is None and list(plan.run(block).checkpoints.glob("*.pt")):
                 return worker, number
         time.sleep(0.05)
     raise SystemExit("the command ended before there was a training to kill")
@@ -93,12 +93,11 @@ def main() -> None:
             if any(each.wait() for each in pair):
                 raise SystemExit("a job of the array failed")
         same = [
-            plan.splat(a).read_bytes() == array.splat(b).read_bytes()  # type: ignore[union-attr]
+            plan.finished(a).read_bytes() == array.finished(b).read_bytes()  # type: ignore[union-attr]
             for a, b in zip(plan.blocks, array.blocks, strict=True)
         ]
-        print(
-            f"exit code {command.returncode}; blocks ended: {sum(plan.splat(b) is not None for b in plan.blocks)} of 6"
-        )
+        ended = sum(plan.finished(block) is not None for block in plan.blocks)
+        print(f"exit code {command.returncode}; blocks ended: {ended} of 6")
         print(f"trainings at once: at most {most}; kills in blocks {killed}; resumed, by block: {resumed}")
         print(f"same bytes as the job array: {sum(same)} of 6")
         went_on = all(resumed[number] >= killed.count(number) for number in killed)

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gs_train.blocks.finish import ready
 from gs_train.blocks.plan import Plan
 from gs_train.blocks.train import BlockResult, environment_of, train_block, wait_unlocked
 from gs_train.errors import UserError
@@ -42,7 +43,7 @@ def train_on_cluster(
     flags: tuple[str, ...],
     on_end: Callable[[BlockResult], None],
 ) -> None:
-    """Train blocks until all have ended or failed.
+    """Train blocks until all have ended or failed; then finish the blocks whose neighbours are trained, too.
 
     Args:
         plan: its folder must be visible to all workers under the same path.
@@ -64,21 +65,24 @@ def train_on_cluster(
     dask.config.set({"distributed.scheduler.allowed-failures": _WORKER_DEATHS})
     with ExitStack() as stack:
         client = stack.enter_context(_client(workers, scheduler, stack))
-        futures = {
-            client.submit(train_block, city, number, environment, flags, key=f"{city}-{number}"): number
-            for number in numbers
-        }
         try:
-            for future in _as_they_end(client, set(futures)):
-                number = futures[future]
-                try:
-                    result: BlockResult = future.result()
-                except KilledWorker:
-                    reason = "its workers ended again and again: see log.txt in the folder of the block"
-                    result = BlockResult(number=number, outcome="failed", reason=reason)
-                # Dask would compute a result again that a killed worker held.
-                future.release()
-                on_end(result)
+            for finish in (False, True):
+                futures = {
+                    client.submit(
+                        train_block, city, number, environment, flags, finish=finish, key=f"{city}-{number}-{finish}"
+                    ): number
+                    for number in (sorted(ready(plan).intersection(numbers)) if finish else numbers)
+                }
+                for future in _as_they_end(client, set(futures)):
+                    number = futures[future]
+                    try:
+                        result: BlockResult = future.result()
+                    except KilledWorker:
+                        reason = "its workers ended again and again: see log.txt in the folder of the block"
+                        result = BlockResult(number=number, finish=finish, outcome="failed", reason=reason)
+                    # Dask would compute a result again that a killed worker held.
+                    future.release()
+                    on_end(result)
         finally:
             if scheduler is None:
                 stack.close()

@@ -48,7 +48,7 @@ def draw_plan(scene: Scene, plan: Plan, regions: Sequence[Region]) -> str:
         lines = (
             f"Block {block.number}",
             f"{block.photos:,} photos, {block.points:,} points",
-            f"{block.iterations:,} iterations",
+            f"{block.steps:,} iterations",
             f"{block.expected_gaussians:,} Gaussians, {block.memory_bytes / 2**30:.1f} GiB",
         )
         for line, text in enumerate(lines):

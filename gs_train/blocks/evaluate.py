@@ -144,7 +144,8 @@ def _measured(
 
 def _written(plan: Plan, city: City, work: _Work, whole: Evaluation) -> dict[str, Any]:
     """Write the figures; returns them with the facts of the evaluation."""
-    steps = sum(plan.blocks[block.number].iterations for block in city.blocks)
+    planned = [plan.blocks[block.number] for block in city.blocks]
+    steps = sum(block.steps if plan.finished(block) else block.iterations for block in planned)
     results, each = write_figures(whole, plan.path, iteration=steps, split="test")
     figures: dict[str, Any] = json.loads(results.read_text(encoding="utf-8"))
     return figures | {

@@ -22,6 +22,8 @@ from gs_train.scene.load import load_scene
 from gs_train.scene.part import Part
 from gs_train.scene.types import Scene
 
+_FINISH_SHARE = 0.1
+"""Share of a block's steps that it takes together with the Gaussians of its neighbours."""
 USUAL_KEPT_SHARE = 0.57
 """Share of a block's Gaussians that end in its box, measured on a city. The others fill the views beyond the box."""
 _BYTES_PER_PIXEL = 3
@@ -80,6 +82,7 @@ def make_plan(
         part.write(plan.folder(planned))
         settings = block_config(config, planned, len(scene.train_views))
         atomic_write_text(plan.block_settings(planned), write_toml(settings))
+        atomic_write_text(plan.finish_settings(planned), write_toml(finish_config(settings, planned)))
     atomic_write_text(plan.settings, write_toml(config))
     atomic_write_text(plan.picture, draw_plan(scene, plan, [block.region for block in made.blocks]))
     plan.write()
@@ -128,6 +131,22 @@ def block_config(config: TrainConfig, block: PlannedBlock, photos: int) -> Train
     )
 
 
+def finish_config(config: TrainConfig, block: PlannedBlock) -> TrainConfig:
+    """The settings of a block's finish from those of its training: the last steps of the schedule, without density
+    control. The photos have their full size, and the positions their final learning rate."""
+    return replace(
+        config,
+        iterations=block.finish_iterations,
+        start_downscale=1,
+        full_size_from=0,
+        batch_from=max(0, int(config.batch_from) - block.iterations),
+        # The training has checked them.
+        scene=replace(config.scene, ignore_pose_check=True),
+        optimizer=replace(config.optimizer, xyz_lr_init=config.optimizer.xyz_lr_final, xyz_lr_delay_steps=0),
+        density=replace(config.density, interval=0, opacity_reset_interval=0),
+    )
+
+
 def _scaled(settings: _Settings, share: float) -> _Settings:
     """The settings with every schedule point, in iterations, times ``share``."""
     changed = {
@@ -148,12 +167,15 @@ def _planned(
     kept_share = block.points / len(part.points.xyz) if block.points else USUAL_KEPT_SHARE
     target = min(config.max_gaussians, math.ceil(share * config.max_gaussians))
     limit = max(1, min(most_per_block, config.max_gaussians, math.ceil(target / kept_share)))
+    steps = math.ceil(config.iterations * photos)
+    finish = max(1, round(_FINISH_SHARE * steps))
     pixels = sum(view.camera.width * view.camera.height for view in part.train_views)
     return PlannedBlock(
         number=number,
         photos=len(block.photos),
         points=block.points,
-        iterations=math.ceil(config.iterations * photos),
+        iterations=max(1, steps - finish),
+        finish_iterations=finish,
         max_gaussians=limit,
         expected_gaussians=min(target, math.ceil(kept_share * limit)),
         memory_bytes=limit * BYTES_PER_GAUSSIAN + pixels * _BYTES_PER_PIXEL,

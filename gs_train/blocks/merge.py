@@ -86,24 +86,39 @@ def city_of(
     missing = [block for block in plan.blocks if plan.splat(block) is None]
     if missing:
         _tell_missing(plan, missing, allow_missing=allow_missing, notify=notify)
+    unfinished = [block for block in plan.blocks if plan.finished(block) is None]
+    if unfinished and not missing:
+        numbers = ", ".join(str(block.number) for block in unfinished)
+        notify(
+            f"{len(unfinished)} of {len(plan.blocks)} blocks are not finished, and fit less well to their neighbours: "
+            f"{numbers}. gs-train blocks train {quote(str(plan.path))} finishes them."
+        )
     blocks = []
     for planned in plan.blocks:
         splat = plan.splat(planned)
         if splat is None:
             continue
-        region = plan.region(planned)
-        block = CityBlock(
-            number=planned.number,
-            file=splat.relative_to(plan.path).as_posix(),
-            offset=read_offset(splat).offset,
-            axes=region.axes,
-            low=region.low,
-            high=region.high,
-            gaussians=0,
-        )
-        blocks.append(_counted(plan, block))
+        blocks.append(_counted(plan, city_block(plan, planned, splat)))
         after_block()
     return City(folder=plan.path, offset=plan.offset, blocks=tuple(blocks))
+
+
+def city_block(plan: Plan, planned: PlannedBlock, splat: Path) -> CityBlock:
+    """The part of the city in the box of a block that the file ``splat`` holds; its Gaussians are not counted.
+
+    Raises:
+        UserError: the offset of the file, or the ``part.json`` of the block, is damaged.
+    """
+    region = plan.region(planned)
+    return CityBlock(
+        number=planned.number,
+        file=splat.relative_to(plan.path).as_posix(),
+        offset=read_offset(splat).offset,
+        axes=region.axes,
+        low=region.low,
+        high=region.high,
+        gaussians=0,
+    )
 
 
 def _counted(plan: Plan, block: CityBlock) -> CityBlock:

@@ -1,7 +1,8 @@
 """The plan of a city: its ``plan.json`` and one folder for each block. Every command of ``blocks`` starts here.
 
 ``CITY/plan.json``, ``plan.svg``, ``settings.toml`` (of the whole), and for each block ``CITY/blocks/N/part.json`` (a
-scene), ``settings.toml`` (a preset) and ``run`` (an ordinary run folder).
+scene) and two ordinary run folders with their presets: ``run`` and ``settings.toml`` of its training, ``finish`` and
+``finish.toml`` of its finish, the last steps together with the Gaussians of its neighbours.
 """
 
 from __future__ import annotations
@@ -33,12 +34,19 @@ class PlannedBlock:
     """Number of the scene's points in the box."""
     iterations: int
     """Steps of its training."""
+    finish_iterations: int
+    """Steps of its finish, after the training."""
     max_gaussians: int
     """Upper limit of its training. A part of its Gaussians ends outside the box."""
     expected_gaussians: int
     """Upper limit of the Gaussians that end in the box."""
     memory_bytes: int
-    """Estimate for its training, photos included."""
+    """Estimate for its training, photos included. The finish needs no more."""
+
+    @property
+    def steps(self) -> int:
+        """Steps of the training and the finish."""
+        return self.iterations + self.finish_iterations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,12 +81,20 @@ class Plan:
         return self.path / "blocks" / str(block.number)
 
     def run(self, block: PlannedBlock) -> RunFolder:
-        """The run of a block."""
+        """The run of a block's training."""
         return RunFolder(self.folder(block) / "run")
 
     def block_settings(self, block: PlannedBlock) -> Path:
-        """The preset of a block."""
+        """The preset of a block's training."""
         return self.folder(block) / "settings.toml"
+
+    def finish(self, block: PlannedBlock) -> RunFolder:
+        """The run of a block's finish."""
+        return RunFolder(self.folder(block) / "finish")
+
+    def finish_settings(self, block: PlannedBlock) -> Path:
+        """The preset of a block's finish."""
+        return self.folder(block) / "finish.toml"
 
     def part(self, block: PlannedBlock) -> Part:
         """The photos and the region of a block; raises UserError if its file is missing or damaged."""
@@ -91,10 +107,23 @@ class Plan:
         """The box of a block, scene coordinates."""
         return self.part(block).region
 
-    def splat(self, block: PlannedBlock) -> Path | None:
-        """The splat of a block whose training has ended; None before."""
+    def start(self, block: PlannedBlock) -> Path:
+        """The splat that a block's finish starts from; it exists during the finish only."""
+        return self.folder(block) / "start.ply"
+
+    def trained(self, block: PlannedBlock) -> Path | None:
+        """The splat at the end of a block's training; None before."""
         path = self.run(block).point_cloud(block.iterations)
         return path if path.is_file() else None
+
+    def finished(self, block: PlannedBlock) -> Path | None:
+        """The splat at the end of a block's finish; None before."""
+        path = self.finish(block).point_cloud(block.finish_iterations)
+        return path if path.is_file() else None
+
+    def splat(self, block: PlannedBlock) -> Path | None:
+        """The last splat of a block; None before the end of its training."""
+        return self.finished(block) or self.trained(block)
 
     def write(self) -> None:
         """Write ``plan.json``; raises OSError."""

@@ -12,7 +12,8 @@ from gs_train.errors import UserError
 from gs_train.run.folder import RunFolder
 from gs_train.run.lock import check_unlocked
 
-State = Literal["waiting", "training", "stopped", "done", "failed"]
+State = Literal["waiting", "training", "stopped", "trained", "done", "failed"]
+"""trained: the finish follows when all neighbours are trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,7 @@ class BlockStatus:
     photos: int
     iteration: int | None
     iterations: int
+    """Of the training and the finish."""
     gaussians: int | None
     psnr: float | None
     """Of the training photo of the last logged step, dB."""
@@ -35,22 +37,27 @@ class BlockStatus:
 
 def status_of(plan: Plan, block: PlannedBlock) -> BlockStatus:
     """The state of a block."""
-    run, reason = plan.run(block), failure_of(plan, block)
-    line = _last_line(run)
-    state: State = "waiting" if line is None else "stopped"
-    if plan.splat(block) is not None:
+    runs, reason = (plan.run(block), plan.finish(block)), failure_of(plan, block)
+    training, finish = map(_last_line, runs)
+    state: State = "waiting" if training is None else "stopped"
+    if plan.finished(block) is not None:
         state, reason = "done", None
-    elif _is_locked(run):
+    elif any(map(_is_locked, runs)):
         state, reason = "training", None
     elif reason is not None:
         state = "failed"
-    line = line or {}
+    elif plan.trained(block) is not None:
+        state = "trained"
+    line = training or {}
+    if finish is not None:
+        seconds = line.get("elapsed_s", 0.0) + finish["elapsed_s"]
+        line = finish | {"iteration": block.iterations + finish["iteration"], "elapsed_s": seconds}
     return BlockStatus(
         number=block.number,
         state=state,
         photos=block.photos,
         iteration=line.get("iteration"),
-        iterations=block.iterations,
+        iterations=block.steps,
         gaussians=line.get("gaussians"),
         psnr=line.get("psnr"),
         seconds=line.get("elapsed_s"),

@@ -1,28 +1,31 @@
-"""Trains one block: an ordinary ``gs-train train`` in a process of its own, started again where it ended.
+"""Trains or finishes one block: an ordinary ``gs-train train`` in a process of its own, started again where it ended.
 
-All state is on the disk, so that any process on any machine that sees the folder can go on: the run of the block with
-its lock and checkpoints, ``log.txt``, and ``failure.json`` for a block that cannot be trained.
+All state is on the disk, so that any process on any machine that sees the folder can go on: the two runs of the block
+with their locks and checkpoints, ``log.txt``, and ``failure.json`` for a block that cannot be trained.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from gs_train.atomic_write import atomic_write_text
+from gs_train.blocks.finish import neighbourhoods, ready, write_start
 from gs_train.blocks.plan import Plan, PlannedBlock, read_plan
 from gs_train.errors import UserError
 from gs_train.machine import cpu_threads
-from gs_train.run.lock import check_unlocked
+from gs_train.run.lock import check_unlocked, hold_lock
+from gs_train.run.splat_frame import offset_path
 
 Outcome = Literal["done", "failed", "stopped"]
 _MOST_STARTS = 3
@@ -35,9 +38,11 @@ _GPUS = "GS_TRAIN_BLOCK_GPUS"
 
 @dataclass(frozen=True, kw_only=True)
 class BlockResult:
-    """The end of the training of a block."""
+    """The end of the training or the finish of a block."""
 
     number: int
+    finish: bool
+    """Whether it is the finish."""
     outcome: Outcome
     reason: str = ""
     """For a block that failed: one sentence."""
@@ -56,28 +61,36 @@ def failure_of(plan: Plan, block: PlannedBlock) -> str | None:
         return None
 
 
-def train_block(city: str, number: int, environment: Mapping[str, str], flags: tuple[str, ...] = ()) -> BlockResult:
-    """Train a block to its end, or go on with it. A block that has ended is left as it is.
+def train_block(
+    city: str, number: int, environment: Mapping[str, str], flags: tuple[str, ...] = (), *, finish: bool = False
+) -> BlockResult:
+    """Train or finish a block to the end, or go on with it. A block that has ended is left as it is.
 
     Args:
         city: folder of the plan.
         number: of the block.
         environment: variables of the training, added to those of this process.
         flags: further flags of ``gs-train train`` that change no result.
+        finish: finish the block, which is in ``ready``, in place of its training.
 
     Raises:
         UserError: another process keeps writing to the block.
     """
     plan = read_plan(Path(city))
     block, deaths, reason = plan.blocks[number], 0, ""
+    end = plan.finished if finish else plan.trained
     for _ in range(_MOST_STARTS):
-        if plan.splat(block) is not None:
-            failure_path(plan, block).unlink(missing_ok=True)
-            return BlockResult(number=number, outcome="done")
+        if end(block) is not None:
+            return _done(plan, block, finish)
         wait_unlocked(plan, block)
-        code, reason = _start(plan, block, environment, flags)
+        try:
+            arguments = _finish_arguments(plan, block) if finish else _training_arguments(plan, block)
+        except UserError as error:
+            reason = str(error)
+            break
+        code, reason = _start(plan, block, environment, (*arguments, *flags))
         if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-            return BlockResult(number=number, outcome="stopped")
+            return BlockResult(number=number, finish=finish, outcome="stopped")
         if code == -signal.SIGKILL or any(words in reason.lower() for words in _OUT_OF_MEMORY):
             deaths += 1
             reason = "its training ran out of memory, or was killed: plan smaller blocks, or train fewer at a time"
@@ -85,11 +98,35 @@ def train_block(city: str, number: int, environment: Mapping[str, str], flags: t
             break
         if deaths == _MOST_MEMORY_DEATHS:
             break
-    if plan.splat(block) is not None:
-        return BlockResult(number=number, outcome="done")
+    if end(block) is not None:
+        return _done(plan, block, finish)
     with suppress(OSError):
         atomic_write_text(failure_path(plan, block), json.dumps({"reason": reason}) + "\n")
-    return BlockResult(number=number, outcome="failed", reason=reason)
+    return BlockResult(number=number, finish=finish, outcome="failed", reason=reason)
+
+
+def _done(plan: Plan, block: PlannedBlock, finish: bool) -> BlockResult:
+    """The result of a block that has ended, without its leftovers."""
+    failure_path(plan, block).unlink(missing_ok=True)
+    if finish:
+        plan.start(block).unlink(missing_ok=True)
+        offset_path(plan.start(block)).unlink(missing_ok=True)
+    return BlockResult(number=block.number, finish=finish, outcome="done")
+
+
+def _training_arguments(plan: Plan, block: PlannedBlock) -> tuple[str, ...]:
+    """Arguments of ``gs-train train`` for a training. Earlier finishes that would not fit to its splat are removed."""
+    for each in (block, *neighbourhoods(plan)[block.number]):
+        if plan.finish(each).path.exists():
+            shutil.rmtree(plan.finish(each).path)
+    return "--preset", str(plan.block_settings(block)), "--out", str(plan.run(block).path)
+
+
+def _finish_arguments(plan: Plan, block: PlannedBlock) -> tuple[str, ...]:
+    """Arguments of ``gs-train train`` for a finish, and the splat that it starts from; raises UserError."""
+    write_start(plan, block)
+    start = str(plan.start(block).resolve())
+    return "--preset", str(plan.finish_settings(block)), "--out", str(plan.finish(block).path), "--init-from", start
 
 
 def wait_unlocked(plan: Plan, block: PlannedBlock, patience_s: float = _LOCK_PATIENCE_S) -> None:
@@ -102,6 +139,7 @@ def wait_unlocked(plan: Plan, block: PlannedBlock, patience_s: float = _LOCK_PAT
     while True:
         try:
             check_unlocked(plan.run(block).path)
+            check_unlocked(plan.finish(block).path)
         except UserError:
             if time.monotonic() > deadline:
                 raise
@@ -112,8 +150,7 @@ def wait_unlocked(plan: Plan, block: PlannedBlock, patience_s: float = _LOCK_PAT
 
 def _start(plan: Plan, block: PlannedBlock, environment: Mapping[str, str], flags: tuple[str, ...]) -> tuple[int, str]:
     """Run the training; returns its exit code and its last line."""
-    scene, settings, out = plan.folder(block), plan.block_settings(block), plan.run(block).path
-    arguments = ["train", str(scene), "--preset", str(settings), "--out", str(out), "--or-resume", *flags]
+    arguments = ["train", str(plan.folder(block)), "--or-resume", *flags]
     with (plan.folder(block) / "log.txt").open("ab") as log:
         start = log.tell()
         process = subprocess.Popen(
@@ -157,10 +194,22 @@ def environment_of(workers: int, gpus: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(max(1, cpu_threads() // workers))}
 
 
-def train_here(plan: Plan, numbers: tuple[int, ...], on_end: Callable[[BlockResult], None]) -> None:
-    """Train blocks one after the other in this process's children, without Dask."""
-    for number in numbers:
-        result = train_block(str(plan.path), number, {})
-        on_end(result)
-        if result.outcome == "stopped":
-            return
+def train_here(plan: Plan, number: int, on_end: Callable[[BlockResult], None]) -> None:
+    """Train a block in this process's children, without Dask; then finish it and its neighbours as far as they are
+    ready.
+
+    Of processes that train one block each, the last of a neighbourhood finishes it, so none waits for another.
+    """
+    result = train_block(str(plan.path), number, {})
+    on_end(result)
+    near = (number, *(block.number for block in neighbourhoods(plan)[number]))
+    for each in sorted(ready(plan).intersection(near)):
+        if result.outcome != "done" or (each != number and plan.finished(plan.blocks[each]) is not None):
+            continue
+        with ExitStack() as claim:
+            try:
+                claim.enter_context(hold_lock(plan.folder(plan.blocks[each])))
+            except UserError:
+                continue  # another of these processes finishes it
+            result = train_block(str(plan.path), each, {}, finish=True)
+            on_end(result)

@@ -77,7 +77,7 @@ class PlanCommand:
             notify=notify,
         )
         for block in plan.blocks:
-            counts = f"{block.photos:,} photos, {block.points:,} points, {block.iterations:,} iterations"
+            counts = f"{block.photos:,} photos, {block.points:,} points, {block.steps:,} iterations"
             estimate = f"up to {block.expected_gaussians:,} Gaussians, {block.memory_bytes / 2**30:.1f} GiB of memory"
             show(f"Block {block.number}: {counts}, {estimate}")
         if len(plan.blocks) == 1:
@@ -99,7 +99,8 @@ class TrainBlocksCommand:
     """Scheduler of a running Dask cluster, tcp://HOST:PORT or its scheduler file. Its machines must see CITY under the
     same path."""
     only: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Train block N only, in this process and without Dask. Use it in job arrays."""
+    """Train block N only, in this process and without Dask, then finish the blocks that waited for it. Use it in job
+    arrays."""
 
     def __post_init__(self) -> None:
         """Raise UserError for flags that exclude each other."""
@@ -131,12 +132,15 @@ class TrainBlocksCommand:
 
         def on_end(result: BlockResult) -> None:
             results.append(result)
+            state = "trained" if result.outcome == "done" and not result.finish else result.outcome
             reason = f": {result.reason}" if result.reason else ""
-            show(f"Block {result.number}: {result.outcome}{reason} ({len(results)} of {len(numbers)})")
+            count = sum(each.finish == result.finish for each in results)
+            progress = f" ({count} of {len(numbers)})" if self.only is None else ""
+            show(f"Block {result.number}: {state}{reason}{progress}")
 
         try:
             if self.only is not None:
-                train_here(plan, numbers, on_end)
+                train_here(plan, self.only, on_end)
             else:
                 check_dask()
                 gpus = 0 if self.scheduler else _gpu_count()
@@ -159,6 +163,8 @@ class TrainBlocksCommand:
                 f"block {', '.join(map(str, failed))} failed ({_reason(results)}): mend that, then run the same "
                 "command again."
             )
+        if self.only is not None and plan.finished(plan.blocks[self.only]) is None:
+            show(f"Block {self.only} is finished together with the last of its neighbours.")
         show(f"Merge: gs-train blocks merge {quote(str(self.city))}")
         return 0
 

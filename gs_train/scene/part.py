@@ -43,6 +43,11 @@ class Region:
         flat = self.flat(xyz)
         return np.asarray(((flat >= self.low) & (flat < self.high)).all(axis=1))
 
+    def distance(self, xyz: NDArray[np.float64]) -> NDArray[np.float64]:
+        """[N] distance on the ground plane of points [N, 3] in scene coordinates to the box, 0 inside, world units."""
+        flat = self.flat(xyz)
+        return np.asarray(np.linalg.norm(np.maximum(np.maximum(self.low - flat, flat - self.high), 0.0), axis=1))
+
     def widened(self, margin: float) -> Region:
         """The box with its limits moved outwards by ``margin`` world units."""
         (left, bottom), (right, top) = self.low, self.high
@@ -60,7 +65,8 @@ class Part:
     region: Region
     """The part's own region. Points inside it, and points that its photos see, start the training."""
     margin: float
-    """World units around the region from which points are taken if the scene does not tell which photos see them."""
+    """World units around the region: its neighbours' Gaussians there take part in its finish, and points there start
+    the training if the scene does not tell which photos see them."""
     extent: float
     """The scene's extent for the training, world units: one for all parts, so that their schedules are alike."""
 
