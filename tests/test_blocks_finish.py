@@ -17,7 +17,7 @@ from gs_train.blocks import train as block_training
 from gs_train.blocks.finish import neighbourhoods, ready, write_start
 from gs_train.blocks.make_plan import make_plan
 from gs_train.blocks.merge import merge
-from gs_train.blocks.plan import Plan, PlannedBlock
+from gs_train.blocks.plan import Plan, PlannedBlock, read_plan
 from gs_train.blocks.status import status_of
 from gs_train.blocks.train import train_block
 from gs_train.config.settings import TrainConfig
@@ -157,10 +157,11 @@ def test_a_finish_that_is_stopped_goes_on_to_the_same_bytes(city: Plan) -> None:
     assert status_of(city, block).iteration == block.steps
     before = splat.read_bytes()
     assert before != trained.read_bytes()
-    # As after a kill between the checkpoint of step 2 and the end.
+    # As after a kill between the checkpoint of step 2 and the end. The folder is moved, too.
     splat.unlink()
     for checkpoint in sorted(run.checkpoints.glob("*.pt"))[1:]:
         checkpoint.unlink()
-    assert train_block(str(city.path), 0, {}, finish=True).outcome == "done"
-    assert splat.read_bytes() == before
+    city = read_plan(city.path.rename(city.path.with_name("moved")))
+    result, splat = train_block(str(city.path), 0, {}, finish=True), city.finished(block)
+    assert result.outcome == "done" and splat is not None and splat.read_bytes() == before, result.reason
     assert (city.folder(block) / "log.txt").read_text().count("Resuming from") == 1

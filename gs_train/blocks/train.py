@@ -22,6 +22,7 @@ from typing import Literal
 from gs_train.atomic_write import atomic_write_text
 from gs_train.blocks.finish import neighbourhoods, ready, write_start
 from gs_train.blocks.plan import Plan, PlannedBlock, read_plan
+from gs_train.config.toml import read_config
 from gs_train.errors import UserError
 from gs_train.machine import cpu_threads
 from gs_train.run.lock import check_unlocked, hold_lock
@@ -124,9 +125,14 @@ def _training_arguments(plan: Plan, block: PlannedBlock) -> tuple[str, ...]:
 
 def _finish_arguments(plan: Plan, block: PlannedBlock) -> tuple[str, ...]:
     """Arguments of ``gs-train train`` for a finish, and the splat that it starts from; raises UserError."""
-    write_start(plan, block)
-    start = str(plan.start(block).resolve())
-    return "--preset", str(plan.finish_settings(block)), "--out", str(plan.finish(block).path), "--init-from", start
+    run = plan.finish(block)
+    if run.is_run() and any(run.checkpoints.glob("*.pt")):
+        # It goes on from a checkpoint, and needs the same setting, also if the folder has moved.
+        start = read_config(run.config)[0].init_from
+    else:
+        write_start(plan, block)
+        start = str(plan.start(block).resolve())
+    return "--preset", str(plan.finish_settings(block)), "--out", str(run.path), "--init-from", start
 
 
 def wait_unlocked(plan: Plan, block: PlannedBlock, patience_s: float = _LOCK_PATIENCE_S) -> None:
