@@ -210,7 +210,9 @@ def train_here(plan: Plan, number: int, on_end: Callable[[BlockResult], None]) -
     on_end(result)
     near = (number, *(block.number for block in neighbourhoods(plan)[number]))
     for each in sorted(ready(plan).intersection(near)):
-        if result.outcome != "done" or (each != number and plan.finished(plan.blocks[each]) is not None):
+        if result.outcome == "stopped":
+            return
+        if each != number and plan.finished(plan.blocks[each]) is not None:
             continue
         with ExitStack() as claim:
             try:
