@@ -254,19 +254,13 @@ def project_backward(  # type: ignore[no-untyped-def]
         )
         basis, coefficients = aligned_zeros(25 * DOUBLES), aligned_zeros(25 * DOUBLES)
         first, stop = chunk * CHUNK, min(n, (chunk + 1) * CHUNK)
-        row = first
-        for at in range(first, first + chunk_counts[chunk, 0] + 1):
-            # Zeros for the invisible Gaussians before the next visible one.
-            end = visible[at] if at < first + chunk_counts[chunk, 0] else stop
-            if row < end:
-                means_grad[row:end] = 0.0
-                quats_grad[row:end] = 0.0
-                scales_grad[row:end] = 0.0
-                opacities_grad[row:end] = 0.0
-                sh0_grad[row:end] = 0.0
-                sh_rest_grad[row:end] = 0.0
-                means2d_grad[row:end] = 0.0
-            row = end + 1
+        means_grad[first:stop] = 0.0
+        quats_grad[first:stop] = 0.0
+        scales_grad[first:stop] = 0.0
+        opacities_grad[first:stop] = 0.0
+        sh0_grad[first:stop] = 0.0
+        sh_rest_grad[first:stop] = 0.0
+        means2d_grad[first:stop] = 0.0
         stop = first + chunk_counts[chunk, 0]
         for begin in range(first, stop, DOUBLES):
             count = min(stop - begin, DOUBLES)
