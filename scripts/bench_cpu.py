@@ -4,6 +4,7 @@
     python scripts/bench_cpu.py --gaussians 100000 --image 640x480
     python scripts/bench_cpu.py --plot docs/scaling.png    time against the number of Gaussians; needs matplotlib
     python scripts/bench_cpu.py --compare main~3 main      two revisions in alternation, each in its own worktree
+    python scripts/bench_cpu.py --scene DESK --threads 1   many small Gaussians: a scene's points 13 times
 
 The scene is random: Gaussians fill the view, with lognormal sizes that shrink as their number grows, so that the
 number of pairs of a pixel and a Gaussian changes little. Times are medians in milliseconds over the repetitions,
@@ -22,6 +23,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,21 +44,19 @@ FLOP_FORWARD, FLOP_BACKWARD = 30, 57  # per evaluated pair of a pixel and a Gaus
 
 
 class Iteration:
-    """A model, a camera and a target, and one training iteration on them."""
+    """A model, a camera and a random target, and one training iteration on them."""
 
-    def __init__(self, gaussians: int, width: int, height: int) -> None:
+    def __init__(self, model: Any, camera: Any, pose: Any) -> None:
         import torch
 
-        from gs_train.cameras.camera import Camera
         from gs_train.density.classic import ClassicDensity
         from gs_train.density.config import DensityConfig
         from gs_train.density.types import DensitySetup
         from gs_train.model.schedule import OptimizerConfig
         from gs_train.render.cpu.rasterizer import CpuRasterizer
 
-        g = torch.Generator().manual_seed(0)
-        focal = 0.94 * width
-        self.model = random_model(gaussians, 1.1 * width / focal, 1.1 * height / focal, g)
+        self.model, self.camera, self.pose = model, camera, pose
+        gaussians, width, height = len(model), camera.width, camera.height
         self.model.training_setup(OptimizerConfig(xyz_lr_max_steps=1000, xyz_lr_init=1e-9, xyz_lr_final=1e-9))
         never = DensityConfig(from_iteration=10**6, until_iteration=10**6, refine_until_iteration=10**6)
         setup = DensitySetup(
@@ -66,14 +67,13 @@ class Iteration:
             photo_pixels=width * height,
             white_background=False,
             views=None,  # the classic controller renders no views
-            generator=g,
+            generator=torch.Generator(),
             device=torch.device("cpu"),
         )
         self.density = ClassicDensity(setup)
         self.rasterizer = CpuRasterizer()
-        self.camera = Camera(width=width, height=height, fx=focal, fy=focal, cx=width / 2, cy=height / 2)
-        self.target = torch.rand(height, width, 3, generator=g)
-        self.pose, self.background = torch.eye(4), torch.zeros(3)
+        self.target = torch.rand(height, width, 3, generator=torch.Generator().manual_seed(0))
+        self.background = torch.zeros(3)
 
     def render(self) -> Any:
         return self.rasterizer.render(self.model, self.camera, self.pose, self.background)
@@ -114,8 +114,45 @@ def random_model(gaussians: int, tangent_x: float, tangent_y: float, g: Any) -> 
 
 
 def make_case(gaussians: int, image: str) -> Iteration:
+    """Random Gaussians that fill the view."""
+    import torch
+
+    from gs_train.cameras.camera import Camera
+
     width, height = (int(side) for side in image.split("x"))
-    return Iteration(gaussians, width, height)
+    focal = 0.94 * width
+    g = torch.Generator().manual_seed(0)
+    model = random_model(gaussians, 1.1 * width / focal, 1.1 * height / focal, g)
+    camera = Camera(width=width, height=height, fx=focal, fy=focal, cx=width / 2, cy=height / 2)
+    return Iteration(model, camera, torch.eye(4))
+
+
+def make_scene_case(path: Path) -> Iteration:
+    """Many small Gaussians, seen from the first view: the model at the start of a training on the scene's points, 13
+    times over and moved by 0.02 units (standard deviation)."""
+    import numpy as np
+    import torch
+
+    from gs_train.model.initialise import initialise_model
+    from gs_train.scene.load import load_scene
+    from gs_train.scene.types import PointCloud
+
+    scene = load_scene(path)
+    moved = np.repeat(scene.points.xyz, 13, axis=0)
+    moved += np.random.default_rng(0).normal(scale=0.02, size=moved.shape)
+    model = initialise_model(
+        PointCloud(xyz=moved, rgb=np.repeat(scene.points.rgb, 13, axis=0)),
+        sh_degree=3,
+        extent=5.0,
+        place=lambda unit: unit,  # for a scene without points
+        max_gaussians=len(moved),
+        generator=torch.Generator(),
+        device="cpu",
+    )
+    for _ in range(3):
+        model.oneup_sh_degree()
+    view = scene.train_views[0]
+    return Iteration(model, view.camera, torch.from_numpy(view.world_to_camera).float())
 
 
 # ---- times
@@ -152,20 +189,20 @@ def print_row(cells: list[object]) -> None:
     print("| " + " | ".join(str(cell) for cell in cells) + " |", flush=True)
 
 
-def tables(sizes: list[int], images: list[str], threads: list[int], repetitions: int) -> None:
-    """Print the limits of the machine, then one table per number of Gaussians."""
+def tables(cases: dict[str, list[tuple[str, Callable[[], Iteration]]]], threads: list[int], repetitions: int) -> None:
+    """Print the limits of the machine, then a table per heading with a row for each image and number of threads."""
     peak, copy = {n: fma_peak_gflops(n) for n in threads}, {n: copy_bandwidth_gbs(n) for n in threads}
     print(f"{processor()}, {os.cpu_count()} cores, Python {platform.python_version()}.\n")
     print_row(["threads", "float32 multiply-adds, GFLOP/s", "copy, GB/s"])
     print_row(["---"] * 3)
     for count in threads:
         print_row([count, f"{peak[count]:.0f}", f"{copy[count]:.1f}"])
-    for size in sizes:
-        print(f"\n### {size:,} Gaussians\n")
+    for heading, images in cases.items():
+        print(f"\n### {heading}\n")
         print_row(["image", "threads", "iteration, ms", *PARTS, *FIGURES])
         print_row(["---"] * (3 + len(PARTS) + len(FIGURES)))
-        for image in images:
-            case = make_case(size, image)
+        for image, make in images:
+            case = make()
             load = workload(case.render())
             for count in threads:
                 ms = measure_parts(case, count, repetitions)
@@ -199,7 +236,7 @@ def rasterizer_megabytes(case: Iteration) -> float:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1.024e-3 for line in lines if line.startswith(field))
 
-    Iteration(100, 64, 64).run()
+    make_case(100, "64x64").run()
     gradient_mb = 0.0
     for parameter in case.model.parameters.values():
         parameter.grad = torch.zeros_like(parameter)
@@ -309,6 +346,7 @@ def package() -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gaussians", type=int, nargs="+", default=list(SIZES), help="numbers of Gaussians")
+    parser.add_argument("--scene", type=Path, help="only many small Gaussians at the points of this scene")
     parser.add_argument("--image", nargs="+", default=list(IMAGES), help="image sizes, WIDTHxHEIGHT")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads")
     parser.add_argument("--repetitions", type=int, default=15, help="iterations to take the median of")
@@ -326,17 +364,26 @@ def main() -> None:
     if given.compare:
         # The package is not imported in this process: its settings of the environment would reach both children.
         first = ["--gaussians", str(size), "--image", image, "--threads", str(threads)]
+        if given.scene:
+            first += ["--scene", str(given.scene.resolve())]
         compare(given.compare, [*first, "--repetitions", str(repetitions)], given.rounds)
         return
     measured = package()
     if given.whole:
-        print(measured, measure(make_case(size, image), threads, repetitions))
+        case = make_scene_case(given.scene) if given.scene else make_case(size, image)
+        print(measured, measure(case, threads, repetitions))
     elif given.memory:
         print(f"{rasterizer_megabytes(make_case(size, image)):.0f}")
     elif given.plot:
         plot(given.plot, "640x480", repetitions)
+    elif given.scene:
+        row = "first view", partial(make_scene_case, given.scene)
+        tables({"Many small Gaussians": [row]}, given.threads, repetitions)
     else:
-        tables(given.gaussians, given.image, given.threads, repetitions)
+        cases = {
+            f"{n:,} Gaussians": [(size, partial(make_case, n, size)) for size in given.image] for n in given.gaussians
+        }
+        tables(cases, given.threads, repetitions)
         print_memory(given.gaussians, given.image[-1])
         print("\nAll kernels: {:.0f} s to compile, {:.1f} s to load in another process.".format(*start_up()))
 
