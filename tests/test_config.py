@@ -61,6 +61,7 @@ def test_paper_preset_has_the_original_numbers() -> None:
         0.005,
         0.001,
     )
+    assert rates.late_lr_factor == 1.0
     assert config == config.resolved()
 
 

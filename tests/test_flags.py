@@ -24,7 +24,7 @@ FLAGS = {
         --ignore-pose-check --no-ignore-pose-check --undistort
         --optimizer.xyz-lr-init --optimizer.xyz-lr-final --optimizer.xyz-lr-delay-steps --optimizer.xyz-lr-delay-mult
         --optimizer.xyz-lr-max-steps --optimizer.f-dc-lr --optimizer.f-rest-lr --optimizer.opacity-lr
-        --optimizer.scaling-lr --optimizer.rotation-lr --optimizer.batch-rule
+        --optimizer.scaling-lr --optimizer.rotation-lr --optimizer.late-lr-factor --optimizer.batch-rule
         --density.kind --density.from-iteration --density.until-iteration --density.refine-until-iteration
         --density.interval --density.opacity-reset-interval --density.grad-threshold --density.absgrad-threshold
         --density.percent-dense

@@ -18,7 +18,10 @@ from gs_train.model import optimizer as door
 from gs_train.model.gaussians import PARAMETER_NAMES, GaussianModel
 from gs_train.model.schedule import OptimizerConfig
 
-CONFIG = OptimizerConfig(xyz_lr_max_steps=100, xyz_lr_init=1.6e-4, opacity_lr=0.025, scaling_lr=0.005)
+CONFIG = OptimizerConfig(
+    xyz_lr_max_steps=100, xyz_lr_init=1.6e-4, f_rest_lr=0.000125, opacity_lr=0.025, scaling_lr=0.005, rotation_lr=0.001,
+    late_lr_factor=1.0,
+)  # fmt: skip
 
 
 def random_tensors(rows: int, *, degree: int = 1, seed: int = 0) -> dict[str, Tensor]:
@@ -122,6 +125,18 @@ def test_update_learning_rate_sets_only_xyz() -> None:
     before.pop("xyz")
     assert after == before
     assert model.update_learning_rate(100) == pytest.approx(2.0 * 1.6e-6)
+
+
+def test_the_late_decay_moves_all_rates_but_that_of_the_positions() -> None:
+    constant, late = (GaussianModel(random_tensors(3), spatial_lr_scale=2.0) for _ in range(2))
+    constant.training_setup(CONFIG)
+    late.training_setup(replace(CONFIG, late_lr_factor=0.2))
+    assert constant.optimizer is not None and late.optimizer is not None
+    # Constant for 60 of the 100 steps, half-way at 80, and constant again after the last.
+    for iteration, factor in ((1, 1.0), (60, 1.0), (80, 0.6), (100, 0.2), (150, 0.2), (30, 1.0)):
+        assert late.update_learning_rate(iteration) == constant.update_learning_rate(iteration)
+        for one, two in zip(constant.optimizer.param_groups, late.optimizer.param_groups, strict=True):
+            assert two["lr"] == pytest.approx(one["lr"] * (1.0 if one["name"] == "xyz" else factor))
 
 
 def test_the_batch_rule_follows_the_batch_and_returns() -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from gs_train.errors import UserError
-from gs_train.model.schedule import OptimizerConfig, get_expon_lr_func
+from gs_train.model.schedule import OptimizerConfig, get_expon_lr_func, late_factor
 
 
 def by_the_formula(step: float, init: float, final: float, delay_steps: int, mult: float, max_steps: int) -> float:
@@ -30,6 +31,14 @@ def test_both_ends_are_exact() -> None:
     rate = get_expon_lr_func(1.6e-4, 1.6e-6, max_steps=30_000)
     assert rate(0) == 1.6e-4 and rate(30_000) == rate(60_000) == 1.6e-6
     assert rate(15_000) == pytest.approx(1.6e-5)
+
+
+def test_the_late_decay_is_exact_at_both_ends_and_falls_between() -> None:
+    factors = [late_factor(step, 0.1, 3000) for step in range(3002)]
+    assert factors[:1801] == [1.0] * 1801
+    assert factors[3000] == factors[3001] == pytest.approx(0.1)
+    assert all(later < earlier for earlier, later in pairwise(factors[1800:3001]))
+    assert {late_factor(step, 1.0, 3000) for step in range(3002)} == {1.0}
 
 
 def test_zero_before_the_start_and_for_zero_rates() -> None:
@@ -55,7 +64,7 @@ def test_senseless_arguments_are_refused(arguments: tuple[float, float, int, flo
 @pytest.mark.parametrize(
     ("name", "value"),
     [("xyz_lr_init", -1.0), ("f_rest_lr", math.nan), ("opacity_lr", math.inf), ("xyz_lr_delay_steps", -1),
-    ("xyz_lr_max_steps", 1.5),
+    ("xyz_lr_max_steps", 1.5), ("late_lr_factor", 1.1), ("late_lr_factor", -0.1),
      ("xyz_lr_max_steps", 0), ("xyz_lr_max_steps", 0.0), ("xyz_lr_max_steps", -5)],
 )  # fmt: skip
 def test_config_names_the_flag(name: str, value: float) -> None:

@@ -148,8 +148,8 @@ class GaussianModel:
         self._config, self._schedule = config, schedule
 
     def update_learning_rate(self, iteration: int, batch_size: int = 1) -> float:
-        """Set and return the learning rate of the group ``xyz`` for this iteration. The other groups keep their rates,
-        unless ``batch_rule`` makes them depend on the number of views in the step.
+        """Set the learning rates of all groups for this iteration, and return the rate of ``xyz``. With ``batch_rule``
+        they also depend on the number of views in the step.
 
         Raises:
             ValueError: ``training_setup`` has not been called.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 from torch.optim import Optimizer
 
 from gs_train.model import optimizer as door
-from gs_train.model.schedule import OptimizerConfig, get_expon_lr_func
+from gs_train.model.schedule import OptimizerConfig, get_expon_lr_func, late_factor
 
 EPS = 1e-15
 """Adam's epsilon (original: 1e-15)."""
@@ -39,6 +40,7 @@ class AdamSchedule:
             lr_delay_mult=config.xyz_lr_delay_mult,
             max_steps=config.xyz_lr_max_steps,
         )
+        self._late_factor_at = partial(late_factor, factor=config.late_lr_factor, max_steps=config.xyz_lr_max_steps)
         self._follows_batch = config.batch_rule == "sqrt"
         self.rates = {
             "xyz": config.xyz_lr_init * spatial_lr_scale,
@@ -57,11 +59,13 @@ class AdamSchedule:
         moments are raised to the power of B (Grendel; Zhao et al. 2024, section 4). Its epsilon is divided by sqrt(B)
         for the mean of the gradients. Here they are summed, so it is multiplied by sqrt(B).
         """
-        rate = self._xyz_rate_at(iteration)
+        late = self._late_factor_at(iteration)
+        rates = {name: late * rate for name, rate in self.rates.items()} | {"xyz": self._xyz_rate_at(iteration)}
         if not self._follows_batch:
-            door.set_lr(optimizer, "xyz", rate)
-            return rate
+            for name, rate in rates.items():
+                door.set_lr(optimizer, name, rate)
+            return rates["xyz"]
         factor = math.sqrt(batch_size)
-        rates = {name: factor * each for name, each in {**self.rates, "xyz": rate}.items()}
+        rates = {name: factor * rate for name, rate in rates.items()}
         door.set_rates(optimizer, rates, betas=(BETAS[0] ** batch_size, BETAS[1] ** batch_size), eps=factor * EPS)
         return rates["xyz"]

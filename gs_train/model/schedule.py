@@ -1,7 +1,7 @@
-"""Learning rates of the six Adam groups, and the learning-rate schedule of the positions: an exponential decay.
+"""Learning rates of the six Adam groups, and their schedules: an exponential decay for the positions, and a late decay
+for the other five groups.
 
-Only the group ``xyz`` has a schedule; the other five learning rates stay constant. ``gaussians.py`` applies both to the
-optimizer. This module imports no torch, so that ``gs-train --help`` stays fast.
+``rates.py`` applies both to the optimizer. This module imports no torch, so that ``gs-train --help`` stays fast.
 """
 
 from __future__ import annotations
@@ -44,6 +44,9 @@ class OptimizerConfig:
     """Learning rate of the scales (log). Lower it (0.005, the original's) for runs of 30000."""
     rotation_lr: float = setting(0.001, group=LEARNING_RATES, at_least=0)
     """Learning rate of the rotations (quaternion). The original's value suits most scenes."""
+    late_lr_factor: float = setting(0.1, group=LEARNING_RATES, at_least=0, at_most=1)
+    """Factor on the learning rates of all groups except the positions at --optimizer.xyz-lr-max-steps. They fall to it
+    along a half cosine over the last 40 % of these steps; 1 keeps them constant, as the original does."""
     batch_rule: Literal["none", "sqrt"] = setting("none", group=LEARNING_RATES)
     """How a step of B views changes Adam. none: not at all. sqrt: learning rates times the root of B, and a memory that
     is B times shorter; try it with a --batch-size of 4 or more and B times fewer --iterations."""
@@ -51,6 +54,17 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         """Raise UserError, naming the flag, for a value outside its range."""
         check(self, "optimizer.")
+
+
+LATE = 0.6
+"""Fraction of ``xyz_lr_max_steps`` at which the late decay starts."""
+
+
+def late_factor(step: int, factor: float, max_steps: int) -> float:
+    """Factor on a learning rate that is constant at first: exactly 1 up to ``LATE * max_steps``, then a half cosine
+    down to ``factor`` at ``max_steps``, and ``factor`` afterwards."""
+    t = min(max((step / max_steps - LATE) / (1.0 - LATE), 0.0), 1.0)
+    return 1.0 if t == 0.0 else factor + (1.0 - factor) * 0.5 * (1.0 + math.cos(math.pi * t))
 
 
 def get_expon_lr_func(
