@@ -18,7 +18,7 @@ from gs_train.options import LEARNING_RATES, check, setting
 class OptimizerConfig:
     """Learning rates of the six parameter groups (defaults: the preset ``default``)."""
 
-    xyz_lr_init: float = setting(4e-4, group=LEARNING_RATES, at_least=0)
+    xyz_lr_init: float = setting(8e-4, group=LEARNING_RATES, at_least=0)
     """Learning rate of the positions at the start, times the scene's extent. Lower it (1.6e-4, the original's) for runs
     of 30000."""
     xyz_lr_final: float = setting(1.6e-6, group=LEARNING_RATES, at_least=0)
@@ -35,15 +35,15 @@ class OptimizerConfig:
     --iterations."""
     f_dc_lr: float = setting(0.0025, group=LEARNING_RATES, at_least=0)
     """Learning rate of the base colour. The original's value suits most scenes."""
-    f_rest_lr: float = setting(0.000125, group=LEARNING_RATES, at_least=0)
-    """Learning rate of the view-dependent colour, a twentieth of the base colour's. Lower it if colours change too much
-    between views."""
+    f_rest_lr: float = setting(0.0008, group=LEARNING_RATES, at_least=0)
+    """Learning rate of the view-dependent colour. Lower it (0.000125, the original's) for runs of 30000, or if colours
+    change too much between views."""
     opacity_lr: float = setting(0.05, group=LEARNING_RATES, at_least=0)
     """Learning rate of the opacity (logit). Lower it (0.025, the original's) for runs of 30000."""
     scaling_lr: float = setting(0.01, group=LEARNING_RATES, at_least=0)
     """Learning rate of the scales (log). Lower it (0.005, the original's) for runs of 30000."""
-    rotation_lr: float = setting(0.001, group=LEARNING_RATES, at_least=0)
-    """Learning rate of the rotations (quaternion). The original's value suits most scenes."""
+    rotation_lr: float = setting(0.004, group=LEARNING_RATES, at_least=0)
+    """Learning rate of the rotations (quaternion). Lower it (0.001, the original's) for runs of 30000."""
     late_lr_factor: float = setting(0.1, group=LEARNING_RATES, at_least=0, at_most=1)
     """Factor on the learning rates of all groups except the positions at --optimizer.xyz-lr-max-steps. They fall to it
     along a half cosine over the last 40 % of these steps; 1 keeps them constant, as the original does."""
