@@ -64,7 +64,7 @@ class DensityConfig:
     split. Lower it for a scene that stays blurred in large plain parts."""
     growth: float = setting(0.05, group=DENSITY, at_least=0)
     """(mcmc) Fraction of new Gaussians per round, up to --max-gaussians. Raise it for short runs."""
-    noise_lr: float = setting(1e5, group=DENSITY, at_least=0)
+    noise_lr: float = setting(3e4, group=DENSITY, at_least=0)
     """(mcmc) Strength of the noise on positions, times their learning rate. Use the paper's 5e5 with
     --optimizer.xyz-lr-init 1.6e-4."""
     opacity_reg: float = setting(0.01, group=DENSITY, at_least=0)

@@ -18,12 +18,12 @@ from gs_train.options import LEARNING_RATES, check, setting
 class OptimizerConfig:
     """Learning rates of the six parameter groups (defaults: the preset ``default``)."""
 
-    xyz_lr_init: float = setting(8e-4, group=LEARNING_RATES, at_least=0)
+    xyz_lr_init: float = setting(1.2e-3, group=LEARNING_RATES, at_least=0)
     """Learning rate of the positions at the start, times the scene's extent. Lower it (1.6e-4, the original's) for runs
     of 30000."""
-    xyz_lr_final: float = setting(1.6e-6, group=LEARNING_RATES, at_least=0)
-    """Learning rate of the positions at the end of their decay, times the scene's extent. Lower it if the picture
-    still flickers at the end."""
+    xyz_lr_final: float = setting(8e-6, group=LEARNING_RATES, at_least=0)
+    """Learning rate of the positions at the end of their decay, times the scene's extent. Lower it (1.6e-6, the
+    original's) for runs of 30000."""
     xyz_lr_delay_steps: int = setting(0, group=LEARNING_RATES, at_least=0)
     """Iterations over which the learning rate of the positions warms up; 0 for no warm-up. Try 500 if training from a
     splat destroys it."""
