@@ -19,8 +19,8 @@ from gs_train.model.gaussians import PARAMETER_NAMES, GaussianModel
 from gs_train.model.schedule import OptimizerConfig
 
 CONFIG = OptimizerConfig(
-    xyz_lr_max_steps=100, xyz_lr_init=1.6e-4, f_rest_lr=0.000125, opacity_lr=0.025, scaling_lr=0.005, rotation_lr=0.001,
-    late_lr_factor=1.0,
+    xyz_lr_max_steps=100, xyz_lr_init=1.6e-4, xyz_lr_final=1.6e-6, f_rest_lr=0.000125, opacity_lr=0.025,
+    scaling_lr=0.005, rotation_lr=0.001, late_lr_factor=1.0,
 )  # fmt: skip
 
 

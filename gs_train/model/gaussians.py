@@ -134,7 +134,7 @@ class GaussianModel:
     def training_setup(self, config: OptimizerConfig) -> None:
         """Build a new Adam with six named groups of one tensor each.
 
-        Epsilon and the default learning rates of ``config`` are the original trainer's.
+        Epsilon is the original trainer's; its learning rates are in the presets ``paper`` and ``classic``.
 
         Raises:
             ValueError: ``config.xyz_lr_max_steps`` is still a fraction of the iterations.
