@@ -103,8 +103,8 @@ class TrainConfig:
     """Iterations between two lines of metrics.jsonl. 1 plots every step; 100 is enough for long runs."""
     scene: Annotated[SceneConfig, tyro.conf.arg(name="")] = field(default_factory=SceneConfig)
     """How the scene is read."""
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    """Learning rates."""
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(late_lr_factor=0.1))
+    """Learning rates. In a training, the rates of all groups fall late, by default."""
     density: DensityConfig = field(default_factory=DensityConfig)
     """Density control: where Gaussians are added and removed."""
 

@@ -16,7 +16,8 @@ from gs_train.options import LEARNING_RATES, check, setting
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """Learning rates of the six parameter groups (defaults: the preset ``default``)."""
+    """Learning rates of the six parameter groups. Defaults: the preset ``default``, with constant rates for all groups but
+    ``xyz``; a training lets them fall late (``TrainConfig``)."""
 
     xyz_lr_init: float = setting(1.2e-3, group=LEARNING_RATES, at_least=0)
     """Learning rate of the positions at the start, times the scene's extent. Lower it (1.6e-4, the original's) for runs
@@ -44,7 +45,7 @@ class OptimizerConfig:
     """Learning rate of the scales (log). Lower it (0.005, the original's) for runs of 30000."""
     rotation_lr: float = setting(0.004, group=LEARNING_RATES, at_least=0)
     """Learning rate of the rotations (quaternion). Lower it (0.001, the original's) for runs of 30000."""
-    late_lr_factor: float = setting(0.1, group=LEARNING_RATES, at_least=0, at_most=1)
+    late_lr_factor: float = setting(1.0, group=LEARNING_RATES, at_least=0, at_most=1)
     """Factor on the learning rates of all groups except the positions at --optimizer.xyz-lr-max-steps. They fall to it
     along a half cosine over the last 40 % of these steps; 1 keeps them constant, as the original does."""
     batch_rule: Literal["none", "sqrt"] = setting("none", group=LEARNING_RATES)
