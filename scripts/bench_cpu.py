@@ -144,6 +144,7 @@ def make_scene_case(path: Path) -> Iteration:
         PointCloud(xyz=moved, rgb=np.repeat(scene.points.rgb, 13, axis=0)),
         sh_degree=3,
         extent=5.0,
+        lr_scale=lambda _: 5.0,
         place=lambda unit: unit,  # for a scene without points
         max_gaussians=len(moved),
         generator=torch.Generator(),

@@ -33,6 +33,7 @@ from gs_train.run.checkpoint import (
     scene_fingerprint,
 )
 from gs_train.run.checkpoint_file import write_content
+from gs_train.scene.extent import pixel_width
 from gs_train.scene.frame import Frame
 from gs_train.scene.load import SceneConfig, load_scene
 from gs_train.scene.types import Scene
@@ -69,6 +70,20 @@ def state(scene: Scene) -> TrainState:
     state.smooth("psnr", 20.0)
     state.smooth("psnr", 30.0)
     return state
+
+
+def test_the_rate_of_the_positions_has_the_unit_of_the_settings(scene: Scene) -> None:
+    """In pixels of the median depth by default, in extents as the original's; positions of a splat count as well."""
+    width = pixel_width(scene.train_views, scene.points.xyz, scene.extent)
+    state = fresh_state(scene)
+    assert state.model.spatial_lr_scale == pytest.approx(width, rel=1e-5) and width < 0.1 * scene.extent
+    assert state.model.update_learning_rate(0) == pytest.approx(CONFIG.optimizer.xyz_lr_init * width)
+    in_extents = replace(CONFIG, optimizer=replace(CONFIG.optimizer, xyz_lr_unit="extent"))
+    assert fresh_state(scene, in_extents).model.spatial_lr_scale == scene.extent
+    splat, device = state.model.to_splat_data(), torch.device("cpu")
+    controls = (cast(Any, ()), Corrections(scene, CONFIG, device), ClassicDensity)
+    again = start_state(scene, CONFIG, device, *controls, splat=splat)
+    assert again.model.spatial_lr_scale == pytest.approx(width, rel=1e-5)
 
 
 def save(folder: Path, state: TrainState, keep: int = 2) -> Path:

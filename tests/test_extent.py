@@ -11,7 +11,7 @@ import pytest
 from transforms_files import ring
 
 from gs_train.cameras.camera import Camera
-from gs_train.scene.extent import camera_centres, place_random_points, scene_extent
+from gs_train.scene.extent import camera_centres, pixel_width, place_random_points, scene_extent
 from gs_train.scene.types import PointCloud, View
 
 
@@ -36,6 +36,20 @@ def test_extent() -> None:
     assert scene_extent(on_the_spot, nothing) == 1.0
     points = PointCloud(xyz=np.array([[500.1, -20.3, z] for z in (8.7, 9.7, 107.7)]), rgb=np.zeros((3, 3), np.uint8))
     assert scene_extent(on_the_spot, points) == pytest.approx(1.1 * 2.0)
+
+
+def test_the_width_of_a_pixel_is_that_at_the_median_depth_of_the_points_in_the_picture() -> None:
+    """Four views at the origin, turned about their axis, see from -0.5 to 0.5 at depth 1; the focal length is 4 px."""
+    views = _views([(0.0, 0.0, 0.0)] * 4)
+    depths = np.array([1.0, 2.0, 3.0, 8.0, 9.0])
+    seen = np.stack([0.1 * depths, np.zeros(5), depths], axis=1)
+    assert pixel_width(views, seen, 5.0) == pytest.approx(3.0 / 4)
+    beside = np.concatenate([seen, [[9.0, 0.0, 10.0]] * 50, [[0.0, 0.0, -1.0]] * 50])
+    assert pixel_width(views, beside, 5.0) == pytest.approx(3.0 / 4)
+    many = np.repeat(seen, 10_000, axis=0)
+    assert pixel_width(views * 100, many, 5.0) == pytest.approx(3.0 / 4)
+    for unseen in (np.empty((0, 3)), beside[5:], np.zeros((7, 3))):
+        assert pixel_width(views, unseen, 5.0) == pytest.approx(5.0 / 4)
 
 
 def _opengl_views(poses: list[Any]) -> list[View]:

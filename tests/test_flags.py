@@ -22,7 +22,8 @@ FLAGS = {
         --images --model --masks --invert-masks --no-invert-masks --alpha --resolution --test-every --test-list
         --skip-missing --no-skip-missing --allow-outside --no-allow-outside
         --ignore-pose-check --no-ignore-pose-check --undistort
-        --optimizer.xyz-lr-init --optimizer.xyz-lr-final --optimizer.xyz-lr-delay-steps --optimizer.xyz-lr-delay-mult
+        --optimizer.xyz-lr-unit --optimizer.xyz-lr-init --optimizer.xyz-lr-final
+        --optimizer.xyz-lr-delay-steps --optimizer.xyz-lr-delay-mult
         --optimizer.xyz-lr-max-steps --optimizer.f-dc-lr --optimizer.f-rest-lr --optimizer.opacity-lr
         --optimizer.scaling-lr --optimizer.rotation-lr --optimizer.late-lr-factor --optimizer.batch-rule
         --density.kind --density.from-iteration --density.until-iteration --density.refine-until-iteration

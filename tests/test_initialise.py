@@ -25,6 +25,7 @@ def make(points: PointCloud, *, max_gaussians: int = 1_000_000, seed: int = 0) -
         points,
         sh_degree=3,
         extent=4.4,
+        lr_scale=lambda xyz: float(len(xyz)),
         place=lambda unit: BOX[0] + unit * (BOX[1] - BOX[0]),
         max_gaussians=max_gaussians,
         generator=generator,
@@ -41,7 +42,7 @@ def test_one_gaussian_per_point() -> None:
     assert model.f_rest.shape == (50, 15, 3) and not model.f_rest.any()
     assert torch.equal(model.rotation, torch.tensor([[1.0, 0.0, 0.0, 0.0]]).repeat(50, 1))
     assert model.opacities().tolist() == pytest.approx([0.1] * 50)
-    assert (model.active_sh_degree, model.max_sh_degree, model.spatial_lr_scale) == (0, 3, 4.4)
+    assert (model.active_sh_degree, model.max_sh_degree, model.spatial_lr_scale) == (0, 3, 50.0)
     squared = ((points.xyz[:, None] - points.xyz[None]) ** 2).sum(-1)
     expected = np.sqrt(np.sort(squared, axis=1)[:, 1:4].mean(axis=1))
     assert np.allclose(model.scales().detach().numpy(), expected[:, None], rtol=1e-5)

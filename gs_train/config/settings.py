@@ -103,8 +103,13 @@ class TrainConfig:
     """Iterations between two lines of metrics.jsonl. 1 plots every step; 100 is enough for long runs."""
     scene: Annotated[SceneConfig, tyro.conf.arg(name="")] = field(default_factory=SceneConfig)
     """How the scene is read."""
-    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(late_lr_factor=0.1))
-    """Learning rates. In a training, the rates of all groups fall late, by default."""
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(
+            xyz_lr_unit="pixel", xyz_lr_init=0.4, xyz_lr_final=0.004, late_lr_factor=0.1
+        )
+    )
+    """Learning rates. By default a training gives the rates of the positions in pixels, and lets the other rates fall
+    late."""
     density: DensityConfig = field(default_factory=DensityConfig)
     """Density control: where Gaussians are added and removed."""
 

@@ -65,8 +65,8 @@ class DensityConfig:
     growth: float = setting(0.05, group=DENSITY, at_least=0)
     """(mcmc) Fraction of new Gaussians per round, up to --max-gaussians. Raise it for short runs."""
     noise_lr: float = setting(3e4, group=DENSITY, at_least=0)
-    """(mcmc) Strength of the noise on positions, times their learning rate. Use the paper's 5e5 with
-    --optimizer.xyz-lr-init 1.6e-4."""
+    """(mcmc) Strength of the noise on positions, times their learning rate. Use the paper's 5e5 with the original's
+    learning rates."""
     opacity_reg: float = setting(0.01, group=DENSITY, at_least=0)
     """(mcmc) Weight of the mean opacity in the loss. Raise it if too few Gaussians become free to relocate."""
     scale_reg: float = setting(0.01, group=DENSITY, at_least=0)

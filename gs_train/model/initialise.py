@@ -37,6 +37,7 @@ def initialise_model(
     *,
     sh_degree: int,
     extent: float,
+    lr_scale: Callable[[NDArray[np.float64]], float],
     place: Callable[[NDArray[np.float64]], NDArray[np.float64]],
     max_gaussians: int,
     generator: torch.Generator,
@@ -48,7 +49,8 @@ def initialise_model(
         points: sparse points. More than ``max_gaussians`` points are reduced to a random subset; an empty cloud is
             replaced by random points.
         sh_degree: highest spherical-harmonics degree of the model. Degree 0 is active at first.
-        extent: the scene's extent, world units; becomes ``spatial_lr_scale``.
+        extent: the scene's extent, world units.
+        lr_scale: gives the model's ``spatial_lr_scale``, world units, from the positions [N, 3] of its Gaussians.
         place: turns [N, 3] uniform random numbers, 0 to 1, into positions, world units; unused if the scene has points.
         max_gaussians: upper limit of the number of Gaussians, at least 1.
         generator: source of every random draw; on the CPU.
@@ -80,7 +82,7 @@ def initialise_model(
         "scaling": torch.from_numpy(log_scale.astype(np.float32)).unsqueeze(1).repeat(1, 3),
         "rotation": torch.tensor([1.0, 0.0, 0.0, 0.0]).repeat(count, 1),
     }
-    return GaussianModel({name: tensor.to(device) for name, tensor in tensors.items()}, spatial_lr_scale=extent)
+    return GaussianModel({name: tensor.to(device) for name, tensor in tensors.items()}, spatial_lr_scale=lr_scale(xyz))
 
 
 def _mean_squared_distance(xyz: NDArray[np.float64], extent: float) -> NDArray[np.float64]:

@@ -16,15 +16,18 @@ from gs_train.options import LEARNING_RATES, check, setting
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """Learning rates of the six parameter groups. Defaults: the preset ``default``, with constant rates for all groups but
-    ``xyz``; a training lets them fall late (``TrainConfig``)."""
+    """Learning rates of the six parameter groups. A training has other defaults for the positions and a late decay; see
+    ``TrainConfig``."""
 
-    xyz_lr_init: float = setting(1.2e-3, group=LEARNING_RATES, at_least=0)
-    """Learning rate of the positions at the start, times the scene's extent. Lower it (1.6e-4, the original's) for runs
-    of 30000."""
-    xyz_lr_final: float = setting(8e-6, group=LEARNING_RATES, at_least=0)
-    """Learning rate of the positions at the end of their decay, times the scene's extent. Lower it (1.6e-6, the
-    original's) for runs of 30000."""
+    xyz_lr_unit: Literal["extent", "pixel"] = setting("extent", group=LEARNING_RATES)
+    """Unit of the learning rates of the positions. pixel: the width of a pixel of the training photos at the median
+    depth of the first Gaussians. extent: the scene's extent, as in the original."""
+    xyz_lr_init: float = setting(4e-4, group=LEARNING_RATES, at_least=0)
+    """Learning rate of the positions at the start, in --optimizer.xyz-lr-unit. Lower it for runs of 30000; the
+    original has 1.6e-4 extents."""
+    xyz_lr_final: float = setting(1.6e-6, group=LEARNING_RATES, at_least=0)
+    """Learning rate of the positions at the end of their decay, in --optimizer.xyz-lr-unit. Lower it if the picture
+    still flickers at the end; the original has 1.6e-6 extents."""
     xyz_lr_delay_steps: int = setting(0, group=LEARNING_RATES, at_least=0)
     """Iterations over which the learning rate of the positions warms up; 0 for no warm-up. Try 500 if training from a
     splat destroys it."""

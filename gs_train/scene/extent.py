@@ -21,6 +21,8 @@ _MEETING_FRACTION = 0.15
 """A camera looks at a point if its axis passes within this fraction of its distance from the point."""
 
 
+_PIXEL_VIEWS, _PIXEL_POINTS = 50, 10_000
+"""Most views and points that ``pixel_width`` looks at."""
 _FRUSTUM_DEPTH = (0.5, 12.0)
 """Nearest and farthest random point of a view in extents. Points of forward-facing scenes lie 3 to 12 extents deep,
 points of indoor scenes up to 3."""
@@ -77,6 +79,27 @@ def scene_extent(views: Sequence[View], points: PointCloud) -> float:
         if radius <= 0.0:
             return 1.0
     return 1.1 * radius
+
+
+def pixel_width(views: Sequence[View], xyz: NDArray[np.float64], extent: float) -> float:
+    """The width that a pixel of the views covers at the median depth of the points that they see, world units, > 0.
+
+    Args:
+        views: at least one.
+        xyz: [N, 3] points, world units. If no view sees any of them, their depth is taken to be the extent.
+        extent: the scene's extent, world units, > 0.
+    """
+    seen = [np.empty(0)]
+    for view in views[:: -(-len(views) // _PIXEL_VIEWS)]:
+        camera, pose = view.camera, view.world_to_camera
+        x, y, depth = pose[:3, :3] @ xyz[:: -(-len(xyz) // _PIXEL_POINTS) or 1].T + pose[:3, 3:]
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            column, row = camera.fx * x / depth + camera.cx, camera.fy * y / depth + camera.cy
+        inside = (depth > 0) & (column >= 0) & (column < camera.width) & (row >= 0) & (row < camera.height)
+        seen.append(depth[inside] / camera.fx)
+    widths = np.concatenate(seen)
+    width = float(np.median(widths)) if len(widths) else 0.0
+    return width if width > 0 else extent / views[0].camera.fx
 
 
 def place_random_points(unit: NDArray[np.float64], views: Sequence[View], extent: float) -> NDArray[np.float64]:

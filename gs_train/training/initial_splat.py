@@ -67,17 +67,17 @@ def splat_points(splat: SplatData) -> PointCloud:
     return PointCloud(xyz=splat.xyz[opaque].astype(np.float64), rgb=np.round(255.0 * colours).astype(np.uint8))
 
 
-def model_of(splat: SplatData, sh_degree: int, extent: float, device: torch.device) -> GaussianModel:
+def model_of(splat: SplatData, sh_degree: int, spatial_lr_scale: float, device: torch.device) -> GaussianModel:
     """The model to train, with coefficients up to ``sh_degree``; the coefficients that ``splat`` lacks are 0.
 
     Args:
         splat: of ``sh_degree`` or less, its active degree.
         sh_degree: highest degree of the model.
-        extent: the scene's extent, training units.
+        spatial_lr_scale: unit of the learning rate of the positions, training units.
         device: of the model.
     """
     added = rest_count(sh_degree) - splat.f_rest.shape[1]
     padded = replace(splat, f_rest=np.pad(splat.f_rest, ((0, 0), (0, added), (0, 0))))
     return GaussianModel.from_splat_data(
-        padded, device=device, spatial_lr_scale=extent, active_sh_degree=splat.sh_degree
+        padded, device=device, spatial_lr_scale=spatial_lr_scale, active_sh_degree=splat.sh_degree
     )

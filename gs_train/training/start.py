@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from gs_train import losses
 from gs_train.config.settings import TrainConfig
@@ -22,7 +24,7 @@ from gs_train.render.select import Selection, select_rasterizer
 from gs_train.run.checkpoint import Checkpoint, check_scene, list_checkpoints, lookup, newest_intact
 from gs_train.run.folder import RunFolder
 from gs_train.scene.agreement import check_agreement
-from gs_train.scene.extent import place_random_points
+from gs_train.scene.extent import pixel_width, place_random_points
 from gs_train.scene.frame import Frame
 from gs_train.scene.photos.cache import ImageCache
 from gs_train.scene.types import Scene
@@ -152,13 +154,15 @@ def start_state(
     # Two streams, so that changes in density control keep the order of the views. Even and odd seeds keep them apart.
     view_generator = torch.Generator().manual_seed(2 * config.seed)
     density_generator = torch.Generator().manual_seed(2 * config.seed + 1)
+    lr_scale = partial(_lr_scale, scene=scene, unit=config.optimizer.xyz_lr_unit)
     if splat is not None:
-        model = model_of(splat, config.sh_degree, scene.extent, device)
+        model = model_of(splat, config.sh_degree, lr_scale(splat.xyz.astype(np.float64)), device)
     else:
         model = initialise_model(
             scene.points,
             sh_degree=config.sh_degree,
             extent=scene.extent,
+            lr_scale=lr_scale,
             place=partial(place_random_points, views=scene.train_views, extent=scene.extent),
             max_gaussians=config.max_gaussians,
             generator=density_generator,
@@ -184,6 +188,11 @@ def start_state(
         view_generator=view_generator,
         density_generator=density_generator,
     )
+
+
+def _lr_scale(xyz: NDArray[np.float64], scene: Scene, unit: str) -> float:
+    """The unit of the learning rate of the positions, training units; xyz [N, 3] are the positions of the Gaussians."""
+    return scene.extent if unit == "extent" else pixel_width(scene.train_views, xyz, scene.extent)
 
 
 def cache_images(
