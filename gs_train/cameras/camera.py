@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 @dataclass(frozen=True, kw_only=True)
 class Camera:
@@ -73,3 +76,24 @@ class Camera:
             cx=self.cx / factor,
             cy=self.cy / factor,
         )
+
+
+def points_in_frame(
+    camera: Camera, world_to_camera: NDArray[np.float64], xyz: NDArray[np.float64]
+) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Points in the picture of a pinhole camera; occlusion does not count.
+
+    Args:
+        camera: its distortion is not applied.
+        world_to_camera: [4, 4] pose.
+        xyz: [N, 3] in the world.
+
+    Returns:
+        [N] each: whether the point lies in front of the camera and inside the picture, its row and its column in px
+        (the middle of the first pixel is 0.5), and its depth in world units.
+    """
+    x, y, depth = world_to_camera[:3, :3] @ xyz.T + world_to_camera[:3, 3:]
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        column, row = camera.fx * x / depth + camera.cx, camera.fy * y / depth + camera.cy
+    inside = (depth > 0) & (column >= 0) & (column < camera.width) & (row >= 0) & (row < camera.height)
+    return inside, row, column, depth

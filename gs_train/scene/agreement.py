@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from gs_train.cameras.camera import points_in_frame
 from gs_train.cameras.poses import camera_to_world
 from gs_train.errors import UserError
 from gs_train.scene.photos.decode import decode_images
@@ -131,11 +132,7 @@ def _measure(
 
 def _pixels(view: View, pose: Matrix, xyz: Matrix) -> tuple[NDArray[np.bool_], NDArray[np.intp], NDArray[np.intp]]:
     """[P] which points lie in front of and inside the photo, and the rows and columns of their pixels."""
-    camera = view.camera
-    x, y, z = pose[:3, :3] @ xyz.T + pose[:3, 3:]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        column, row = camera.fx * x / z + camera.cx, camera.fy * y / z + camera.cy
-    inside = (z > 0) & (column >= 0) & (column < camera.width) & (row >= 0) & (row < camera.height)
+    inside, row, column, _ = points_in_frame(view.camera, pose, xyz)
     return inside, row[inside].astype(np.intp), column[inside].astype(np.intp)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from gs_train.cameras.camera import points_in_frame
 from gs_train.cameras.poses import camera_centre
 from gs_train.errors import first_few
 from gs_train.scene.types import PointCloud, View
@@ -89,14 +90,10 @@ def pixel_width(views: Sequence[View], xyz: NDArray[np.float64], extent: float) 
         xyz: [N, 3] points, world units. If no view sees any of them, their depth is taken to be the extent.
         extent: the scene's extent, world units, > 0.
     """
-    seen = [np.empty(0)]
+    seen, some = [np.empty(0)], xyz[:: -(-len(xyz) // _PIXEL_POINTS) or 1]
     for view in views[:: -(-len(views) // _PIXEL_VIEWS)]:
-        camera, pose = view.camera, view.world_to_camera
-        x, y, depth = pose[:3, :3] @ xyz[:: -(-len(xyz) // _PIXEL_POINTS) or 1].T + pose[:3, 3:]
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            column, row = camera.fx * x / depth + camera.cx, camera.fy * y / depth + camera.cy
-        inside = (depth > 0) & (column >= 0) & (column < camera.width) & (row >= 0) & (row < camera.height)
-        seen.append(depth[inside] / camera.fx)
+        inside, _, _, depth = points_in_frame(view.camera, view.world_to_camera, some)
+        seen.append(depth[inside] / view.camera.fx)
     widths = np.concatenate(seen)
     width = float(np.median(widths)) if len(widths) else 0.0
     return width if width > 0 else extent / views[0].camera.fx

@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from gs_train.kernels.jit import helper
-from gs_train.kernels.simd import LANES, bits, floor, lane_numbers, load, maximum
+from gs_train.kernels.simd import LANES, bits, floor, lane_numbers, load, maximum, zero_floats
 from gs_train.render.cpu.tiles import TILE_HEIGHT, TILE_WIDTH
 
 PATCH_WIDTH, PATCH_HEIGHT = 4, LANES // 4  # px
@@ -24,7 +24,7 @@ BATCH = 64  # Gaussians per batch
 
 _ZERO, _NONE = np.float32(0.0), np.float32(-1.0)
 _N0, _N1, _LANES, _BATCH, _PER_ROW = (np.uint64(n) for n in (0, 1, LANES, BATCH, PATCHES_PER_ROW))
-_FULL_WORD, _LOW_HALF = np.uint64(2**64 - 1), np.uint64(2**32 - 1)
+_FULL_WORD, _LOW_HALF, _ROW_WORD = (np.uint64(2**n - 1) for n in (64, 32, PATCHES_PER_ROW))
 # Columns of the patches: the first pixel's x, then the last pixel's x, from left to right.
 _X0, _X1, _X2, _X3 = (np.float32(PATCH_WIDTH * column) for column in range(4))
 _END0, _END1, _END2, _END3 = (np.float32(PATCH_WIDTH * column + PATCH_WIDTH - 1) for column in range(4))
@@ -74,7 +74,7 @@ def find_reached(s, batch, count, open_patches, reached):  # type: ignore[no-unt
     at_dx, at_dy, at_a, at_k, at_c, at_reach = batch
     valid = _FULL_WORD >> (_BATCH - count)
     for first_patch in range(_N0, np.uint64(PATCHES), _PER_ROW):
-        if (open_patches >> first_patch) & np.uint64(15) == _N0:
+        if (open_patches >> first_patch) & _ROW_WORD == _N0:
             for column in range(_PER_ROW):
                 reached[first_patch + column] = _N0
             continue
@@ -83,7 +83,7 @@ def find_reached(s, batch, count, open_patches, reached):  # type: ignore[no-unt
         for e in range(_N0, count, _LANES):
             dx, dy0, k = load(s, at_dx + e), load(s, at_dy + e) - y, load(s, at_k + e)
             a, c, reach = load(s, at_a + e), load(s, at_c + e), load(s, at_reach + e)
-            m0 = m1 = m2 = m3 = _ZERO * dx + _NONE
+            m0 = m1 = m2 = m3 = zero_floats() + _NONE
             for row in range(PATCH_HEIGHT):
                 dy = dy0 - np.float32(row)
                 u, rest = dx + k * dy, reach - c * dy * dy
