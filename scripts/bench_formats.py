@@ -28,6 +28,7 @@ CASES: tuple[tuple[str, str, dict[str, Any]], ...] = (
     (".ply", "", {}),
     (".glb", "", {}),
     (".sog", "", {}),
+    (".sog", "--quality small", {"quality": "small"}),
     (".sog", "--quality high", {"quality": "high"}),
     (".spz", "", {}),
     (".spz", "--spz-version 4", {"spz_version": 4}),

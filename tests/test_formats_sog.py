@@ -132,6 +132,7 @@ def test_palettes_of_equal_rows_and_of_all_rows(rows: int) -> None:
 
 def test_palette_sizes() -> None:
     assert [palette_size(n, "normal") for n in (1, 5000, 23_000, 200_000, 10**7)] == [1, 4096, 4096, 16384, 65536]
+    assert [palette_size(n, "small") for n in (1, 5000, 23_000, 200_000, 10**7)] == [1, 512, 512, 2048, 8192]
     assert [palette_size(n, "high") for n in (1, 5000, 23_000, 200_000, 10**7)] == [1, 5000, 16384, 65536, 65536]
 
 

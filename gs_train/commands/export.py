@@ -37,8 +37,9 @@ class ExportCommand:
     """Gaussians to leave out."""
     placement: Annotated[PlacementConfig, tyro.conf.arg(name="")] = field(default_factory=PlacementConfig)
     """Placement of the splat."""
-    quality: Literal["normal", "high"] = setting("normal", group=FORMATS)
-    """Of .sog and .html files. high keeps more of the view-dependent colours in a file up to twice as large."""
+    quality: Literal["small", "normal", "high"] = setting("normal", group=FORMATS)
+    """Of .sog and .html files. high keeps more of the view-dependent colours in a file up to twice as large; small
+    keeps fewer in a file a quarter smaller."""
     sh_bits: str = setting("8", group=FORMATS)
     """Of .spz files: bits of the view-dependent colours, from 1 to 8, or two numbers for degree 1 and higher degrees.
     5/4 makes the smallest usual files and loses most of these colours."""

@@ -33,13 +33,14 @@ from gs_train.formats.sog_container import Files, decode_image, encode_image, im
 from gs_train.formats.splat_data import SplatData, SplatFormat
 from gs_train.machine import cpu_threads
 
-Quality = Literal["normal", "high"]
+Quality = Literal["small", "normal", "high"]
 Images = dict[str, tuple[NDArray[np.uint8], tuple[int, int]]]
 """File name -> channels of the pixels, width and height."""
 _MOST_LOG_SCALE = 20.0
 _MOST_SH = 1000.0
 """Largest coefficient, so that sums of squares stay finite. Coefficients above 10 are defects."""
 _PALETTE_LEAST, _PALETTE_MOST = 4096, 65536
+_PALETTE_FACTORS: dict[Quality, float] = {"small": 0.125, "normal": 1, "high": 4}
 _PALETTE_COLUMNS = 64
 _IMPORTANCE = (1e-4, 1e4)
 """Smallest and largest importance of a Gaussian."""
@@ -55,7 +56,8 @@ def write_sog(path: Path, data: SplatData, *, quality: Quality = "normal") -> No
     Args:
         path: the file.
         data: the Gaussians.
-        quality: ``high`` shares SH coefficients among fewer Gaussians, so the file is up to twice as large.
+        quality: ``high`` shares SH coefficients among fewer Gaussians, so the file is up to twice as large; ``small``
+            shares them among eight times as many, so it is a quarter smaller.
 
     Raises:
         UserError: the splat has no Gaussians or values that are not finite, or the file cannot be written.
@@ -129,7 +131,7 @@ def palette_size(count: int, quality: Quality) -> int:
     """Number of sets of SH coefficients for ``count`` Gaussians: a power of two, or ``count``."""
     eighth = 1 << max(0, (count // 8).bit_length() - 1)
     normal = min(max(eighth, _PALETTE_LEAST), _PALETTE_MOST)
-    return min(count, _PALETTE_MOST, 4 * normal if quality == "high" else normal)
+    return min(count, _PALETTE_MOST, int(_PALETTE_FACTORS[quality] * normal))
 
 
 # ---- encoding
