@@ -145,8 +145,12 @@ def test_steps_and_gaussians_are_shared_out(city: Plan, tiny_scene: Path) -> Non
         config, _ = read_config(city.block_settings(block))
         finish, _ = read_config(city.finish_settings(block))
         assert (config.iterations, finish.iterations) == (block.iterations, block.finish_iterations)
-        assert block.steps == math.ceil(12 * block.photos / photos) and block.finish_iterations == 1
-        assert finish.density.interval == 0 and finish.optimizer.xyz_lr_init == config.optimizer.xyz_lr_final
+        assert block.steps == math.ceil(12 * block.photos / photos)
+        assert block.finish_iterations == round(0.3 * block.steps)
+        # The rate of the positions goes on where the training leaves it.
+        lr, share = config.optimizer, block.iterations / int(config.optimizer.xyz_lr_max_steps)
+        assert finish.optimizer.xyz_lr_init == pytest.approx(lr.xyz_lr_init * (lr.xyz_lr_final / lr.xyz_lr_init) ** share)
+        assert finish.density.interval == 0 and finish.optimizer.xyz_lr_final == lr.xyz_lr_final
         assert config.max_gaussians == block.max_gaussians <= 900
         assert config.optimizer.scaling_lr == pytest.approx(
             SHORT.optimizer.scaling_lr / math.sqrt(block.photos / photos)

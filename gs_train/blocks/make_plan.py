@@ -15,6 +15,7 @@ from gs_train.blocks.plan import BYTES_PER_GAUSSIAN, Plan, PlannedBlock
 from gs_train.config.settings import TrainConfig
 from gs_train.config.toml import read_config, write_toml
 from gs_train.errors import UserError
+from gs_train.model.schedule import get_expon_lr_func
 from gs_train.options import resolve, schedule_points
 from gs_train.run.checkpoint import scene_fingerprint
 from gs_train.scene.frame import training_frame
@@ -22,7 +23,7 @@ from gs_train.scene.load import load_scene
 from gs_train.scene.part import Part
 from gs_train.scene.types import Scene
 
-_FINISH_SHARE = 0.1
+_FINISH_SHARE = 0.3
 """Share of a block's steps that it takes together with the Gaussians of its neighbours."""
 USUAL_KEPT_SHARE = 0.57
 """Share of a block's Gaussians that end in its box, measured on a city. The others fill the views beyond the box."""
@@ -133,7 +134,10 @@ def block_config(config: TrainConfig, block: PlannedBlock, photos: int) -> Train
 
 def finish_config(config: TrainConfig, block: PlannedBlock) -> TrainConfig:
     """The settings of a block's finish from those of its training: the last steps of the schedule, without density
-    control. The photos have their full size, and the positions their final learning rate."""
+    control. The photos have their full size, and the rate of the positions falls on from its value at the end of the
+    training."""
+    rates = config.optimizer
+    xyz_lr = get_expon_lr_func(rates.xyz_lr_init, rates.xyz_lr_final, max_steps=int(rates.xyz_lr_max_steps))
     return replace(
         config,
         iterations=block.finish_iterations,
@@ -144,8 +148,8 @@ def finish_config(config: TrainConfig, block: PlannedBlock) -> TrainConfig:
         scene=replace(config.scene, ignore_pose_check=True),
         # So the rates of the other groups fall again: with constant rates a finish loses 0.4 dB.
         optimizer=replace(
-            config.optimizer,
-            xyz_lr_init=config.optimizer.xyz_lr_final,
+            rates,
+            xyz_lr_init=xyz_lr(block.iterations),
             xyz_lr_delay_steps=0,
             xyz_lr_max_steps=block.finish_iterations,
         ),
