@@ -1,6 +1,6 @@
 """Divides a scene on its ground plane into blocks of about equally many points, and assigns the photos to the blocks.
 
-A photo belongs to every block that holds at least 3 % of the points that it observes; so blocks overlap in photos, not
+A photo belongs to every block that holds at least 2 % of the points that it observes; so blocks overlap in photos, not
 in Gaussians. Without observations, a photo belongs to the blocks near its camera.
 """
 
@@ -21,8 +21,8 @@ from gs_train.scene.types import PointCloud, Scene, View
 FEWEST_PHOTOS = 50
 """A block with fewer photos is merged with its neighbour."""
 _LEAST_SHARE = 0.02
-"""Share of a photo's points that a block holds if the photo belongs to it. With 0.03, photos of the border lack:
-its PSNR is 0.7 dB below that of the middle of the blocks."""
+"""Share of a photo's points that a block holds if the photo belongs to it. With 0.03 the border has too few photos:
+its PSNR is 0.6 dB below that of the middle of the blocks."""
 _MARGIN_SHARE = 0.25
 """Margin around blocks for photos without observations, in mean sides of a block."""
 _CENTRAL = (2.0, 98.0)

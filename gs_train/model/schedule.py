@@ -39,7 +39,7 @@ class OptimizerConfig:
     --iterations."""
     f_dc_lr: float = setting(0.0025, group=LEARNING_RATES, at_least=0)
     """Learning rate of the base colour. The original's value suits most scenes."""
-    f_rest_lr: float = setting(0.0008, group=LEARNING_RATES, at_least=0)
+    f_rest_lr: float = setting(0.0005, group=LEARNING_RATES, at_least=0)
     """Learning rate of the view-dependent colour. Lower it (0.000125, the original's) for runs of 30000, or if colours
     change too much between views."""
     opacity_lr: float = setting(0.05, group=LEARNING_RATES, at_least=0)
