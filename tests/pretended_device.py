@@ -70,6 +70,9 @@ class PretendedTensor(torch.Tensor):
     def numpy(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first.")
 
+    def tolist(self) -> Any:
+        return self.cpu().tolist()
+
 
 _alive: weakref.WeakSet[PretendedTensor] = weakref.WeakSet()
 
@@ -126,7 +129,7 @@ class PretendedDevice(TorchDispatchMode):
             return self._copy(func, name, args, kwargs, target)
         if pretended:
             self._check_devices(name, args, tensors)
-            self._find_waits(name, args)
+            self._find_waits(name, args, kwargs)
         result = func(*each_of(to_cpu, args), **each_of(to_cpu, kwargs))
         if not pretended and target != DEVICE.type:
             return result
@@ -142,7 +145,7 @@ class PretendedDevice(TorchDispatchMode):
         non_blocking = bool(kwargs.get("non_blocking", args[2] if len(args) > 2 else False))
         if from_gpu and not onto_gpu:
             self.record_wait("copy to the CPU")
-        elif onto_gpu and not from_gpu and source.dim() + source.numel() > 0:
+        elif onto_gpu and not from_gpu and source.numel() > 0:
             staged = source.nbytes <= _STAGED_BYTES or getattr(source, "pretends_to_be_pinned", False)
             if not (non_blocking and staged):
                 self.record_wait("copy to the GPU")
@@ -166,9 +169,9 @@ class PretendedDevice(TorchDispatchMode):
                 f"({name} with {[tuple(value.shape) for value in strangers]} on the CPU)"
             )
 
-    def _find_waits(self, name: str, args: tuple[Any, ...]) -> None:
+    def _find_waits(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         by_mask = name in _INDEXING and any(isinstance(i, Tensor) and i.dtype == torch.bool for i in args[1])
-        by_counts = name == "repeat_interleave" and any(isinstance(value, Tensor) for value in args)
+        by_counts = name == "repeat_interleave" and kwargs.get("output_size") is None
         if name in _WAITING or by_mask or by_counts:
             self.record_wait(name)
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from small_trainings import KINDS, OPTIONS, config_of, ordinary
 
+from gs_train.density import multiview
 from gs_train.evaluate.evaluate import evaluate
 from gs_train.model.gaussians import GaussianModel
 from gs_train.render.cpu.rasterizer import CpuRasterizer
@@ -56,6 +57,36 @@ def test_every_kind_of_density_control_trains_and_waits_only_in_rounds(
     steps = [step for step in waits if ordinary(step)]
     assert len(steps) == 72
     assert {step: waits[step] for step in steps if waits[step]} == {}
+
+
+@pytest.mark.parametrize(("kind", "most"), [("classic", 2), ("absgrad", 2), ("mcmc", 3), ("multiview", 3)])
+def test_a_round_waits_for_the_numbers_of_rows_alone(
+    kind: str,
+    most: int,
+    gpu: pretended_device.PretendedDevice,
+    small_scene: Scene,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(multiview, "PIXELS_PER_GAUSSIAN", 1)
+    waits: dict[int, list[str]] = {}
+    counts: dict[int, int] = {}
+
+    def note(state: TrainState) -> None:
+        waits[state.iteration], counts[state.iteration] = list(gpu.waits.elements()), len(state.model)
+        gpu.waits.clear()
+
+    # Steps 21, 31 and 41 begin with a round. Classic density control doubles all Gaussians until they are too many.
+    config = config_of(kind, 100, max_gaussians=350, log_every=100, save_every=100)
+    config = replace(config, density=replace(config.density, grad_threshold=0.0, absgrad_threshold=0.0))
+    with gpu:
+        run = tmp_path / "run"
+        train(small_scene, config, run, after_step=[note], should_stop=lambda: 41 in counts, progress=False)
+    assert len(small_scene.points.xyz) < counts[21] < counts[31] < counts[41] <= 350
+    for step in (21, 31):
+        assert 0 < len(waits[step]) <= most, waits[step]
+    # Too many candidates take one more.
+    assert len(waits[41]) <= 3, waits[41]
 
 
 @pytest.mark.parametrize("name", OPTIONS)
