@@ -107,6 +107,27 @@ def test_every_option_trains_without_a_wait(
     assert {step: waits[step] for step in steps if waits[step]} == {}
 
 
+def test_photos_beyond_the_budget_give_the_same_bits_without_a_wait(
+    gpu: pretended_device.PretendedDevice, small_scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = []
+    for photo_memory in (pretended_device.PHOTO_MEMORY, 0):
+        monkeypatch.setattr(pretended_device, "PHOTO_MEMORY", photo_memory)
+        waits: dict[int, list[str]] = {}
+
+        def note(state: TrainState, waits: dict[int, list[str]] = waits) -> None:
+            waits[state.iteration] = list(gpu.waits)
+            gpu.waits.clear()
+
+        with gpu:
+            # The photos double their size at iteration 6.
+            config = config_of("multiview", 26, start_downscale=2, full_size_from=6)
+            state = train(small_scene, config, tmp_path / f"{photo_memory}", after_step=[note], progress=False)
+        assert {step: found for step, found in waits.items() if found and ordinary(step)} == {}
+        results.append({name: pretended_device.to_cpu(each) for name, each in state.model.parameters.items()})
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
 @pytest.mark.parametrize("kind", ["absgrad", "mcmc"])
 def test_a_run_resumes_to_equal_bits_and_moves_between_devices(
     kind: str, gpu: pretended_device.PretendedDevice, small_scene: Scene, tmp_path: Path
