@@ -1,14 +1,13 @@
 """Streams and pinned memory of the pretended GPU.
 
-A copy on a stream other than the main one happens when its event is waited for, so a missing wait gives wrong pixels. The
-source of a copy may change after ``Event.synchronize`` only: a stream that waits tells the program nothing.
+A copy on a stream other than the main one happens when its event is waited for, so a missing wait gives wrong pixels.
+The source of a copy may change after ``Event.synchronize`` only: a stream that waits tells the program nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import pytest
 import torch
@@ -29,7 +28,7 @@ class Streams:
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Replace torch's streams, events and pinned memory."""
-        monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: self._pin(tensor))
+        monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: self._pin(tensor))  # noqa: PLW0108 A bound method would not bind.
         monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: self.recorded.append(tensor.numel()))
         monkeypatch.setattr(torch.cuda, "Stream", lambda device: self._new())
         monkeypatch.setattr(torch.cuda, "Event", lambda: Event(self._record_wait))

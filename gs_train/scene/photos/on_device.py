@@ -81,9 +81,11 @@ class _CopyStream:
 
     def __init__(self, device: torch.device) -> None:
         """Begin with empty buffers; they grow with the photos."""
-        self._device, self._stream = device, torch.cuda.Stream(device)
-        empty = torch.empty(0, dtype=torch.uint8)
-        self._buffers = deque((empty, torch.cuda.Event()) for _ in range(_BUFFERS))
+        self._device, self._stream = device, torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._buffers: deque[tuple[Tensor, torch.cuda.Event]] = deque()
+        for _ in range(_BUFFERS):
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._buffers.append((torch.empty(0, dtype=torch.uint8), event))
 
     def begin(self, pixels: Tensor) -> tuple[Tensor, torch.cuda.Event]:
         """Begin to copy uint8 pixels from the CPU; the arguments of ``finish``."""
