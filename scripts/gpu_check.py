@@ -2,7 +2,8 @@
 
 Pieces: ``compile`` loads gsplat's kernels and compiles them if necessary; ``tests`` runs the tests marked cuda;
 ``profile`` times training steps on synthetic Gaussians, beside gsplat's own forward and backward pass; ``runs`` trains
-a scene with some presets and evaluates it. Every piece adds its figures to one JSON file, whose older figures stay.
+a scene with some presets and evaluates it. Every piece adds its figures to one JSON file, whose older figures stay. The
+kernels are loaded before every other piece, too: without them, nothing else is worth its time.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from gs_train import losses
+from gs_train.atomic_write import atomic_write_text
 from gs_train.cameras.camera import Camera
 from gs_train.model.gaussians import GaussianModel
 from gs_train.model.schedule import OptimizerConfig
@@ -33,14 +36,14 @@ COUNTS = (100_000, 500_000, 2_000_000)
 SIZES = ((1280, 720), (1600, 1060))
 WARM_UP, TIMED = 5, 30
 """Steps before the timed steps, and timed steps."""
-GROWTH_STEPS = (50, 500)
+GROWTH_STEPS = (50, 2000)
 """Steps between which the allocated memory must not change."""
 _SCALE_PX = 3.0
 """Standard deviation of 100,000 synthetic Gaussians in the image; more Gaussians are smaller."""
 
 
 def main() -> int:
-    """Run the pieces; 0 if they succeed, 1 if a test or a run fails, 2 without a GPU."""
+    """Run the pieces; 0 if they succeed, 1 if the kernels, a test or a run fails, 2 without a GPU."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("scene", nargs="?", type=Path, help="scene folder to train; the sample scene if not given")
     parser.add_argument("--only", action="append", choices=PIECES, help="run this piece only; may be repeated")
@@ -57,43 +60,49 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    file, pieces = arguments.out / "gpu_check.json", arguments.only or PIECES
+    # The trainings run in another folder.
+    out, scene = arguments.out.resolve(), arguments.scene and arguments.scene.resolve()
+    if scene is not None and not scene.exists():
+        parser.error(f"{scene} does not exist: give the folder of a scene.")
+    out.mkdir(parents=True, exist_ok=True)
+    file, pieces = out / "gpu_check.json", arguments.only or PIECES
     figures = json.loads(file.read_text()) if file.exists() else {}
     figures["machine"] = machine()
-    failed = False
+    failed, whole_s = False, time.perf_counter()
     for piece in PIECES:
-        if piece not in pieces:
+        if piece not in pieces and piece != "compile":
             continue
         print(f"== {piece}", flush=True)
         began_s = time.perf_counter()
         if piece == "compile":
             result = compile_kernels()
+            if result["fault"] is not None:
+                print(f"error: {result['fault']}: run gs-train doctor for the remedy.", file=sys.stderr)
+                return 1
         elif piece == "tests":
             result = run_tests()
         elif piece == "profile":
-            result = profile(torch.device("cuda"), arguments.count or COUNTS, SIZES)
+            result = profile(torch.device("cuda"), tuple(arguments.count or COUNTS), SIZES)
         else:
-            result = train_presets(arguments.scene, arguments.out, arguments.preset, arguments.iterations)
+            result = train_presets(scene, out, arguments.preset, arguments.iterations)
         failed |= bool(result.pop("failed", False))
-        figures[piece] = {**result, "seconds": round(time.perf_counter() - began_s, 1)}
-        file.write_text(json.dumps(figures, indent=2) + "\n")
-        print(json.dumps(figures[piece], indent=2), flush=True)
-    print(f"Figures: {file}")
+        if piece in pieces:
+            figures[piece] = {**result, "seconds": round(time.perf_counter() - began_s, 1)}
+            atomic_write_text(file, json.dumps(figures, indent=2) + "\n")
+            print(json.dumps(figures[piece], indent=2), flush=True)
+    print(f"Figures: {file}, after {time.perf_counter() - whole_s:.0f} s.")
     return int(failed)
 
 
 def machine() -> dict[str, Any]:
     """The GPU and the versions."""
-    import gsplat
-
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     return {
         "gpu": properties.name,
         "gpu_memory_bytes": properties.total_memory,
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
-        "gsplat": gsplat.__version__,
+        "gsplat": metadata.version("gsplat"),
     }
 
 
@@ -106,8 +115,7 @@ def compile_kernels() -> dict[str, Any]:
     losses.prepare(torch.device("cuda"), notes.append)
     colours = fault is None and gsplat_cuda.triton_colours() is not None
     figures = {"built_before": built, "gsplat_s": round(gsplat_s, 1), "fault": fault, "notes": notes}
-    figures |= {"triton_s": round(time.perf_counter() - began_s, 1), "triton_colours": colours}
-    return figures | {"failed": fault is not None}
+    return figures | {"triton_s": round(time.perf_counter() - began_s, 1), "triton_colours": colours}
 
 
 def run_tests() -> dict[str, Any]:
@@ -115,7 +123,8 @@ def run_tests() -> dict[str, Any]:
     files = [str(file) for file in sorted((ROOT / "tests").glob("test_*.py")) if "mark.cuda" in file.read_text()]
     command = [sys.executable, "-m", "pytest", "-m", "cuda", "-q", "--durations=5", "-p", "no:cacheprovider", *files]
     lines = []
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    # pytest may be missing, and Python says so on stderr.
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
             print(line, end="", flush=True)
@@ -185,25 +194,32 @@ def synthetic_step(device: torch.device, count: int, width: int, height: int) ->
 
 def profile(device: torch.device, counts: tuple[int, ...], sizes: tuple[tuple[int, int], ...]) -> dict[str, Any]:
     """Times of a step for every number of Gaussians and image size; waits, launches, and growth of memory."""
-    rows = []
-    for count in counts:
-        for width, height in sizes:
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-            step = synthetic_step(device, count, width, height)
-            own_ms, whole_ms = median_ms(step.gsplat), median_ms(step.whole)
-            rows.append({
-                "gaussians": count,
-                "size": [width, height],
-                "step_ms": round(whole_ms, 3),
-                "gsplat_ms": round(own_ms, 3),
-                "ratio": round(whole_ms / own_ms, 3),
-                "share_outside_gsplat": round(1.0 - own_ms / whole_ms, 3),
-                "peak_memory_bytes": torch.cuda.max_memory_allocated(),
-            })  # fmt: skip
-            print(rows[-1], flush=True)
+    rows = [time_step(device, count, width, height) for count in counts for width, height in sizes]
     step = synthetic_step(device, counts[0], *sizes[0])
-    return {"steps": rows, "waits": waits_of(step.whole), **launches_of(step.whole), **growth_of(step.whole)}
+    figures = {"steps": rows, "waits": waits_of(step.whole), **launches_of(step.whole), **growth_of(step.whole)}
+    del step
+    # The trainings run in other processes, which need the memory.
+    torch.cuda.empty_cache()
+    return figures
+
+
+def time_step(device: torch.device, count: int, width: int, height: int) -> dict[str, Any]:
+    """Times of a step on synthetic Gaussians and its peak memory. No tensor outlives the call."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    step = synthetic_step(device, count, width, height)
+    own_ms, whole_ms = median_ms(step.gsplat), median_ms(step.whole)
+    row = {
+        "gaussians": count,
+        "size": [width, height],
+        "step_ms": round(whole_ms, 3),
+        "gsplat_ms": round(own_ms, 3),
+        "ratio": round(whole_ms / own_ms, 3),
+        "share_outside_gsplat": round(1.0 - own_ms / whole_ms, 3),
+        "peak_memory_bytes": torch.cuda.max_memory_allocated(),
+    }
+    print(row, flush=True)
+    return row
 
 
 def median_ms(run: Callable[[], object]) -> float:
@@ -242,9 +258,7 @@ def launches_of(run: Callable[[], object]) -> dict[str, Any]:
             run()
         torch.cuda.synchronize()
     averages = recorded.key_averages()
-    launches = sum(
-        event.count for event in averages if event.key in ("cudaLaunchKernel", "cuLaunchKernel", "cuLaunchKernelEx")
-    )
+    launches = sum(event.count for event in averages if event.key.startswith(("cudaLaunchKernel", "cuLaunchKernel")))
     on_gpu = sorted(averages, key=lambda event: -event.self_device_time_total)
     on_cpu = sorted(averages, key=lambda event: -event.self_cpu_time_total)
     per_step = 1000.0 * TIMED

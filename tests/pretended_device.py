@@ -3,7 +3,7 @@
 Tensors of two devices in one call raise, ``.numpy()`` raises, and every call that would make the program wait for a GPU
 is counted with the line that makes it. The reported device is torch's ``meta``, the one device without values that
 every build of torch has. gsplat's kernels are the double in ``gsplat_double.py``. Waits inside gsplat's compiled code
-are not seen: it waits once per render, for the number of tiles.
+are not seen: it waits once per render, for the number of tiles. ``pretended_streams.py`` has its streams.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import gsplat_double
 import pytest
 import torch
+from pretended_streams import Streams
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -70,6 +71,9 @@ class PretendedTensor(torch.Tensor):
     def numpy(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first.")
 
+    def tolist(self) -> Any:
+        return self.cpu().tolist()
+
 
 _alive: weakref.WeakSet[PretendedTensor] = weakref.WeakSet()
 
@@ -102,6 +106,7 @@ class PretendedDevice(TorchDispatchMode):
         super().__init__()
         self.waits: collections.Counter[str] = collections.Counter()
         """By line: the calls that make the program wait for the GPU."""
+        self.streams = Streams(self.record_wait)
 
     def living_bytes(self) -> int:
         """Memory of all pretended tensors that are alive."""
@@ -126,7 +131,7 @@ class PretendedDevice(TorchDispatchMode):
             return self._copy(func, name, args, kwargs, target)
         if pretended:
             self._check_devices(name, args, tensors)
-            self._find_waits(name, args)
+            self._find_waits(name, args, kwargs)
         result = func(*each_of(to_cpu, args), **each_of(to_cpu, kwargs))
         if not pretended and target != DEVICE.type:
             return result
@@ -140,12 +145,18 @@ class PretendedDevice(TorchDispatchMode):
         from_gpu = isinstance(source, PretendedTensor)
         onto_gpu = isinstance(args[0], PretendedTensor) if name == "copy_" else (target or source.device.type) != "cpu"
         non_blocking = bool(kwargs.get("non_blocking", args[2] if len(args) > 2 else False))
+        if name == "copy_" and not onto_gpu:
+            self.streams.check_unused(args[0])
         if from_gpu and not onto_gpu:
             self.record_wait("copy to the CPU")
-        elif onto_gpu and not from_gpu and source.dim() + source.numel() > 0:
-            staged = source.nbytes <= _STAGED_BYTES or getattr(source, "pretends_to_be_pinned", False)
-            if not (non_blocking and staged):
+        elif onto_gpu and not from_gpu and source.numel() > 0:
+            pinned = self.streams.is_pinned(source)
+            if not (non_blocking and (pinned or source.nbytes <= _STAGED_BYTES)):
                 self.record_wait("copy to the GPU")
+            elif pinned and name == "_to_copy":
+                copy = torch.zeros_like(source, dtype=kwargs.get("dtype") or source.dtype)
+                self.streams.run(copy, source)
+                return PretendedTensor(copy)
         result = func(*each_of(to_cpu, args), **each_of(to_cpu, kwargs))
         if name == "copy_":
             return args[0]
@@ -166,9 +177,9 @@ class PretendedDevice(TorchDispatchMode):
                 f"({name} with {[tuple(value.shape) for value in strangers]} on the CPU)"
             )
 
-    def _find_waits(self, name: str, args: tuple[Any, ...]) -> None:
+    def _find_waits(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         by_mask = name in _INDEXING and any(isinstance(i, Tensor) and i.dtype == torch.bool for i in args[1])
-        by_counts = name == "repeat_interleave" and any(isinstance(value, Tensor) for value in args)
+        by_counts = name == "repeat_interleave" and kwargs.get("output_size") is None
         if name in _WAITING or by_mask or by_counts:
             self.record_wait(name)
 
@@ -198,9 +209,9 @@ def install(monkeypatch: pytest.MonkeyPatch) -> PretendedDevice:
         for name in ("_get_fused_kernels_supported_devices", "_get_foreach_kernels_supported_devices"):
             if hasattr(sys.modules[module], name):
                 monkeypatch.setattr(sys.modules[module], name, lambda: ["cpu", "cuda", DEVICE.type])
-    monkeypatch.setattr(torch.Tensor, "pin_memory", _pinned)
     monkeypatch.setattr(torch, "Generator", _Generator)
     device, plain = PretendedDevice(), torch.tensor
+    device.streams.install(monkeypatch)
 
     def tensor(data: Any, *args: Any, device: Any = None, **kwargs: Any) -> Tensor:
         """``torch.tensor`` on a GPU makes a CPU tensor and copies it, and waits."""
@@ -217,12 +228,6 @@ class _Generator(torch.Generator):
 
     def __new__(cls, device: Any = "cpu") -> _Generator:
         return super().__new__(cls)
-
-
-def _pinned(tensor: Tensor) -> Tensor:
-    copy = tensor.clone()
-    copy.pretends_to_be_pinned = True  # type: ignore[attr-defined]
-    return copy
 
 
 def _select(device: str, notify: Callable[[str], None], *, antialiased: bool = False, **kwargs: Any) -> Selection:

@@ -12,7 +12,7 @@ from small_trainings import KINDS, OPTIONS, config_of, ordinary
 
 from gs_train.config.settings import TrainConfig
 from gs_train.evaluate.evaluate import evaluate
-from gs_train.render import gsplat_cuda
+from gs_train.render import gsplat_cuda, select
 from gs_train.render.select import select_rasterizer
 from gs_train.scene.load import load_scene
 from gs_train.scene.types import Scene
@@ -88,15 +88,33 @@ def test_a_run_resumes_and_moves_between_devices(kind: str, scene: Scene, tmp_pa
         assert all(parameter.isfinite().all() for parameter in state.model.parameters.values())
 
 
+def test_photos_beyond_the_budget_train_the_same_splat(
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With room for no photo, every photo is copied ahead of its step."""
+    config = config_of("multiview", 60, max_gaussians=2000, start_downscale=2, full_size_from=20)
+    config = replace(config, density=replace(config.density, from_iteration=1000))
+    start = train(scene, replace(config, iterations=1), tmp_path / "start", progress=False).model.f_dc
+    trained = []
+    for share in (0.2, 0.0, 0.2):
+        monkeypatch.setattr(select, "_PHOTO_SHARE", share)
+        state, waits = waits_of(scene, config, tmp_path / f"run_{len(trained)}")
+        assert {step: found for step, found in waits.items() if found and ordinary(step)} == {}
+        trained.append(state.model.f_dc)
+    # Sums on a GPU depend on the order of its threads; a wrong photo would change far more.
+    moved = (trained[0] - start).norm()
+    assert (trained[1] - trained[0]).norm() < 0.02 * moved + 3.0 * (trained[2] - trained[0]).norm()
+
+
 def test_memory_does_not_grow(scene: Scene, tmp_path: Path) -> None:
-    config = config_of("absgrad", 500)
-    config = replace(config, density=replace(config.density, from_iteration=1000, opacity_reset_interval=0))
+    config = config_of("absgrad", 2000, save_every=2000)
+    config = replace(config, density=replace(config.density, from_iteration=3000, opacity_reset_interval=0))
     allocated: dict[int, int] = {}
 
     def note(state: TrainState) -> None:
-        if state.iteration in (50, 500):
+        if state.iteration in (50, 2000):
             allocated[state.iteration] = torch.cuda.memory_allocated()
 
     train(scene, config, tmp_path / "run", after_step=[note], progress=False)
     # Nothing of a step outlives it; the allocator rounds sizes.
-    assert abs(allocated[500] - allocated[50]) < 2**20
+    assert abs(allocated[2000] - allocated[50]) < 2**20

@@ -14,7 +14,7 @@ from torch import Tensor
 from gs_train.density.apply import apply_plan
 from gs_train.density.classic import ClassicDensity
 from gs_train.density.config import DensityConfig
-from gs_train.density.types import DensityPlan
+from gs_train.density.types import DensityPlan, rows_of_each, spare_one
 from gs_train.errors import UserError
 from gs_train.model.gaussians import PARAMETER_NAMES, GaussianModel
 from gs_train.model.schedule import OptimizerConfig
@@ -246,6 +246,19 @@ def test_one_gaussian_always_stays() -> None:
     assert len(model) == 1
     again = with_norms(density, [COLD])
     assert again.plan(model, 700, BLACK) is None
+
+
+def test_rows_of_several_masks() -> None:
+    masks = torch.tensor([[True, False, True], [False, False, False], [True, True, True]])
+    assert [rows.tolist() for rows in rows_of_each(*masks)] == [[0, 2], [], [0, 1, 2]]
+
+
+def test_one_gaussian_is_spared_only_if_all_go() -> None:
+    opacities = torch.tensor([0.1, 0.3, 0.3, 0.2])
+    for drop in ([True, True, True, False], [False] * 4):
+        assert spare_one(torch.tensor(drop), opacities).tolist() == drop
+    assert spare_one(torch.ones(4, dtype=torch.bool), opacities).tolist() == [True, False, True, True]
+    assert len(spare_one(torch.zeros(0, dtype=torch.bool), opacities[:0])) == 0
 
 
 def test_unresolved_or_senseless_settings_are_refused() -> None:

@@ -46,6 +46,51 @@ def test_without_a_gpu_it_says_so_and_installs_nothing(python: str, tmp_path: Pa
     assert not (tmp_path / "out").exists()
 
 
+@pytest.fixture
+def with_gpu(gpu_check: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu_check, "machine", lambda: {"gpu": "pretended"})
+    monkeypatch.setattr(gpu_check, "compile_kernels", lambda: {"fault": None, "gsplat_s": 1.0})
+    monkeypatch.setattr(gpu_check, "run_tests", lambda: {"summary": "2 failed", "failed": True})
+    return gpu_check
+
+
+def test_pieces_add_their_figures_to_one_file(
+    with_gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+
+    def train(*arguments: Any) -> dict[str, Any]:
+        given.extend(arguments)
+        return {"runs": [], "failed": False}
+
+    monkeypatch.setattr(with_gpu, "train_presets", train)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bonsai").mkdir()
+    for arguments, status in ((["bonsai", "--only", "runs"], 0), (["--only", "tests"], 1)):
+        monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--out", "out", *arguments])
+        assert with_gpu.main() == status
+    # The trainings run in another folder, so they need whole paths.
+    assert given[:2] == [tmp_path.resolve() / "bonsai", tmp_path.resolve() / "out"]
+    figures = json.loads((tmp_path / "out" / "gpu_check.json").read_text())
+    assert list(figures) == ["machine", "runs", "tests"]
+    assert figures["tests"]["summary"] == "2 failed" and "failed" not in figures["tests"]
+
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "garden"])
+    with pytest.raises(SystemExit):
+        with_gpu.main()
+
+
+def test_without_kernels_nothing_else_runs(
+    with_gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(with_gpu, "compile_kernels", lambda: {"fault": "gsplat found no CUDA toolkit"})
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--out", str(tmp_path / "out"), "--only", "tests"])
+    assert with_gpu.main() == 1
+    assert capsys.readouterr().err == "error: gsplat found no CUDA toolkit: run gs-train doctor for the remedy.\n"
+    assert not (tmp_path / "out" / "gpu_check.json").exists()
+
+
 def test_a_profile_on_a_pretended_gpu(gpu_check: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     device = pretended_device.install(monkeypatch)
     for name in ("synchronize", "empty_cache", "reset_peak_memory_stats"):

@@ -148,10 +148,11 @@ def test_growing(steps: int, added: int) -> None:
 
 @pytest.mark.parametrize("steps", [0, 3])
 @pytest.mark.parametrize("mask", [[True] * 5, [False] * 5, [True, False, False, True, True]])
-def test_pruning(steps: int, mask: list[bool]) -> None:
+@pytest.mark.parametrize("counted", [True, False])
+def test_pruning(steps: int, mask: list[bool], counted: bool) -> None:
     model = make_model(5, steps=steps)
     before, keep = snapshot(model), torch.tensor(mask)
-    model.prune_optimizer(keep)
+    model.prune_optimizer(keep, sum(mask) if counted else None)
     assert len(model) == sum(mask)
     assert_steps_like_plain_adam(model, mapped(before, lambda _, value: value[keep], lambda _, moment: moment[keep]))
 
@@ -173,10 +174,10 @@ def test_replacing(steps: int, name: str) -> None:
 
 
 @pytest.mark.parametrize("steps", [0, 3])
-def test_reordering(steps: int) -> None:
+def test_sorting(steps: int) -> None:
     model = make_model(5, steps=steps)
     before, order = snapshot(model), torch.tensor([3, 0, 4, 1, 2])
-    model.reorder_optimizer(order)
+    model.sort_optimizer(torch.tensor([-1, 7, 7, -2, 5]))
     assert_steps_like_plain_adam(model, mapped(before, lambda _, value: value[order], lambda _, moment: moment[order]))
 
 
@@ -217,7 +218,7 @@ operations = st.lists(
         st.tuples(st.just("grow"), st.integers(0, 3)),
         st.tuples(st.just("prune"), st.integers(0, 255)),
         st.tuples(st.just("replace"), st.sampled_from(PARAMETER_NAMES)),
-        st.tuples(st.just("reorder"), st.integers(0, 1000)),
+        st.tuples(st.just("sort"), st.integers(0, 1000)),
         st.tuples(st.just("step"), st.integers(0, 1000)),
     ),
     max_size=8,
@@ -246,9 +247,10 @@ def test_any_sequence_of_operations_equals_plain_indexing(sequence: list[tuple[s
             new_value = random_tensors(rows, seed=i)[value]
             model.replace_tensor_to_optimizer(new_value, value)
             mirror[value] = (new_value, {k: v if k == "step" else 0 * v for k, v in mirror[value][1].items()})
-        elif kind == "reorder":
-            order = torch.randperm(rows, generator=torch.Generator().manual_seed(value))
-            model.reorder_optimizer(order)
+        elif kind == "sort":
+            keys = torch.randint(3, (rows,), generator=torch.Generator().manual_seed(value))
+            order = torch.tensor(sorted(range(rows), key=keys.tolist().__getitem__), dtype=torch.int64)
+            model.sort_optimizer(keys)
             mirror = mapped(mirror, lambda _, v, order=order: v[order], lambda _, m, order=order: m[order])
         else:
             take_step(model, seed=value)
@@ -293,8 +295,8 @@ BAD_CALLS: list[tuple[Callable[[GaussianModel], object], str]] = [
     (lambda m: m.prune_optimizer(torch.ones(3)), "keep_mask: expected torch.bool.*torch.float32"),
     (lambda m: m.replace_tensor_to_optimizer(torch.zeros(3, 3), "colour"), "colour: no such parameter"),
     (lambda m: m.replace_tensor_to_optimizer(torch.zeros(2, 3), "xyz"), r"xyz: expected shape \[3, 3\], got \[2, 3\]"),
-    (lambda m: m.reorder_optimizer(torch.tensor([0, 1, 1])), "order: not a permutation"),
-    (lambda m: m.reorder_optimizer(torch.tensor([0, 1])), r"order: expected torch.int64 of shape \[3\].*\[2\]"),
+    (lambda m: m.sort_optimizer(torch.tensor([0, 1])), r"keys: expected torch.int64 of shape \[3\].*\[2\]"),
+    (lambda m: m.sort_optimizer(torch.zeros(3)), r"keys: expected torch.int64 .*torch.float32"),
     (lambda m: m.reset_opacity(1.0), "reset_opacity"),
 ]
 
@@ -344,7 +346,7 @@ def test_all_operations_work_without_an_optimizer() -> None:
     model = make_model(3, setup=False)
     start = snapshot(model)
     model.cat_tensors_to_optimizer(random_tensors(2, seed=5))
-    model.reorder_optimizer(torch.tensor([4, 3, 2, 1, 0]))
+    model.sort_optimizer(torch.tensor([4, 3, 2, 1, 0]))
     model.prune_optimizer(torch.tensor([False, False, True, True, True]))
     model.replace_tensor_to_optimizer(torch.ones(3, 1), "opacity")
     assert torch.equal(model.xyz, start["xyz"][0].flip(0)) and torch.equal(model.opacity, torch.ones(3, 1))

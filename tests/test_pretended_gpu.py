@@ -12,6 +12,7 @@ import pytest
 import torch
 from small_trainings import KINDS, OPTIONS, config_of, ordinary
 
+from gs_train.density import multiview
 from gs_train.evaluate.evaluate import evaluate
 from gs_train.model.gaussians import GaussianModel
 from gs_train.render.cpu.rasterizer import CpuRasterizer
@@ -58,6 +59,36 @@ def test_every_kind_of_density_control_trains_and_waits_only_in_rounds(
     assert {step: waits[step] for step in steps if waits[step]} == {}
 
 
+@pytest.mark.parametrize(("kind", "most"), [("classic", 2), ("absgrad", 2), ("mcmc", 3), ("multiview", 3)])
+def test_a_round_waits_for_the_numbers_of_rows_alone(
+    kind: str,
+    most: int,
+    gpu: pretended_device.PretendedDevice,
+    small_scene: Scene,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(multiview, "PIXELS_PER_GAUSSIAN", 1)
+    waits: dict[int, list[str]] = {}
+    counts: dict[int, int] = {}
+
+    def note(state: TrainState) -> None:
+        waits[state.iteration], counts[state.iteration] = list(gpu.waits.elements()), len(state.model)
+        gpu.waits.clear()
+
+    # Steps 21, 31 and 41 begin with a round. Classic density control doubles all Gaussians until they are too many.
+    config = config_of(kind, 100, max_gaussians=350, log_every=100, save_every=100)
+    config = replace(config, density=replace(config.density, grad_threshold=0.0, absgrad_threshold=0.0))
+    with gpu:
+        run = tmp_path / "run"
+        train(small_scene, config, run, after_step=[note], should_stop=lambda: 41 in counts, progress=False)
+    assert len(small_scene.points.xyz) < counts[21] < counts[31] < counts[41] <= 350
+    for step in (21, 31):
+        assert 0 < len(waits[step]) <= most, waits[step]
+    # Too many candidates take one more.
+    assert len(waits[41]) <= 3, waits[41]
+
+
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_option_trains_without_a_wait(
     name: str, gpu: pretended_device.PretendedDevice, small_scene: Scene, tmp_path: Path
@@ -74,6 +105,27 @@ def test_every_option_trains_without_a_wait(
     steps = [step for step in waits if step > 20 and ordinary(step)]
     assert len(steps) == 8
     assert {step: waits[step] for step in steps if waits[step]} == {}
+
+
+def test_photos_beyond_the_budget_give_the_same_bits_without_a_wait(
+    gpu: pretended_device.PretendedDevice, small_scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = []
+    for photo_memory in (pretended_device.PHOTO_MEMORY, 0):
+        monkeypatch.setattr(pretended_device, "PHOTO_MEMORY", photo_memory)
+        waits: dict[int, list[str]] = {}
+
+        def note(state: TrainState, waits: dict[int, list[str]] = waits) -> None:
+            waits[state.iteration] = list(gpu.waits)
+            gpu.waits.clear()
+
+        with gpu:
+            # The photos double their size at iteration 6.
+            config = config_of("multiview", 26, start_downscale=2, full_size_from=6)
+            state = train(small_scene, config, tmp_path / f"{photo_memory}", after_step=[note], progress=False)
+        assert {step: found for step, found in waits.items() if found and ordinary(step)} == {}
+        results.append({name: pretended_device.to_cpu(each) for name, each in state.model.parameters.items()})
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
 
 @pytest.mark.parametrize("kind", ["absgrad", "mcmc"])

@@ -26,7 +26,7 @@ def apply_plan(plan: DensityPlan, model: GaussianModel, generator: torch.Generat
     split row, the second child of every split row, the further copies of the relocated rows.
 
     Args:
-        plan: rows of ``model`` as it is.
+        plan: rows of ``model`` as it is, on its device or on the CPU.
         model: changed through its optimizer door.
         generator: on the CPU, so that the children are drawn alike on every device.
         reset_opacity_to: opacity that a reset lowers to.
@@ -40,9 +40,10 @@ def apply_plan(plan: DensityPlan, model: GaussianModel, generator: torch.Generat
         if plan.shift is not None:
             model.xyz.add_(plan.shift)
         if len(plan.relocate) > 0:
-            opacity, factor = relocated(model.opacities()[plan.relocate], plan.relocate_into)
-            model.opacity[plan.relocate] = opacity.logit().to(model.opacity.dtype)[:, None]
-            model.scaling[plan.relocate] += factor.log().to(model.scaling.dtype)[:, None]
+            rows, into = (_on_device(model, each) for each in (plan.relocate, plan.relocate_into))
+            opacity, factor = relocated(model.opacities()[rows], into)
+            model.opacity[rows] = opacity.logit().to(model.opacity.dtype)[:, None]
+            model.scaling[rows] += factor.log().to(model.scaling.dtype)[:, None]
     if plan.changes_rows():
         with torch.no_grad():
             new_rows = _new_rows(plan, model, generator)
@@ -50,25 +51,34 @@ def apply_plan(plan: DensityPlan, model: GaussianModel, generator: torch.Generat
             model.cat_tensors_to_optimizer(new_rows)
         gone = _on_device(model, plan.split, plan.drop)
         if len(gone) > 0:
-            keep = torch.ones(len(model), dtype=torch.bool, device=model.device)
-            keep[gone] = False
-            model.prune_optimizer(keep)
+            keep = torch.ones(len(model), dtype=torch.bool, device=model.device).index_fill(0, gone, False)
+            model.prune_optimizer(keep, len(model) - len(gone))
     if plan.reset_opacity:
         model.reset_opacity(reset_opacity_to)
 
 
-def _on_device(model: GaussianModel, *rows: Tensor) -> Tensor:
-    """The rows of a plan in one tensor on the model's device."""
-    return torch.cat([each.to(model.device) for each in rows])
+def _on_device(model: GaussianModel, *parts: Tensor) -> Tensor:
+    """Parts of a plan in one tensor on the model's device."""
+    return torch.cat([_uploaded(part, model.device) for part in parts])
+
+
+def _uploaded(tensor: Tensor, device: torch.device) -> Tensor:
+    """``tensor`` on ``device``; the program does not wait for a GPU, because it copies from pinned memory."""
+    if tensor.device == device or len(tensor) == 0:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _check_rows(plan: DensityPlan, model: GaussianModel) -> None:
     """Raise ValueError if the plan names a row twice, or a row that the model does not have."""
-    # On the CPU, because every look at a value on a GPU waits for it.
-    named, count = _on_device(model, plan.clone, plan.relocate, plan.split, plan.drop).cpu(), len(model)
-    if int(named.min()) < 0 or int(named.max()) >= count:
-        raise ValueError(f"plan: expected rows from 0 to {count - 1}, got {int(named.min())} to {int(named.max())}")
-    if int(torch.bincount(named).max()) > 1:
+    count = len(model)
+    named = _on_device(model, plan.clone, plan.relocate, plan.split, plan.drop).sort().values
+    twice = (named[1:] == named[:-1]).any().long()
+    # Every look at a value on a GPU waits for it, so all are read at once.
+    lowest, highest, repeated = torch.stack([named[0], named[-1], twice]).tolist()
+    if lowest < 0 or highest >= count:
+        raise ValueError(f"plan: expected rows from 0 to {count - 1}, got {lowest} to {highest}")
+    if repeated:
         raise ValueError("plan: a row is named more than once")
 
 
@@ -80,12 +90,13 @@ def _new_rows(plan: DensityPlan, model: GaussianModel, generator: torch.Generato
     new opacity and scale.
     """
     children = plan.split.repeat(SPLIT_CHILDREN)
-    copies = plan.relocate.repeat_interleave(plan.relocate_into - 1)
+    times = _on_device(model, plan.relocate_into) - 1
+    copies = _on_device(model, plan.relocate).repeat_interleave(times, output_size=plan.copy_count())
     sources = _on_device(model, plan.clone, children, copies)
     new = {name: tensor[sources] for name, tensor in model.parameters.items()}
     moved, first = sources[len(plan.clone) :], len(plan.clone)
     if len(moved) > 0:
-        draws = torch.randn(len(moved), 3, generator=generator, dtype=model.xyz.dtype).to(model.device)
+        draws = _uploaded(torch.randn(len(moved), 3, generator=generator, dtype=model.xyz.dtype), model.device)
         new["xyz"][first:] += rotate(model.quaternions()[moved], draws * model.scales()[moved])
         new["scaling"][first : first + len(children)] -= math.log(SPLIT_SHRINK)
     return new

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from gs_train.density.types import DensityPlan, DensitySetup, rows_of, spare_one
+from gs_train.density.types import DensityPlan, DensitySetup, rows_of_each, spare_one
 from gs_train.model.gaussians import GaussianModel
 from gs_train.render.types import RenderOutput
 
@@ -125,25 +125,15 @@ class ClassicDensity:
         if 0 < config.opacity_reset_interval < iteration:
             # The original prunes these. Where few views see a plain background, that loses it: 31 dB fell to 23 dB.
             hot |= (largest_scale > config.max_world_scale * self._extent) & ~weak
-        drop = spare_one(weak, opacities)
-        grow = self._trim(hot & ~drop, mean_grad, room=self._max_gaussians - len(model) + int(drop.sum()))
-        return DensityPlan(
-            clone=rows_of(grow & ~large),
-            split=rows_of(grow & large),
-            drop=rows_of(drop),
-            reset_opacity=reset,
-        )
-
-    def _trim(self, grow: Tensor, mean_grad: Tensor, *, room: int) -> Tensor:
-        """Leave at most ``room`` rows in ``grow``, because each adds one Gaussian: the largest gradients, ties to the
-        lower row."""
-        rows = rows_of(grow)
-        if len(rows) <= room:
-            return grow
-        order = mean_grad[rows].sort(descending=True, stable=True).indices
-        trimmed = torch.zeros_like(grow)
-        trimmed[rows[order[: max(room, 0)]]] = True
-        return trimmed
+        clone, split, drop = rows_of_each(hot & ~large, hot & large, spare_one(weak, opacities))
+        # Every row that densifies adds one Gaussian. The largest gradients come first, ties go to the lower row.
+        room = max(0, self._max_gaussians - len(model) + len(drop))
+        if len(clone) + len(split) > room:
+            grow = torch.cat([clone, split]).sort().values
+            best = grow[mean_grad[grow].sort(descending=True, stable=True).indices[:room]]
+            chosen = torch.zeros_like(hot).index_fill(0, best, True)
+            clone, split = rows_of_each(chosen & ~large, chosen & large)
+        return DensityPlan(clone=clone, split=split, drop=drop, reset_opacity=reset)
 
 
 class AbsgradDensity(ClassicDensity):

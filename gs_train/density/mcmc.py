@@ -69,7 +69,8 @@ class McmcDensity:
             return DensityPlan(shift=shift)
         if iteration >= config.refine_until_iteration:
             return DensityPlan(drop=rows_of(spare_one(self._unseen(model, background), opacities)), shift=shift)
-        dead = (opacities <= config.min_opacity) | (model.xyz.detach().norm(dim=1) > _FAR * self._extent)
+        # The draws are made on the CPU, so that a seed gives the same draws on every device. The plan stays there.
+        dead = ((opacities <= config.min_opacity) | (model.xyz.detach().norm(dim=1) > _FAR * self._extent)).cpu()
         living = rows_of(~dead)
         if len(living) == 0:
             return DensityPlan(shift=shift)
@@ -78,14 +79,13 @@ class McmcDensity:
         wanted = grown - len(living)
         if wanted == 0:
             return DensityPlan(shift=shift)
-        # Drawn on the CPU, so that a seed gives the same draws on every device.
-        weights = self._weights(model, opacities, background)[living].cpu()
+        weights = self._weights(model, opacities, background).cpu()[living]
         drawn = torch.multinomial(weights, wanted, replacement=True, generator=self._generator)
         times = torch.bincount(drawn, minlength=len(living))
         sources = rows_of(times > 0)
         return DensityPlan(
-            relocate=living[sources.to(living.device)],
-            relocate_into=(times[sources] + 1).to(living.device),
+            relocate=living[sources],
+            relocate_into=times[sources] + 1,
             drop=rows_of(dead),
             shift=shift,
         )

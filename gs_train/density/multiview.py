@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gs_train.density.config import DensityConfig
 from gs_train.density.scores import draw_views, score_views
-from gs_train.density.types import DensityPlan, DensitySetup, rows_of, spare_one
+from gs_train.density.types import DensityPlan, DensitySetup, rows_of, rows_of_each, spare_one
 from gs_train.model.gaussians import GaussianModel
 from gs_train.render.types import RenderOutput
 
@@ -67,14 +67,14 @@ class MultiviewDensity:
             if last:
                 useless = scores.seen & (scores.contribution < config.min_contribution)
                 return DensityPlan(drop=rows_of(spare_one(weak | useless, opacities)))
-            drop = spare_one(weak, opacities)
-            room = budget(iteration, self._start, self._most, config) - len(model) + int(drop.sum())
-            score = torch.where(drop, 0.0, scores.error)
+            spared = spare_one(weak, opacities)
+            drop, candidates = rows_of_each(spared, (scores.error > 0) & ~spared)
+            room = max(0, budget(iteration, self._start, self._most, config) - len(model) + len(drop))
             # A round adds at most one Gaussian per candidate. Ties go to the lower row.
-            candidates = rows_of(score > 0)
-            best = candidates[score[candidates].sort(descending=True, stable=True).indices[: max(room, 0)]]
+            best = candidates[scores.error[candidates].sort(descending=True, stable=True).indices[:room]]
             large = largest_scale[best] > config.percent_dense * self._extent
-            return DensityPlan(clone=best[~large], split=best[large], drop=rows_of(drop))
+            clone, split = (best[places] for places in rows_of_each(~large, large))
+            return DensityPlan(clone=clone, split=split, drop=drop)
 
     def state_dict(self) -> dict[str, Any]:
         """The number of Gaussians at the start of training, from which the budget grows."""

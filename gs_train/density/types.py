@@ -40,7 +40,7 @@ class DensityPlan:
     """[K] int64, rows split into n identical copies with the same total appearance. The original row keeps its Adam
     moments. The copies start with zero moments, or they would move in lockstep with it."""
     relocate_into: Tensor = field(default_factory=_no_rows)
-    """[K] int64, n for each row of ``relocate``; at least 2."""
+    """[K] int64, n for each row of ``relocate``; at least 2. On the CPU, its sum needs no wait for a GPU."""
     drop: Tensor = field(default_factory=_no_rows)
     """[D] int64, rows to prune."""
     reset_opacity: bool = False
@@ -52,10 +52,14 @@ class DensityPlan:
         """Whether the plan adds or removes rows."""
         return any(len(rows) > 0 for rows in (self.clone, self.split, self.relocate, self.drop))
 
+    def copy_count(self) -> int:
+        """The number of rows that relocation adds."""
+        return int(self.relocate_into.sum()) - len(self.relocate)
+
     def row_count(self, count: int) -> int:
         """The number of rows of a model of ``count`` rows after the plan."""
-        copies = int(self.relocate_into.sum()) - len(self.relocate)
-        return count + len(self.clone) + (SPLIT_CHILDREN - 1) * len(self.split) + copies - len(self.drop)
+        children = (SPLIT_CHILDREN - 1) * len(self.split)
+        return count + len(self.clone) + children + self.copy_count() - len(self.drop)
 
 
 class Views(Protocol):
@@ -176,13 +180,18 @@ def rows_of(mask: Tensor) -> Tensor:
     return mask.nonzero().squeeze(1)
 
 
+def rows_of_each(*masks: Tensor) -> list[Tensor]:
+    """``rows_of`` for several masks [N], with a single wait for a GPU: for the numbers of rows."""
+    counts = torch.stack([mask.sum() for mask in masks]).tolist()
+    return [mask.nonzero_static(size=count).squeeze(1) for mask, count in zip(masks, counts, strict=True)]
+
+
 def spare_one(drop: Tensor, opacities: Tensor) -> Tensor:
     """The mask ``drop`` [N], without the most opaque row (the lower of equal rows) if it covers every row.
 
     An empty model cannot learn any more.
     """
-    if len(drop) == 0 or not bool(drop.all()):
+    if len(drop) == 0:
         return drop
-    spared = drop.clone()
-    spared[opacities.sort(descending=True, stable=True).indices[0]] = False
-    return spared
+    # Without a branch on the values, which would make the program wait for a GPU.
+    return torch.where(drop.all(), drop.index_fill(0, opacities.argmax(), False), drop)

@@ -184,8 +184,12 @@ class GaussianModel:
         self._parameters = door.append_rows(self._parameters, self.optimizer, tensors_dict)
         return self.parameters
 
-    def prune_optimizer(self, keep_mask: Tensor) -> dict[str, Parameter]:
+    def prune_optimizer(self, keep_mask: Tensor, count: int | None = None) -> dict[str, Parameter]:
         """Keep the rows where ``keep_mask`` ([N] bool) is true. Works with and without an optimizer.
+
+        Args:
+            keep_mask: the rows to keep.
+            count: their number; without it, the program waits for a GPU to count them.
 
         Returns:
             The current parameters.
@@ -193,7 +197,7 @@ class GaussianModel:
         Raises:
             ValueError: the mask is not [N] bool. The model stays unchanged.
         """
-        self._parameters = door.keep_rows(self._parameters, self.optimizer, keep_mask)
+        self._parameters = door.keep_rows(self._parameters, self.optimizer, keep_mask, count)
         return self.parameters
 
     def replace_tensor_to_optimizer(self, tensor: Tensor, name: str) -> dict[str, Parameter]:
@@ -209,19 +213,20 @@ class GaussianModel:
         self._parameters = door.replace(self._parameters, self.optimizer, name, tensor)
         return self.parameters
 
-    def reorder_optimizer(self, order: Tensor) -> dict[str, Parameter]:
-        """Reorder the rows. Works with and without an optimizer.
+    def sort_optimizer(self, keys: Tensor) -> dict[str, Parameter]:
+        """Sort the rows. Works with and without an optimizer.
 
         Args:
-            order: [N] int64, a permutation. Row i of the result is row ``order[i]`` of the current tensors.
+            keys: [N] int64. Row i of the result is the row with the i-th smallest key; rows of equal keys keep their
+                order.
 
         Returns:
             The current parameters.
 
         Raises:
-            ValueError: ``order`` is not a permutation of the rows. The model stays unchanged.
+            ValueError: the keys are not [N] int64. The model stays unchanged.
         """
-        self._parameters = door.reorder(self._parameters, self.optimizer, order)
+        self._parameters = door.sort_rows(self._parameters, self.optimizer, keys)
         return self.parameters
 
     def oneup_sh_degree(self) -> None:

@@ -1,8 +1,8 @@
-"""The order of the Gaussians in memory along a Morton curve.
+"""The places of the Gaussians along a Morton curve, which orders them in memory.
 
 Gaussians that are near in space are near in most views. Storing them near in memory makes a training step faster
-(``docs/benchmarks.md`` has the figures). This module only computes the order, and only from the positions;
-``GaussianModel.reorder_optimizer`` applies it.
+(``docs/benchmarks.md`` has the figures). This module only computes the places, and only from the positions;
+``GaussianModel.sort_optimizer`` sorts by them.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ _MOST_SAMPLES = 100_000
 sort."""
 
 
-def morton_order(xyz: Tensor) -> Tensor:
-    """The order of the rows along a Morton curve (Z-order curve).
+def morton_codes(xyz: Tensor) -> Tensor:
+    """The place of every row along a Morton curve (Z-order curve).
 
     The curve covers the middle 98 % of the positions along each axis. Positions outside are clamped to its bounds.
 
@@ -26,7 +26,7 @@ def morton_order(xyz: Tensor) -> Tensor:
         xyz: [N, 3] positions, world units.
 
     Returns:
-        [N] int64, a permutation on the device of ``xyz``. Rows of the same cell keep their order.
+        [N] int64 on the device of ``xyz``, the number of the cell along the curve. Rows of a cell have the same number.
     """
     xyz = xyz.detach()
     if len(xyz) == 0:
@@ -38,4 +38,4 @@ def morton_order(xyz: Tensor) -> Tensor:
     for bit in range(_BITS):
         for axis in range(3):
             code |= ((cells[:, axis] >> bit) & 1) << (3 * bit + axis)
-    return code.argsort(stable=True)
+    return code

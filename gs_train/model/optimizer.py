@@ -1,4 +1,4 @@
-"""Changes to the rows of parameters together with their Adam moments: append, keep, reorder, replace, save, load.
+"""Changes to the rows of parameters together with their Adam moments: append, keep, sort, replace, save, load.
 
 This is the only module that touches ``optimizer.state``. It does not know about Gaussians: it works on named tensors
 with the same number of rows, and on an Adam whose groups have the same names and one tensor each, or on no optimizer at
@@ -127,10 +127,13 @@ def append_rows(
     return _swap(parameters, optimizer, built)
 
 
-def keep_rows(parameters: Parameters, optimizer: Optimizer | None, keep_mask: Tensor) -> dict[str, Parameter]:
+def keep_rows(
+    parameters: Parameters, optimizer: Optimizer | None, keep_mask: Tensor, count: int | None = None
+) -> dict[str, Parameter]:
     """Keep the rows of parameters and moments where ``keep_mask`` ([N] bool) is true.
 
-    A mask that is false everywhere is allowed. Callers must prevent it if they need at least one row.
+    A mask that is false everywhere is allowed. Callers must prevent it if they need at least one row. ``count`` is the
+    number of rows to keep; without it, the program waits for a GPU to count them.
 
     Raises:
         ValueError: the mask is not a bool tensor of shape [N].
@@ -140,23 +143,20 @@ def keep_rows(parameters: Parameters, optimizer: Optimizer | None, keep_mask: Te
         raise ValueError(
             f"keep_mask: expected torch.bool of shape [{rows}], got {keep_mask.dtype} of shape {list(keep_mask.shape)}"
         )
-    return _select(parameters, optimizer, keep_mask.nonzero().squeeze(1))
+    kept = keep_mask.nonzero() if count is None else keep_mask.nonzero_static(size=count)
+    return _select(parameters, optimizer, kept.squeeze(1))
 
 
-def reorder(parameters: Parameters, optimizer: Optimizer | None, order: Tensor) -> dict[str, Parameter]:
-    """Reorder the rows of parameters and moments: row i of the result is the current row ``order[i]`` ([N] int64).
+def sort_rows(parameters: Parameters, optimizer: Optimizer | None, keys: Tensor) -> dict[str, Parameter]:
+    """Sort the rows of parameters and moments by ``keys`` ([N] int64, ascending). Rows of equal keys keep their order.
 
     Raises:
-        ValueError: ``order`` is not a permutation of the rows.
+        ValueError: the keys are not an int64 tensor of shape [N].
     """
     rows = _rows(parameters)
-    if order.dtype != torch.int64 or order.shape != (rows,):
-        raise ValueError(
-            f"order: expected torch.int64 of shape [{rows}], got {order.dtype} of shape {list(order.shape)}"
-        )
-    if not torch.equal(order.sort().values, torch.arange(rows, device=order.device)):
-        raise ValueError(f"order: not a permutation of the {rows} rows")
-    return _select(parameters, optimizer, order)
+    if keys.dtype != torch.int64 or keys.shape != (rows,):
+        raise ValueError(f"keys: expected torch.int64 of shape [{rows}], got {keys.dtype} of shape {list(keys.shape)}")
+    return _select(parameters, optimizer, keys.argsort(stable=True))
 
 
 def replace(parameters: Parameters, optimizer: Optimizer | None, name: str, tensor: Tensor) -> dict[str, Parameter]:

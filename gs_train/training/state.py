@@ -19,7 +19,7 @@ from gs_train.density.registry import CONTROLLERS, controller_class
 from gs_train.density.types import DensityController, DensityPlan
 from gs_train.errors import UserError
 from gs_train.model.gaussians import GaussianModel, check_model_state
-from gs_train.model.morton import morton_order
+from gs_train.model.morton import morton_codes
 from gs_train.run.structure import Anything, DictOf, ListOf, check_like
 from gs_train.scene.photos.cache import READ_AHEAD
 from gs_train.training.background import Background
@@ -89,7 +89,7 @@ class TrainState:
             raise ValueError(f"{name} plans {count:,} Gaussians but max_gaussians is {config.max_gaussians:,}")
         apply_plan(plan, self.model, self.density_generator, reset_opacity_to=config.density.reset_opacity_to)
         if plan.changes_rows():
-            self.model.reorder_optimizer(morton_order(self.model.xyz))
+            self.model.sort_optimizer(morton_codes(self.model.xyz))
 
     def finish_step(self, iteration: int, elapsed_s: float) -> None:
         """Record that the step at ``iteration`` is done, ``elapsed_s`` seconds into the loop."""

@@ -75,7 +75,7 @@ class TrainingViews:
         return self._cameras[index].reduced(self._downscale)
 
     def expect(self, indices: Sequence[int]) -> None:
-        """Announce the next views, the current one first, so that their photos are read ahead."""
+        """Announce the next views, the current one first, so that their photos are read and copied ahead."""
         self._photos.expect(indices, self._downscale)
 
     def photo(self, index: int, background: Tensor) -> tuple[Tensor, Tensor | None]:
