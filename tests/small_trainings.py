@@ -25,7 +25,10 @@ def config_of(kind: str, iterations: int, **settings: Any) -> TrainConfig:
         score_views=2,
     )
     settings = {"max_gaussians": 100, "log_every": 10, "save_every": 40, "start_downscale": 1} | settings
-    return replace(base, iterations=iterations, density=density, **settings)
+    # With rates that fall late, so few steps would not bring opacities back after a reset. Pixels of small photos are
+    # wide, so the rate of the positions is smaller than that of a training.
+    optimizer = replace(base.optimizer, xyz_lr_init=0.02, late_lr_factor=1.0)
+    return replace(base, iterations=iterations, density=density, optimizer=optimizer, **settings)
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
