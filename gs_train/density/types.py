@@ -183,7 +183,11 @@ def rows_of(mask: Tensor) -> Tensor:
 def rows_of_each(*masks: Tensor) -> list[Tensor]:
     """``rows_of`` for several masks [N], with a single wait for a GPU: for the numbers of rows."""
     counts = torch.stack([mask.sum() for mask in masks]).tolist()
-    return [mask.nonzero_static(size=count).squeeze(1) for mask, count in zip(masks, counts, strict=True)]
+    return [
+        # Before torch 2.10, nonzero_static of a mask without rows fails on a GPU.
+        mask.nonzero_static(size=count).squeeze(1) if count else mask.new_empty(0, dtype=torch.int64)
+        for mask, count in zip(masks, counts, strict=True)
+    ]
 
 
 def spare_one(drop: Tensor, opacities: Tensor) -> Tensor:
