@@ -149,7 +149,8 @@ def test_steps_and_gaussians_are_shared_out(city: Plan, tiny_scene: Path) -> Non
         assert block.finish_iterations == round(0.3 * block.steps)
         # The rate of the positions goes on where the training leaves it.
         lr, share = config.optimizer, block.iterations / int(config.optimizer.xyz_lr_max_steps)
-        assert finish.optimizer.xyz_lr_init == pytest.approx(lr.xyz_lr_init * (lr.xyz_lr_final / lr.xyz_lr_init) ** share)
+        end = lr.xyz_lr_init * (lr.xyz_lr_final / lr.xyz_lr_init) ** share
+        assert finish.optimizer.xyz_lr_init == pytest.approx(end)
         assert finish.density.interval == 0 and finish.optimizer.xyz_lr_final == lr.xyz_lr_final
         assert config.max_gaussians == block.max_gaussians <= 900
         assert config.optimizer.scaling_lr == pytest.approx(
