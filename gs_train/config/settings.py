@@ -44,7 +44,7 @@ class TrainConfig:
         UserError: a value is outside its range; the message names the flag.
     """
 
-    iterations: int = setting(4500, group=MOST_USED, at_least=1, on_resume=True)
+    iterations: int = setting(4000, group=MOST_USED, at_least=1, on_resume=True)
     """Optimizer steps. More gives a better picture; 2000 shows a first one."""
     max_gaussians: int = setting(200_000, group=MOST_USED, at_least=1)
     """Upper limit of the number of Gaussians. Lower it for a smaller file, raise it for scenes larger than a room."""
@@ -82,7 +82,7 @@ class TrainConfig:
     wrong, by half a degree or so. It keeps poses that the scene's points confirm; otherwise a step takes a third
     longer."""
     corrections_until: int | float = setting(1.0, group=CORRECTIONS, above=0)
-    """Iteration at which the learning rate of exposures reaches its final value and poses are final; 4500, or 1.0 for a
+    """Iteration at which the learning rate of exposures reaches its final value and poses are final; 4000, or 1.0 for a
     fraction of --iterations."""
     depth_weight: float = setting(0.0, group=CORRECTIONS, at_least=0)
     """Weight of the difference between rendered depth and the depth of a COLMAP scene's points; 0.1 helps flat or

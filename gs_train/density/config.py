@@ -34,7 +34,7 @@ class DensityConfig:
     from_iteration: int | float = setting(0.01667, group=DENSITY)
     """First iteration after which Gaussians change; 500, or 0.02 for a fraction of --iterations. Raise it if early
     growth follows a blurred picture."""
-    until_iteration: int | float = setting(0.3, group=DENSITY)
+    until_iteration: int | float = setting(0.4, group=DENSITY)
     """(classic, absgrad, multiview) Iteration at which densification ends; 15000, or 0.5 for a fraction of
     --iterations. Lower it for fewer Gaussians."""
     refine_until_iteration: int | float = setting(0.8333, group=DENSITY)

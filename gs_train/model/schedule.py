@@ -44,7 +44,7 @@ class OptimizerConfig:
     change too much between views."""
     opacity_lr: float = setting(0.05, group=LEARNING_RATES, at_least=0)
     """Learning rate of the opacity (logit). Lower it (0.025, the original's) for runs of 30000."""
-    scaling_lr: float = setting(0.01, group=LEARNING_RATES, at_least=0)
+    scaling_lr: float = setting(0.02, group=LEARNING_RATES, at_least=0)
     """Learning rate of the scales (log). Lower it (0.005, the original's) for runs of 30000."""
     rotation_lr: float = setting(0.004, group=LEARNING_RATES, at_least=0)
     """Learning rate of the rotations (quaternion). Lower it (0.001, the original's) for runs of 30000."""
