@@ -1,8 +1,9 @@
 """The start of a block's finish: its own Gaussians, and its neighbours' Gaussians around its box.
 
 A block is trained alone, so its Gaussians do not fit to its neighbours' Gaussians where the merge cuts. Its finish
-trains it further together with the neighbours' Gaussians near the border. The neighbours do the same with the same Gaussians
-and nearly the same photos, so the copies of a border change alike, and the merge takes each Gaussian from one of them.
+trains it further together with the neighbours' Gaussians near the border. The neighbours do the same with the same
+Gaussians and nearly the same photos, so the copies of a border change alike, and the merge takes each Gaussian from
+one of them.
 """
 
 from __future__ import annotations
