@@ -15,7 +15,7 @@ from gs_train.flags import flags_of, parse
 FLAGS = {
     "train": """
         --out --preset --resume --overwrite --or-resume --json --viewer --viewer-host --viewer-port
-        --iterations --max-gaussians --device --background --sh-degree --sh-degree-interval --lambda-dssim
+        --iterations --max-gaussians --device --background --sh-degree --sh-palette --sh-degree-interval --lambda-dssim
         --start-downscale --full-size-from --batch-size --batch-from --antialiased --no-antialiased
         --init-from --exposure --refine-poses --no-refine-poses --corrections-until --depth-weight --seed
         --image-cache-gb --save-every --eval-every --keep --log-every

@@ -43,7 +43,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "run": ("config", "scene", "cameras", "model", "render", "formats"),
     "distributed": ("model", "render"),
     "training": tuple(
-        "config scene cameras model render losses alignment density run formats.splat_data distributed".split()
+        "config scene cameras model render losses alignment density run distributed".split()
+        + "formats.splat_data formats.palette".split()
     ),
     "evaluate": ("scene", "cameras", "model", "render", "losses", "alignment", "formats", "run"),
     "blocks": tuple("config scene cameras model render losses formats run evaluate".split()),

@@ -56,6 +56,9 @@ class TrainConfig:
     black for pictures of single objects with alpha."""
     sh_degree: int = setting(3, group=MODEL, at_least=0, at_most=HIGHEST_TRAINED_SH_DEGREE, shapes_state=True)
     """Spherical-harmonics degree of the colours, 0 to 3. Lower it for smaller files without reflections."""
+    sh_palette: int = setting(0, group=MODEL, at_least=0, at_most=65536)
+    """Number of sets of view-dependent colours that the Gaussians share from 0.8 of the training on; 0 leaves each its
+    own. 8192 keeps the picture in a small .sog."""
     sh_degree_interval: int | float = setting(0.0333, group=SCHEDULE, above=0)
     """Iterations between two raises of the active spherical-harmonics degree; 1000, or 0.03 for a fraction of
     --iterations."""

@@ -12,11 +12,18 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
+from gs_train.formats.packing import opacities
 from gs_train.machine import cpu_threads
 
 Rows = NDArray[np.float32]
 Labels = NDArray[np.int64]
 Weights = NDArray[np.float32]
+MOST_LOG_SCALE = 20.0
+"""Scales beyond it, up or down, count as it."""
+_IMPORTANCE = (1e-4, 1e4)
+"""Smallest and largest importance of a Gaussian."""
+_IMPORTANCE_POWER = 0.25
+"""A weak power: the importance itself would cost small Gaussians more than it gives large Gaussians."""
 _SAMPLE = 50_000
 """Rows that determine the coarse cells."""
 _COARSE_ROUNDS = 4
@@ -29,20 +36,47 @@ _ONE_THREAD = 2**18
 loops, which on a busy machine takes ten times as long as the products."""
 
 
-def make_palette(rows: Rows, size: int, weights: Weights | None = None) -> tuple[Rows, Labels]:
+def importance(
+    xyz: NDArray[np.float32], scaling: NDArray[np.float32], opacity: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """[N] estimate of the pixels that each Gaussian colours, relative to the mean: opacity times area over squared
+    distance. The cameras are unknown: the squared distance is that from the middle of the splat, plus its median.
+
+    Args:
+        xyz: [N, 3].
+        scaling: [N, 3] log.
+        opacity: [N, 1] logit.
+    """
+    largest = np.sort(np.clip(scaling.astype(np.float64), -MOST_LOG_SCALE, MOST_LOG_SCALE), axis=1)[:, 1:]
+    squared = np.square(xyz.astype(np.float64) - np.median(xyz, axis=0)).sum(axis=1)
+    pixels = np.exp(largest.sum(axis=1)) / np.maximum(squared + np.median(squared), 1e-30)
+    pixels *= opacities(opacity)[:, 0]
+    relative: NDArray[np.float32] = np.clip(pixels / pixels.mean(), *_IMPORTANCE).astype(np.float32)
+    return relative
+
+
+def distinct_rows(rows: Rows) -> tuple[Rows, Labels]:
+    """The different rows of ``rows`` ([N, D]), compared bit by bit, and the number of each row among them."""
+    if rows.shape[1] == 0:
+        return rows[:1], np.zeros(len(rows), dtype=np.int64)
+    whole = np.ascontiguousarray(rows).view(np.dtype((np.void, rows.itemsize * rows.shape[1]))).ravel()
+    _, first, labels = np.unique(whole, return_index=True, return_inverse=True)
+    return rows[first], labels.astype(np.int64)
+
+
+def make_palette(rows: Rows, size: int, importance: Weights | None = None) -> tuple[Rows, Labels]:
     """Centres and the number of the centre of each row.
 
     Args:
         rows: [N, D], finite.
         size: number of centres, 1 to N.
-        weights: [N] importance of each row, above 0; None for equal weights.
+        importance: [N] importance of each row, above 0; None for equal importance.
 
     Returns:
         centres [size, D], and labels [N].
     """
     rng = np.random.default_rng(0)
-    if weights is None:
-        weights = np.ones(len(rows), dtype=np.float32)
+    weights = np.ones(len(rows), dtype=np.float32) if importance is None else importance**_IMPORTANCE_POWER
     coarse_count = max(1, round(size**0.5))
     sample = np.sort(rng.choice(len(rows), min(_SAMPLE, len(rows)), replace=False))
     coarse, _ = _lloyd(rows[sample], weights[sample], min(coarse_count, len(sample)), _COARSE_ROUNDS, rng)

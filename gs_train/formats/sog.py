@@ -27,7 +27,7 @@ from gs_train.formats.packing import (
     to_logits,
     unit_quaternions,
 )
-from gs_train.formats.palette import make_palette
+from gs_train.formats.palette import MOST_LOG_SCALE, distinct_rows, importance, make_palette
 from gs_train.formats.reading import Damaged, check_expansion, member, numbers, reading, writable, write_file
 from gs_train.formats.sog_container import Files, decode_image, encode_image, image_size, pack, unpack, unpack_zip
 from gs_train.formats.splat_data import SplatData, SplatFormat
@@ -36,14 +36,13 @@ from gs_train.machine import cpu_threads
 Quality = Literal["small", "normal", "high"]
 Images = dict[str, tuple[NDArray[np.uint8], tuple[int, int]]]
 """File name -> channels of the pixels, width and height."""
-_MOST_LOG_SCALE = 20.0
 _MOST_SH = 1000.0
 """Largest coefficient, so that sums of squares stay finite. Coefficients above 10 are defects."""
 _PALETTE_LEAST, _PALETTE_MOST = 4096, 65536
 _PALETTE_FACTORS: dict[Quality, float] = {"small": 0.125, "normal": 1, "high": 4}
+_SHARED = 4
+"""Gaussians per set of SH coefficients, on average, that show that training made them share sets."""
 _PALETTE_COLUMNS = 64
-_IMPORTANCE = (1e-4, 1e4)
-"""Smallest and largest importance of a Gaussian."""
 _ZIP_HEADER = 30
 """Bytes before the name of an entry of a zip file."""
 _NO_ROTATION_ALPHA = 252
@@ -95,9 +94,9 @@ def encode_sog(data: SplatData, *, quality: Quality = "normal") -> bytes:
     words = steps.astype("<u2").view(np.uint8).reshape(-1, 3, 2)
     files = [add("means_l", words[:, :, 0]), add("means_u", words[:, :, 1])]
     meta["means"] = {"mins": low.tolist(), "maxs": high.tolist(), "files": files}
-    scales = np.clip(data.scaling, -_MOST_LOG_SCALE, _MOST_LOG_SCALE)
-    importance = _importance(data.xyz, scales, data.opacity)
-    codebook = make_codebook(scales, np.broadcast_to(np.sqrt(importance), scales.shape))
+    scales = np.clip(data.scaling, -MOST_LOG_SCALE, MOST_LOG_SCALE)
+    weights = importance(data.xyz, scales, data.opacity)
+    codebook = make_codebook(scales, np.broadcast_to(np.sqrt(weights)[:, None], scales.shape))
     files = [add("scales", nearest_entries(codebook, scales))]
     meta["scales"] = {"codebook": _rounded(codebook), "files": files}
     meta["quats"] = {"files": [add("quats", _encode_rotations(data.rotation))]}
@@ -106,7 +105,7 @@ def encode_sog(data: SplatData, *, quality: Quality = "normal") -> bytes:
     colours = np.concatenate([nearest_entries(codebook, data.f_dc[:, 0]), alpha], axis=1)
     meta["sh0"] = {"codebook": _rounded(codebook), "files": [add("sh0", colours)]}
     if data.sh_degree:
-        meta["shN"] = _encode_sh(data, importance, quality, images)
+        meta["shN"] = _encode_sh(data, weights, quality, images)
     with ThreadPoolExecutor(cpu_threads()) as pool:
         encoded = dict(zip(images, pool.map(lambda image: encode_image(*image), images.values()), strict=True))
     return pack({"meta.json": json.dumps(meta).encode(), **encoded})
@@ -143,27 +142,15 @@ def _encode_rotations(rotation: NDArray[np.float32]) -> NDArray[np.uint8]:
     return np.concatenate([rgb, (_NO_ROTATION_ALPHA + largest[:, None]).astype(np.uint8)], axis=1)
 
 
-def _importance(
-    xyz: NDArray[np.float32], scales: NDArray[np.float32], opacity: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """[N, 1] estimate of the pixels that each Gaussian colours, relative to the mean: opacity times area over squared
-    distance. The cameras are unknown: the squared distance is that from the middle of the splat, plus its median."""
-    smallest_last = -np.sort(-scales.astype(np.float64), axis=1)
-    squared = np.square(xyz.astype(np.float64) - np.median(xyz, axis=0)).sum(axis=1)
-    pixels = np.exp(smallest_last[:, 0] + smallest_last[:, 1]) / np.maximum(squared + np.median(squared), 1e-30)
-    pixels *= opacities(opacity)[:, 0]
-    importance: NDArray[np.float32] = np.clip(pixels / pixels.mean(), *_IMPORTANCE)[:, None].astype(np.float32)
-    return importance
-
-
-def _encode_sh(data: SplatData, importance: NDArray[np.float32], quality: Quality, images: Images) -> dict[str, Any]:
+def _encode_sh(data: SplatData, weights: NDArray[np.float32], quality: Quality, images: Images) -> dict[str, Any]:
     """The entry ``shN`` of meta.json; adds the images of the palette and of the labels."""
     count, rest = len(data), data.f_rest.shape[1]
     flat = data.f_rest.transpose(0, 2, 1).reshape(count, 3 * rest)
     flat = np.clip(flat, -_MOST_SH, _MOST_SH)
-    # A weak power: the importance itself would cost small Gaussians more than it gives large Gaussians.
-    weights = np.sqrt(np.sqrt(importance[:, 0]))
-    centres, labels = make_palette(flat, palette_size(count, quality), weights)
+    size = palette_size(count, quality)
+    centres, labels = distinct_rows(flat)
+    if len(centres) > (size if quality == "small" else max(size, min(count // _SHARED, _PALETTE_MOST))):
+        centres, labels = make_palette(flat, size, weights)
     codebook = make_codebook(centres)
     entries = nearest_entries(codebook, centres).reshape(len(centres), 3, rest).transpose(0, 2, 1)
     rows = -(-len(centres) // _PALETTE_COLUMNS)

@@ -19,6 +19,7 @@ from torch.nn import Parameter
 from gs_train.formats.splat_data import SplatData
 from gs_train.model import optimizer as door
 from gs_train.model.rates import BETAS, EPS, AdamSchedule
+from gs_train.model.row_sets import RowSets
 from gs_train.model.schedule import OptimizerConfig
 from gs_train.model.spherical_harmonics import degree_of_rest
 
@@ -39,6 +40,8 @@ class GaussianModel:
     """Spherical-harmonics degree that rasterizers use, 0 to ``max_sh_degree``."""
     spatial_lr_scale: float
     """Factor on the learning rate of the positions: the scene's extent, world units."""
+    f_rest_sets: RowSets | None
+    """Gaussians that share one ``f_rest``; None if each has its own, or if rows changed since ``share_f_rest``."""
 
     def __init__(
         self, tensors: Mapping[str, Tensor], *, spatial_lr_scale: float = 1.0, active_sh_degree: int = 0
@@ -65,6 +68,7 @@ class GaussianModel:
         _check_degree(active_sh_degree, self.max_sh_degree)
         self._config: OptimizerConfig | None = None
         self._schedule: AdamSchedule | None = None
+        self.f_rest_sets = None
 
     # ---- contents ----
 
@@ -166,7 +170,16 @@ class GaussianModel:
         """
         if self.optimizer is None:
             raise ValueError("step needs training_setup to be called first")
-        door.step(self.optimizer)
+        door.step(self.optimizer, {} if self.f_rest_sets is None else {"f_rest": self.f_rest_sets})
+
+    def share_f_rest(self, sets: RowSets, values: Tensor | None = None) -> None:
+        """Let the Gaussians of each of K sets learn one ``f_rest`` together, until rows change.
+
+        ``values`` are [K, (d + 1)^2 - 1, 3] new coefficients; None if those of each set are equal already.
+        """
+        if values is not None:
+            door.merge_rows(self._parameters, self.optimizer, "f_rest", sets, values)
+        self.f_rest_sets = sets
 
     def cat_tensors_to_optimizer(self, tensors_dict: Mapping[str, Tensor]) -> dict[str, Parameter]:
         """Append rows with zero moments to all six tensors. Works with and without an optimizer.
@@ -182,6 +195,7 @@ class GaussianModel:
                 device. The model stays unchanged.
         """
         self._parameters = door.append_rows(self._parameters, self.optimizer, tensors_dict)
+        self.f_rest_sets = None
         return self.parameters
 
     def prune_optimizer(self, keep_mask: Tensor, count: int | None = None) -> dict[str, Parameter]:
@@ -198,6 +212,7 @@ class GaussianModel:
             ValueError: the mask is not [N] bool. The model stays unchanged.
         """
         self._parameters = door.keep_rows(self._parameters, self.optimizer, keep_mask, count)
+        self.f_rest_sets = None
         return self.parameters
 
     def replace_tensor_to_optimizer(self, tensor: Tensor, name: str) -> dict[str, Parameter]:
@@ -211,6 +226,7 @@ class GaussianModel:
                 unchanged.
         """
         self._parameters = door.replace(self._parameters, self.optimizer, name, tensor)
+        self.f_rest_sets = None
         return self.parameters
 
     def sort_optimizer(self, keys: Tensor) -> dict[str, Parameter]:
@@ -227,6 +243,7 @@ class GaussianModel:
             ValueError: the keys are not [N] int64. The model stays unchanged.
         """
         self._parameters = door.sort_rows(self._parameters, self.optimizer, keys)
+        self.f_rest_sets = None
         return self.parameters
 
     def oneup_sh_degree(self) -> None:
@@ -283,6 +300,7 @@ class GaussianModel:
                 saved = {name: {"lr": door.get_lr(self.optimizer, name), "state": {}} for name in PARAMETER_NAMES}
             self._parameters = door.load_state(self._parameters, self.optimizer, tensors, saved)
         self.active_sh_degree, self.spatial_lr_scale, self._schedule = active, scale, schedule
+        self.f_rest_sets = None
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any], device: torch.device | str = "cpu") -> GaussianModel:

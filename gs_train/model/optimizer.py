@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from gs_train.model.row_sets import RowSets
+
 Parameters = Mapping[str, Parameter]
 _Built = dict[str, tuple[Parameter, dict[str, Any] | None]]
 
@@ -55,8 +57,11 @@ def set_rates(optimizer: Optimizer, rates: Mapping[str, float], *, betas: tuple[
 # ---- steps ----
 
 
-def step(optimizer: Optimizer) -> None:
+def step(optimizer: Optimizer, shared: Mapping[str, RowSets]) -> None:
     """Take one step of a fused Adam, to the same bits as ``optimizer.step()``, and free the gradients.
+
+    The rows of each set of ``shared`` (sets of equal rows by group name) take one step along the sum of their
+    gradients, so they stay equal.
 
     torch's own method calls the same operators. For six groups its bookkeeping takes six times as long as the calls,
     and a GPU waits for it.
@@ -76,11 +81,14 @@ def step(optimizer: Optimizer) -> None:
     with torch.no_grad():
         torch._foreach_add_(steps, 1.0)
         for group, parameter, state in updates:
+            sets, gradient = shared.get(group.get("name", "")), parameter.grad
+            whole = [parameter, state["exp_avg"], state["exp_avg_sq"]]
+            stepped = whole if sets is None else [tensor.index_select(0, sets.first) for tensor in whole]
             torch._fused_adam_(
-                [parameter],
-                [parameter.grad],
-                [state["exp_avg"]],
-                [state["exp_avg_sq"]],
+                [stepped[0]],
+                [gradient if sets is None else sets.sums(gradient)],
+                [stepped[1]],
+                [stepped[2]],
                 [],
                 [state["step"]],
                 lr=group["lr"],
@@ -91,6 +99,9 @@ def step(optimizer: Optimizer) -> None:
                 amsgrad=False,
                 maximize=False,
             )
+            if sets is not None:
+                for values, tensor in zip(stepped, whole, strict=True):
+                    sets.spread(values, tensor)
             parameter.grad = None
 
 
@@ -175,6 +186,20 @@ def replace(parameters: Parameters, optimizer: Optimizer | None, name: str, tens
     values = tensor.detach().clone(memory_format=torch.contiguous_format)
     built = {name: _build(optimizer, old, values, torch.zeros_like)}
     return {**parameters, **_swap({name: old}, optimizer, built)}
+
+
+def merge_rows(parameters: Parameters, optimizer: Optimizer | None, name: str, sets: RowSets, values: Tensor) -> None:
+    """Give all rows of each set of the parameter ``name`` the set's row of ``values`` ([K, ...]).
+
+    The moments of a set are the sums of its rows' moments: those of the sum of independent gradients.
+    """
+    parameter = parameters[name]
+    with torch.no_grad():
+        sets.spread(values.to(parameter), parameter)
+        state = {} if optimizer is None else optimizer.state.get(parameter, {})
+        for key in ("exp_avg", "exp_avg_sq"):
+            if key in state:
+                sets.spread(sets.sums(state[key]), state[key])
 
 
 # ---- saving and loading ----

@@ -34,6 +34,7 @@ from gs_train.scene.types import Scene
 from gs_train.training.batch import run_batch
 from gs_train.training.log import TrainLog
 from gs_train.training.schedule import batch_size_at
+from gs_train.training.sh_palette import share_sh
 from gs_train.training.start import start_training
 from gs_train.training.state import TrainState
 from gs_train.training.views import TrainingViews
@@ -176,6 +177,7 @@ def _take_steps(
             lr_xyz = model.update_learning_rate(iteration, size)
             if iteration % config.sh_degree_interval == 0:
                 model.oneup_sh_degree()
+            share_sh(model, iteration, config)
 
             # ---- Render, loss and backward of each view
             batch = state.draw_batch(size, len(views))
