@@ -31,6 +31,7 @@ _ITERATIONS = 24
 _FLAGS = [
     *("--iterations", _ITERATIONS, "--save-every", 8, "--keep", 9, "--log-every", 4, "--max-gaussians", 900),
     *("--device", "cpu", "--batch-size", 2, "--batch-from", 0, "--density.interval", 5, "--density.from-iteration", 4),
+    *("--sh-palette", 50),
     *("--density.until-iteration", 20, "--density.kind", "classic", "--density.grad-threshold", 1e-6),
 ]
 
