@@ -58,9 +58,9 @@ class TrainConfig:
     """Spherical-harmonics degree of the colours, 0 to 3. Lower it for smaller files without reflections."""
     sh_palette: int = setting(0, group=MODEL, at_least=0, at_most=65536)
     """Number of sets of view-dependent colours that the Gaussians share from 0.8 of the training on; 0 leaves each its
-    own. 8192 keeps the picture in a small .sog."""
-    sh_degree_interval: int | float = setting(0.0333, group=SCHEDULE, above=0)
-    """Iterations between two raises of the active spherical-harmonics degree; 1000, or 0.03 for a fraction of
+    own. 4096 keeps the picture in a small .sog."""
+    sh_degree_interval: int | float = setting(0.1, group=SCHEDULE, above=0)
+    """Iterations between two raises of the active spherical-harmonics degree; 1000, or 0.1 for a fraction of
     --iterations."""
     lambda_dssim: float = setting(0.2, group=MODEL, at_least=0, at_most=1)
     """Weight w of the structural term in the loss (1 - w) * L1 + w * (1 - SSIM). 0 is a little faster and blurrier."""
