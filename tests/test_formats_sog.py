@@ -18,7 +18,7 @@ from splats import assert_close, assert_same_bits, finite_splat, in_order_of, tr
 
 from gs_train.errors import UserError
 from gs_train.formats.codebook import make_codebook, nearest_entries
-from gs_train.formats.palette import make_palette
+from gs_train.formats.palette import distinct_rows, make_palette
 from gs_train.formats.registry import is_splat_file, read_splat
 from gs_train.formats.sog import palette_size, read_sog, write_sog
 
@@ -128,6 +128,20 @@ def test_palettes_of_equal_rows_and_of_all_rows(rows: int) -> None:
     different = np.random.default_rng(0).normal(size=(rows, 9)).astype(np.float32)
     centres, labels = make_palette(different, rows)
     np.testing.assert_allclose(centres[labels], different, rtol=1e-6)
+
+
+def test_distinct_rows_are_told_apart_by_every_bit() -> None:
+    rng = np.random.default_rng(4)
+    # Multiples of 1/128, as some formats store them, differ in few bits.
+    groups = np.unique(rng.integers(-128, 128, (3000, 3)), axis=0).astype(np.float32) / 128
+    expected = rng.permutation(np.repeat(np.arange(len(groups)), 3))
+    centres, labels = distinct_rows(groups[expected])
+    assert len(centres) == len(groups)
+    np.testing.assert_array_equal(centres[labels], groups[expected])
+    rows = np.array([[0.0], [-0.0], [0.0], [np.nextafter(np.float32(0), np.float32(1))]], dtype=np.float32)
+    assert len(set(distinct_rows(rows)[1][:2])) == 2 and len(distinct_rows(rows)[0]) == 3
+    centres, labels = distinct_rows(np.zeros((5, 0), dtype=np.float32))
+    assert centres.shape == (1, 0) and labels.tolist() == [0] * 5
 
 
 def test_palette_sizes() -> None:
