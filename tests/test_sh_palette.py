@@ -128,6 +128,12 @@ def test_a_training_ends_with_few_sets_also_when_resumed(scene: Scene, tmp_path:
         assert torch.equal(parameter, resumed.model.parameters[name]), name
 
 
+def test_a_training_without_coefficients_has_nothing_to_share(scene: Scene, tmp_path: Path) -> None:
+    config = replace(config_of("classic", 10), sh_palette=40, sh_degree=0)
+    state = train(scene, config, tmp_path / "run", progress=False)
+    assert state.iteration == 10 and state.model.f_rest_sets is None
+
+
 def stop_after(steps: int) -> Callable[[], bool]:
     """A ``should_stop`` that stops after a number of steps."""
     asked = iter(range(steps + 1))

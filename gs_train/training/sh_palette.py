@@ -22,9 +22,10 @@ def share_sh(model: GaussianModel, iteration: int, config: TrainConfig) -> None:
     """Keep the number of different ``f_rest`` at ``config.sh_palette`` in the last part of a training.
 
     The sets are those of equal rows if there are few enough, so a resumed training finds its sets again, and copies of
-    Gaussians stay in the set of their parent. Otherwise k-means makes them.
+    Gaussians stay in the set of their parent. Otherwise k-means makes them. Degree 0 has no coefficients to share.
     """
-    if not config.sh_palette or iteration <= SHARED_FROM * config.iterations or model.f_rest_sets is not None:
+    late = iteration > SHARED_FROM * config.iterations
+    if not config.sh_palette or not late or model.max_sh_degree == 0 or model.f_rest_sets is not None:
         return
     rows = model.f_rest.detach().flatten(1).cpu().numpy()
     centres, labels = distinct_rows(rows)
