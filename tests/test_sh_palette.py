@@ -13,7 +13,7 @@ from small_trainings import config_of
 from splats import in_order_of
 
 from gs_train.formats.palette import distinct_rows
-from gs_train.formats.sog import read_sog, write_sog
+from gs_train.formats.sog import palette_size, read_sog, write_sog
 from gs_train.model.gaussians import GaussianModel
 from gs_train.model.row_sets import RowSets
 from gs_train.model.schedule import OptimizerConfig
@@ -141,10 +141,11 @@ def stop_after(steps: int) -> Callable[[], bool]:
 
 
 def test_a_sog_keeps_the_sets_of_a_training(tmp_path: Path) -> None:
-    """6000 Gaussians share 1400 sets: a palette of 512 sets loses them, the palette of the training does not."""
+    """20,000 Gaussians share 4800 sets. A palette of 4096 sets, or of 512, would lose some of them."""
     rng = np.random.default_rng(1)
-    model = model_of(6000)
-    sets = rng.normal(0, 0.05, (1400, 15, 3)).astype(np.float32)[rng.integers(0, 1400, 6000)]
+    model = model_of(20_000)
+    assert palette_size(20_000, "normal") == 4096
+    sets = rng.normal(0, 0.05, (4800, 15, 3)).astype(np.float32)[rng.integers(0, 4800, 20_000)]
     splat = replace(model.to_splat_data(), f_rest=sets)
     errors = {}
     for quality in ("normal", "small"):

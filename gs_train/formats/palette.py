@@ -22,8 +22,6 @@ MOST_LOG_SCALE = 20.0
 """Scales beyond it, up or down, count as it."""
 _IMPORTANCE = (1e-4, 1e4)
 """Smallest and largest importance of a Gaussian."""
-_IMPORTANCE_POWER = 0.25
-"""A weak power: the importance itself would cost small Gaussians more than it gives large Gaussians."""
 _SAMPLE = 50_000
 """Rows that determine the coarse cells."""
 _COARSE_ROUNDS = 4
@@ -38,7 +36,7 @@ _ONE_THREAD = 2**18
 loops, which on a busy machine takes ten times as long as the products."""
 
 
-def importance(
+def importance_of(
     xyz: NDArray[np.float32], scaling: NDArray[np.float32], opacity: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """[N] estimate of the pixels that each Gaussian colours, relative to the mean: opacity times area over squared
@@ -84,7 +82,8 @@ def make_palette(rows: Rows, size: int, importance: Weights | None = None) -> tu
         centres [size, D], and labels [N].
     """
     rng = np.random.default_rng(0)
-    weights = np.ones(len(rows), dtype=np.float32) if importance is None else importance**_IMPORTANCE_POWER
+    # A weak power: the importance itself would cost small Gaussians more than it gives large Gaussians.
+    weights = np.ones(len(rows), dtype=np.float32) if importance is None else np.sqrt(np.sqrt(importance))
     coarse_count = max(1, round(size**0.5))
     sample = np.sort(rng.choice(len(rows), min(_SAMPLE, len(rows)), replace=False))
     coarse, _ = _lloyd(rows[sample], weights[sample], min(coarse_count, len(sample)), _COARSE_ROUNDS, rng)

@@ -27,7 +27,7 @@ from gs_train.formats.packing import (
     to_logits,
     unit_quaternions,
 )
-from gs_train.formats.palette import MOST_LOG_SCALE, distinct_rows, importance, make_palette
+from gs_train.formats.palette import MOST_LOG_SCALE, distinct_rows, importance_of, make_palette
 from gs_train.formats.reading import Damaged, check_expansion, member, numbers, reading, writable, write_file
 from gs_train.formats.sog_container import Files, decode_image, encode_image, image_size, pack, unpack, unpack_zip
 from gs_train.formats.splat_data import SplatData, SplatFormat
@@ -95,8 +95,8 @@ def encode_sog(data: SplatData, *, quality: Quality = "normal") -> bytes:
     files = [add("means_l", words[:, :, 0]), add("means_u", words[:, :, 1])]
     meta["means"] = {"mins": low.tolist(), "maxs": high.tolist(), "files": files}
     scales = np.clip(data.scaling, -MOST_LOG_SCALE, MOST_LOG_SCALE)
-    weights = importance(data.xyz, scales, data.opacity)
-    codebook = make_codebook(scales, np.broadcast_to(np.sqrt(weights)[:, None], scales.shape))
+    importance = importance_of(data.xyz, scales, data.opacity)
+    codebook = make_codebook(scales, np.broadcast_to(np.sqrt(importance)[:, None], scales.shape))
     files = [add("scales", nearest_entries(codebook, scales))]
     meta["scales"] = {"codebook": _rounded(codebook), "files": files}
     meta["quats"] = {"files": [add("quats", _encode_rotations(data.rotation))]}
@@ -105,7 +105,7 @@ def encode_sog(data: SplatData, *, quality: Quality = "normal") -> bytes:
     colours = np.concatenate([nearest_entries(codebook, data.f_dc[:, 0]), alpha], axis=1)
     meta["sh0"] = {"codebook": _rounded(codebook), "files": [add("sh0", colours)]}
     if data.sh_degree:
-        meta["shN"] = _encode_sh(data, weights, quality, images)
+        meta["shN"] = _encode_sh(data, importance, quality, images)
     with ThreadPoolExecutor(cpu_threads()) as pool:
         encoded = dict(zip(images, pool.map(lambda image: encode_image(*image), images.values()), strict=True))
     return pack({"meta.json": json.dumps(meta).encode(), **encoded})
@@ -142,15 +142,16 @@ def _encode_rotations(rotation: NDArray[np.float32]) -> NDArray[np.uint8]:
     return np.concatenate([rgb, (_NO_ROTATION_ALPHA + largest[:, None]).astype(np.uint8)], axis=1)
 
 
-def _encode_sh(data: SplatData, weights: NDArray[np.float32], quality: Quality, images: Images) -> dict[str, Any]:
+def _encode_sh(data: SplatData, importance: NDArray[np.float32], quality: Quality, images: Images) -> dict[str, Any]:
     """The entry ``shN`` of meta.json; adds the images of the palette and of the labels."""
     count, rest = len(data), data.f_rest.shape[1]
     flat = data.f_rest.transpose(0, 2, 1).reshape(count, 3 * rest)
     flat = np.clip(flat, -_MOST_SH, _MOST_SH)
     size = palette_size(count, quality)
+    most = size if quality == "small" else max(size, min(count // _SHARED, _PALETTE_MOST))
     centres, labels = distinct_rows(flat)
-    if len(centres) > (size if quality == "small" else max(size, min(count // _SHARED, _PALETTE_MOST))):
-        centres, labels = make_palette(flat, size, weights)
+    if len(centres) > most:
+        centres, labels = make_palette(flat, size, importance)
     codebook = make_codebook(centres)
     entries = nearest_entries(codebook, centres).reshape(len(centres), 3, rest).transpose(0, 2, 1)
     rows = -(-len(centres) // _PALETTE_COLUMNS)

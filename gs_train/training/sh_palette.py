@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from gs_train.config.settings import TrainConfig
-from gs_train.formats.palette import distinct_rows, importance, make_palette
+from gs_train.formats.palette import distinct_rows, importance_of, make_palette
 from gs_train.model.gaussians import GaussianModel
 from gs_train.model.row_sets import RowSets
 
@@ -29,11 +29,11 @@ def share_sh(model: GaussianModel, iteration: int, config: TrainConfig) -> None:
         return
     rows = model.f_rest.detach().flatten(1).cpu().numpy()
     centres, labels = distinct_rows(rows)
-    few = len(centres) <= config.sh_palette
-    if not few:
-        weights = importance(*(each.detach().cpu().numpy() for each in (model.xyz, model.scaling, model.opacity)))
-        centres, labels = make_palette(rows, config.sh_palette, weights)
+    values = None
+    if len(centres) > config.sh_palette:
+        of_each = (each.detach().cpu().numpy() for each in (model.xyz, model.scaling, model.opacity))
+        centres, labels = make_palette(rows, config.sh_palette, importance_of(*of_each))
         # A centre may have no rows, or be equal to another one.
         centres, labels = distinct_rows(centres[labels])
-    values = torch.from_numpy(centres).view(-1, *model.f_rest.shape[1:])
-    model.share_f_rest(RowSets.of_labels(torch.from_numpy(labels).to(model.device)), None if few else values)
+        values = torch.from_numpy(centres).view(-1, *model.f_rest.shape[1:])
+    model.share_f_rest(RowSets.of_labels(torch.from_numpy(labels).to(model.device)), values)
