@@ -388,7 +388,7 @@ def test_no_points_means_random_ones(tmp_path: Path) -> None:
     folder = scene_of(Model(points=[]), tmp_path / "scene")
     done = gs_train("train", folder, "--out", tmp_path / "run", *SHORT)
     assert done.returncode == 0, done.stderr
-    assert "The scene has no points: random initialisation." in done.stderr
+    assert "The scene has no points: a training makes points from the photos." in done.stderr
     assert "300 Gaussians" in done.stdout
 
 

@@ -289,7 +289,7 @@ def test_missing_and_bad_points_are_reported(tmp_path: Path) -> None:
     for name, points in (("none", []), ("all_bad", bad)):
         scene = load_scene(_scene(tmp_path / name, Model(points=points)), ALL)  # type: ignore[arg-type]
         assert scene.points.xyz.shape == (0, 3)
-        assert "random initialisation" in scene.notices[-1]
+        assert "no points" in scene.notices[-1]
 
 
 @pytest.mark.parametrize(

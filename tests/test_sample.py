@@ -63,7 +63,7 @@ def test_without_points(tmp_path: Path) -> None:
     write_sample_scene(tmp_path / "scene", views=3, width=24, height=18, points=0)
     scene = load_scene(tmp_path / "scene", SceneConfig(test_every=0))
     assert len(scene.points.xyz) == 0
-    assert "random initialisation" in scene.notices[0]
+    assert "no points" in scene.notices[0]
 
 
 def test_only_gloss_depends_on_the_viewing_direction() -> None:

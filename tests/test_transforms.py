@@ -125,7 +125,7 @@ def test_blender_has_its_own_split(tmp_path: Path) -> None:
     assert [view.name for view in scene.train_views] == [f"train/{i}.png" for i in range(5)]
     assert [view.name for view in scene.test_views] == [f"test/{i}.png" for i in range(3)]
     assert scene.test_views[0].image_path == tmp_path / "test/0.png"
-    assert "transforms_val.json is not used" in scene.notices[0] and "random initialisation" in scene.notices[1]
+    assert "transforms_val.json is not used" in scene.notices[0] and "no points" in scene.notices[1]
     everything = load_scene(tmp_path, ALL)
     assert len(everything.train_views) == 8 and everything.test_views == ()
 

@@ -278,5 +278,5 @@ def _finite_points(points: PointCloud) -> tuple[PointCloud, list[str]]:
             ids=None if points.ids is None else points.ids[finite],
         )
     if len(points.xyz) == 0:
-        notices.append("The scene has no points: random initialisation.")
+        notices.append("The scene has no points: a training makes points from the photos.")
     return points, notices

@@ -4,7 +4,7 @@ checkpoint to resume."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 
 import numpy as np
@@ -26,7 +26,9 @@ from gs_train.run.folder import RunFolder
 from gs_train.scene.agreement import check_agreement
 from gs_train.scene.extent import pixel_width, place_random_points
 from gs_train.scene.frame import Frame
+from gs_train.scene.hull import hull_points
 from gs_train.scene.photos.cache import ImageCache
+from gs_train.scene.sweep import sweep_points
 from gs_train.scene.types import Scene
 from gs_train.training.background import Background
 from gs_train.training.corrections import Corrections
@@ -90,12 +92,30 @@ def start_training(
         absgrad=controller.needs_absgrad,
         processes=processes,
     )
-    state = start_state(scene, config, selection.device, views, corrections, controller, splat=splat)
+    start = _with_points(scene, images, config, notify) if splat is None and checkpoint is None else scene
+    state = start_state(start, config, selection.device, views, corrections, controller, splat=splat)
     if checkpoint is not None:
         _restore(state, checkpoint, len(views))
         notify(f"Resuming from {checkpoint.path}.")
     processes.check_same(partial(replica_facts, scene, config, state))
     return state, views
+
+
+def _with_points(scene: Scene, images: ImageCache, config: TrainConfig, notify: Callable[[str], None]) -> Scene:
+    """The scene with points from its photos, if it has none and the photos show some."""
+    if len(scene.points.xyz) > 0:
+        return scene
+    photo_of = partial(images.get, downscale=config.start_downscale)
+    points = hull_points(scene.train_views, photo_of, scene.extent, config.seed)
+    where = "where no photo is transparent"
+    if points is None:
+        points = sweep_points(scene.train_views, photo_of, scene.extent, config.seed)
+        where = "on which photos agree"
+    if len(points.xyz) > 0:
+        notify(f"Training starts from {len(points.xyz):,} points {where}.")
+    else:
+        notify(f"Training starts from random points, because there are hardly any {where}.")
+    return replace(scene, points=points)
 
 
 def _select(config: TrainConfig, controller: type[DensityController], notify: Callable[[str], None]) -> Selection:
