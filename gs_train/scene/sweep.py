@@ -25,13 +25,13 @@ SWEEP_POINTS = 10_000
 _FEWEST = 100
 """Fewer points are no start."""
 _MOST_VIEWS = 40
-_PIXELS = 7000
-"""Size of the small copies. A photo of 4 : 3 becomes 96x73."""
+_PIXELS = 5000
+"""Size of the small copies. A photo of 4 : 3 becomes 82x61."""
 _DEPTH = (0.25, 12.0)
 """Nearest and farthest depth in extents."""
 _PARALLAX_PX = 1.0
 """Parallax between two planes of the sweep."""
-_FEWEST_PLANES, _MOST_PLANES = 32, 256
+_FEWEST_PLANES, _MOST_PLANES = 32, 128
 _NEIGHBOURS = 4
 """Other photos that a photo is compared with. Occlusion may spoil half of them."""
 _SAME_WAY = 0.75
@@ -89,8 +89,9 @@ def sweep_points(
     Returns:
         At most ``SWEEP_POINTS`` points; none if there are too few.
     """
-    small = [_small(views[index], photo_of(index)) for index in range(0, len(views), -(-len(views) // _MOST_VIEWS))]
-    near = _neighbours(views[:: -(-len(views) // _MOST_VIEWS)])
+    chosen = range(0, len(views), -(-len(views) // _MOST_VIEWS))
+    small = [_small(views[index], photo_of(index)) for index in chosen]
+    near = _neighbours([views[index] for index in chosen])
 
     def depths_of(index: int) -> _Depths:
         return _sweep(small[index], [small[other] for other in near[index]], extent)
@@ -98,10 +99,10 @@ def sweep_points(
     depths = list(for_each(depths_of, range(len(small)), cpu_threads()))
     found = [_agreed(index, small, depths) for index in range(len(small))]
     xyz, rgb = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(xyz))[:SWEEP_POINTS])
-    if len(chosen) < _FEWEST:
-        chosen = chosen[:0]
-    return PointCloud(xyz=xyz[chosen], rgb=np.round(255.0 * rgb[chosen]).astype(np.uint8))
+    rows = np.sort(np.random.default_rng(seed).permutation(len(xyz))[:SWEEP_POINTS])
+    if len(rows) < _FEWEST:
+        rows = rows[:0]
+    return PointCloud(xyz=xyz[rows], rgb=np.round(255.0 * rgb[rows]).astype(np.uint8))
 
 
 def _small(view: View, photo: NDArray[np.uint8]) -> _SmallView:
@@ -133,32 +134,59 @@ def _neighbours(views: Sequence[View]) -> list[list[int]]:
 def _sweep(view: _SmallView, others: Sequence[_SmallView], extent: float) -> _Depths:
     """The depth of each pixel of ``view`` at which ``others`` look most alike."""
     grey = view.grey
-    mean = _blurred(grey)
-    variance = _blurred(grey * grey) - mean * mean
+    if not others:
+        return _Depths(inverse=np.zeros(grey.shape), step=1.0)
     nearest, farthest = (factor * extent for factor in _DEPTH)
     planes = np.linspace(1.0 / farthest, 1.0 / nearest, _plane_count(view, others, 1.0 / nearest - 1.0 / farthest))
+    like, textured = _correlation_with(grey)
     correlation = np.full((len(planes), len(others), *grey.shape), -1.0, dtype=np.float32)
     rays = view.rays().reshape(-1, 3)
     for number, other in enumerate(others):
         turn = other.world_to_camera[:3, :3] @ view.world_to_camera[:3, :3].T
         shift = other.world_to_camera[:3, 3] - turn @ view.world_to_camera[:3, 3]
-        turned = rays @ turn.T
+        # Rows are x, y, depth times a pixel's column, row, 1.
+        lens = np.array([[other.camera.fx, 0.0, other.camera.cx], [0.0, other.camera.fy, other.camera.cy], [0, 0, 1]])
+        turned, shifted = ((lens @ part).astype(np.float32) for part in (turn @ rays.T, shift[:, None]))
         for index, inverse in enumerate(planes):
             # A point at depth 1 / inverse, times inverse: the same pixel.
-            inside, row, column, _ = points_in_frame(other.camera, np.eye(4), turned + inverse * shift)
-            places = [np.where(inside, row - 0.5, 0.0), np.where(inside, column - 0.5, 0.0)]
-            seen = map_coordinates(other.grey, places, order=1, mode="nearest").reshape(grey.shape)
-            seen_mean = _blurred(seen)
-            seen_variance = _blurred(seen * seen) - seen_mean * seen_mean
-            products = np.maximum(variance, _LEAST_VARIANCE / 2) * np.maximum(seen_variance, _LEAST_VARIANCE / 2)
-            covariance = _blurred(seen * grey) - seen_mean * mean
-            correlation[index, number] = np.where(inside.reshape(grey.shape), covariance / np.sqrt(products), -1.0)
-    best_half = (
-        np.sort(correlation, axis=1)[:, len(others) // 2 :].mean(axis=1) if others else correlation[:, :0].sum(1)
-    )
+            column, row, depth = turned + np.float32(inverse) * shifted
+            places, inside = _places(row, column, depth, other.camera)
+            seen = map_coordinates(other.grey, places, order=1, mode="nearest", prefilter=False).reshape(grey.shape)
+            correlation[index, number] = np.where(inside.reshape(grey.shape), like(seen), -1.0)
+    best_half = np.partition(correlation, len(others) // 2, axis=1)[:, len(others) // 2 :].mean(axis=1)
     inverse, at_border = _peak(best_half, planes)
-    found = (best_half.max(axis=0) > _LEAST_CORRELATION) & (variance > _LEAST_VARIANCE) & view.counts & ~at_border
+    found = (best_half.max(axis=0) > _LEAST_CORRELATION) & textured & view.counts & ~at_border
     return _Depths(inverse=np.where(found, inverse, 0.0), step=float(planes[1] - planes[0]))
+
+
+def _places(
+    row: NDArray[np.float32], column: NDArray[np.float32], depth: NDArray[np.float32], camera: Camera
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """[2, N] rows and columns (0 is the middle of the first pixel) of points whose rows and columns are multiplied by
+    their depth, and [N] whether the points are in the picture."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        places = np.stack([row, column]) / depth
+        inside = (depth > 0) & (places >= 0).all(axis=0)
+        inside &= (places[0] < camera.height) & (places[1] < camera.width)
+    return np.where(inside, places - np.float32(0.5), np.float32(0)), inside
+
+
+def _correlation_with(
+    grey: NDArray[np.float32],
+) -> tuple[Callable[[NDArray[np.float32]], NDArray[np.float32]], NDArray[np.bool_]]:
+    """A function that correlates the window around each pixel of ``grey`` with that of another picture, -1 to 1, and
+    [H, W] whether the window has something to see."""
+    mean = _blurred(grey)
+    variance = _blurred(grey * grey) - mean * mean
+
+    def correlation(seen: NDArray[np.float32]) -> NDArray[np.float32]:
+        seen_mean = _blurred(seen)
+        seen_variance = _blurred(seen * seen) - seen_mean * seen_mean
+        products = np.maximum(variance, _LEAST_VARIANCE / 2) * np.maximum(seen_variance, _LEAST_VARIANCE / 2)
+        result: NDArray[np.float32] = (_blurred(seen * grey) - seen_mean * mean) / np.sqrt(products)
+        return result
+
+    return correlation, variance > _LEAST_VARIANCE
 
 
 def _blurred(values: NDArray[np.float32]) -> NDArray[np.float32]:
