@@ -151,12 +151,16 @@ def draw(results: dict[str, list[list[dict[str, Any]]]], scene: str, path: Path)
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    from gs_train.machine import cpu_threads
+
     figure, axes = pyplot.subplots(figsize=(8, 5))
     for number, (entry, runs) in enumerate(results.items()):
         for run in runs:
             at_s, psnr = ([mark[name] for mark in run] for name in ("seconds", "PSNR, dB"))
             axes.plot(at_s, psnr, marker="o", markersize=3, color=f"C{number}", label=entry if run is runs[0] else None)
-    axes.set(xlabel="seconds of training", ylabel="test PSNR, dB", title=f"{Path(scene).name}, {os.cpu_count()} cores")
+    axes.set(
+        xlabel="seconds of training", ylabel="test PSNR, dB", title=f"{Path(scene).name}, CPU threads: {cpu_threads()}"
+    )
     axes.grid(alpha=0.3)
     axes.legend()
     figure.tight_layout()
