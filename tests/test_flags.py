@@ -17,8 +17,8 @@ FLAGS = {
         --out --preset --resume --overwrite --or-resume --json --viewer --viewer-host --viewer-port
         --iterations --max-gaussians --device --background --sh-degree --sh-palette --sh-degree-interval --lambda-dssim
         --start-downscale --full-size-from --batch-size --batch-from --antialiased --no-antialiased
-        --init-from --exposure --refine-poses --no-refine-poses --corrections-until --depth-weight --seed
-        --image-cache-gb --save-every --eval-every --keep --log-every
+        --init-from --random-points --no-random-points --exposure --refine-poses --no-refine-poses --corrections-until
+        --depth-weight --seed --image-cache-gb --save-every --eval-every --keep --log-every
         --images --model --masks --invert-masks --no-invert-masks --alpha --resolution --test-every --test-list
         --skip-missing --no-skip-missing --allow-outside --no-allow-outside
         --ignore-pose-check --no-ignore-pose-check --undistort

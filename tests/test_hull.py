@@ -81,7 +81,7 @@ def test_photos_without_transparent_pixels_say_nothing() -> None:
     hidden = np.concatenate([photo_of_ball(), np.zeros((SIZE, SIZE, 1), np.uint8)], axis=2)
     for photo in (rgb, hidden):
         assert hull_points(views_around(4), of([photo] * 4), 4.0, seed=0) is None
-    # Opaque photos among transparent ones take nothing away.
+    # Opaque photos remove no points.
     photos = [photo_of_ball(), rgb] * 6
     points = hull_points(views_around(12), of(photos), 4.0, seed=0)
     assert points is not None and len(points.xyz) == HULL_POINTS
@@ -106,6 +106,8 @@ def test_a_training_starts_from_the_hull_also_when_resumed(transparent_scene: Pa
     whole = train(scene, config, tmp_path / "whole", notify=notes.append, progress=False)
     assert "Training starts from 10,000 points where no photo is transparent." in notes
     assert whole.model.xyz.detach().abs().max() < 1.2
+    random = train(scene, replace(config, random_points=True), tmp_path / "random", progress=False)
+    assert len(random.model) == 20_000
 
     asked = iter(range(9))
     train(scene, config, tmp_path / "halves", should_stop=lambda: next(asked) == 6, progress=False)

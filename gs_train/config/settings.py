@@ -77,6 +77,8 @@ class TrainConfig:
     """Dim Gaussians smaller than a pixel. Use it for a splat that is shown at other sizes than it was trained at."""
     init_from: str = setting("", group=MOST_USED)
     """Splat file, run or checkpoint to start from instead of the scene's points. Use it to refine a splat."""
+    random_points: bool = setting(False, group=MODEL)
+    """Start a scene without points from random points, as published methods do, instead of points from its photos."""
     exposure: ExposureKind = setting("none", group=CORRECTIONS, shapes_state=True)
     """affine learns a colour transform per training photo. Use it for photos that differ in exposure or white
     balance."""

@@ -103,7 +103,7 @@ def start_training(
 
 def _with_points(scene: Scene, images: ImageCache, config: TrainConfig, notify: Callable[[str], None]) -> Scene:
     """The scene with points from its photos, if it has none and the photos show some."""
-    if len(scene.points.xyz) > 0:
+    if len(scene.points.xyz) > 0 or config.random_points:
         return scene
     photo_of = partial(images.get, downscale=config.start_downscale)
     points = hull_points(scene.train_views, photo_of, scene.extent, config.seed)
