@@ -76,10 +76,12 @@ def test_photos_that_contradict_each_other_leave_no_points() -> None:
     assert points is not None and len(points.xyz) == 0
 
 
-def test_photos_without_transparent_pixels_say_nothing() -> None:
+def test_photos_that_are_hardly_transparent_say_nothing() -> None:
     rgb = np.full((SIZE, SIZE, 3), 90, np.uint8)
     hidden = np.concatenate([photo_of_ball(), np.zeros((SIZE, SIZE, 1), np.uint8)], axis=2)
-    for photo in (rgb, hidden):
+    corners = np.concatenate([rgb, np.full((SIZE, SIZE, 1), 255, np.uint8)], axis=2)
+    corners[:9, :9] = corners[-9:, -9:] = 0
+    for photo in (rgb, hidden, corners):
         assert hull_points(views_around(4), of([photo] * 4), 4.0, seed=0) is None
     # Opaque photos remove no points.
     photos = [photo_of_ball(), rgb] * 6

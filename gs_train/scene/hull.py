@@ -21,6 +21,8 @@ _FEWEST = 100
 """Fewer points in the hull are no start."""
 _ROUND, _ROUNDS = 100_000, 20
 """Random points of one round, and the most rounds. Lego fills a twelfth of its cube; thin objects fill less."""
+_MOST_ROOM = 0.5
+"""Share of the random points in the hull from which the photos say too little, as with transparent corners alone."""
 _MOST_VIEWS = 100
 _TRANSPARENT = 5
 """Largest alpha (of 255) of an empty pixel. Alpha at the edges of an object is larger."""
@@ -40,8 +42,8 @@ def hull_points(
         seed: of the random numbers.
 
     Returns:
-        At most ``HULL_POINTS`` points; none if the photos leave no room for points; None if no photo of those looked at
-        is transparent.
+        At most ``HULL_POINTS`` points; none if the photos leave no room for points; None if they are hardly
+        transparent.
     """
     chosen = range(0, len(views), -(-len(views) // _MOST_VIEWS))
     photos = [(views[index], photo_of(index)) for index in chosen]
@@ -49,12 +51,14 @@ def hull_points(
         return None
     rng = np.random.default_rng(seed)
     xyz, rgb, found = [np.empty((0, 3))], [np.empty((0, 3), np.uint8)], 0
-    for _ in range(_ROUNDS):
+    for done in range(_ROUNDS):
         placed = place_random_points(rng.random((_ROUND, 3)), views, extent)
         inside, colours = _carve(placed, photos)
         xyz.append(inside)
         rgb.append(colours)
         found += len(inside)
+        if found > _MOST_ROOM * (done + 1) * _ROUND:
+            return None
         if found >= HULL_POINTS:
             break
     rows = slice(HULL_POINTS if found >= _FEWEST else 0)
