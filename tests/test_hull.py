@@ -45,7 +45,7 @@ def of(photos: Photos) -> Callable[[int], NDArray[np.uint8]]:
     return lambda index: photos[index]
 
 
-@pytest.mark.parametrize("size", [SIZE, SIZE // 2])
+@pytest.mark.parametrize("size", [SIZE, SIZE // 2, 1040])
 def test_points_lie_in_the_object_and_have_its_colour(size: int) -> None:
     views = views_around(24)
     points = hull_points(views, of([photo_of_ball(size)] * 24), 4.0, seed=0)

@@ -24,6 +24,8 @@ _ROUND, _ROUNDS = 100_000, 20
 _MOST_ROOM = 0.5
 """Share of the random points in the hull from which the photos say too little, as with transparent corners alone."""
 _MOST_VIEWS = 100
+_MOST_SIDE = 500
+"""Larger photos are thinned out, so that all of them take little memory."""
 _TRANSPARENT = 5
 """Largest alpha (of 255) of an empty pixel. Alpha at the edges of an object is larger."""
 _WRONG = 0.05
@@ -46,7 +48,7 @@ def hull_points(
         transparent.
     """
     chosen = range(0, len(views), -(-len(views) // _MOST_VIEWS))
-    photos = [(views[index], photo_of(index)) for index in chosen]
+    photos = [(views[index], _thinned(photo_of(index))) for index in chosen]
     if not any(_is_empty(photo).any() for _, photo in photos):
         return None
     rng = np.random.default_rng(seed)
@@ -63,6 +65,12 @@ def hull_points(
             break
     rows = slice(HULL_POINTS if found >= _FEWEST else 0)
     return PointCloud(xyz=np.concatenate(xyz)[rows], rgb=np.concatenate(rgb)[rows])
+
+
+def _thinned(photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Every n-th row and column of a photo, at most ``_MOST_SIDE`` of each."""
+    step = -(-max(photo.shape[:2]) // _MOST_SIDE)
+    return photo if step == 1 else photo[::step, ::step].copy()
 
 
 def _carve(
