@@ -324,7 +324,15 @@ def test_a_stopped_command_says_how_to_go_on(city: Plan) -> None:
         settings.read_text().replace(f"iterations = {city.blocks[0].iterations}", "iterations = 100000")
     )
     command = [sys.executable, "-m", "gs_train", "blocks", "train", str(city.path), "--only", "0"]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
+    running = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        # The tests may run as a shell's background job, which ignores SIGINT, as its children do.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    )
     deadline = time.monotonic() + 120
     while not list(city.run(city.blocks[0]).checkpoints.glob("*.pt")):
         assert running.poll() is None and time.monotonic() < deadline
