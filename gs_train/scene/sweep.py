@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +15,7 @@ from PIL import Image
 from scipy.ndimage import map_coordinates, uniform_filter
 
 from gs_train.cameras.camera import Camera, points_in_frame
-from gs_train.machine import cpu_threads
+from gs_train.cameras.poses import camera_centre
 from gs_train.scene.extent import camera_centres
 from gs_train.scene.photos.threads import for_each
 from gs_train.scene.types import PointCloud, View
@@ -100,11 +99,7 @@ def sweep_points(
     ranges = [(1.0 / (_DEPTH[1] * extent), 1.0 / (_DEPTH[0] * extent))] * len(small)
     depths: list[_Depths] = []
     for parallax_px in _PARALLAX_PX:
-        sweeps = [
-            partial(_sweep, view, [small[i] for i in near[n]], ranges[n], parallax_px) for n, view in enumerate(small)
-        ]
-        swept = list(for_each(lambda sweep: sweep(), sweeps, cpu_threads()))
-        depths = [_agreed(index, small, swept) for index in range(len(small))]
+        depths = _sweep_all(small, near, ranges, parallax_px)
         ranges = [_range_of(found.inverse) for found in depths]
     found = [_points(view, found) for view, found in zip(small, depths, strict=True)]
     xyz, rgb = (np.concatenate(parts) for parts in zip(*found, strict=True))
@@ -138,6 +133,22 @@ def _neighbours(views: Sequence[View]) -> list[list[int]]:
         order = np.argsort(away, kind="stable")[:_NEIGHBOURS]
         chosen.append([int(index) for index in order if np.isfinite(away[index])])
     return chosen
+
+
+def _sweep_all(
+    views: Sequence[_SmallView],
+    near: Sequence[Sequence[int]],
+    ranges: Sequence[tuple[float, float]],
+    parallax_px: float,
+) -> list[_Depths]:
+    """The depths of each view, compared with its neighbours ``near`` in its range of inverse depths, as far as others
+    agree."""
+
+    def sweep(index: int) -> _Depths:
+        return _sweep(views[index], [views[other] for other in near[index]], ranges[index], parallax_px)
+
+    swept = list(for_each(sweep, range(len(views))))
+    return [_agreed(index, views, swept) for index in range(len(views))]
 
 
 def _sweep(
@@ -208,9 +219,8 @@ def _blurred(values: NDArray[np.float32]) -> NDArray[np.float32]:
 def _plane_count(view: _SmallView, others: Sequence[_SmallView], depths: float, parallax_px: float) -> int:
     """The number of planes between which the farthest of ``others`` has the parallax; ``depths`` is the range of
     inverse depths."""
-    poses = [view.world_to_camera, *(other.world_to_camera for other in others)]
-    centres = np.array([-pose[:3, :3].T @ pose[:3, 3] for pose in poses])
-    baseline = float(np.linalg.norm(centres - centres[0], axis=1).max())
+    centre = camera_centre(view.world_to_camera)
+    baseline = max(float(np.linalg.norm(camera_centre(other.world_to_camera) - centre)) for other in others)
     count = view.camera.fx * baseline * depths / parallax_px
     return int(np.clip(count, _FEWEST_PLANES, _MOST_PLANES))
 

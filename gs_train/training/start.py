@@ -28,7 +28,6 @@ from gs_train.scene.extent import pixel_width, place_random_points
 from gs_train.scene.frame import Frame
 from gs_train.scene.hull import hull_points
 from gs_train.scene.photos.cache import ImageCache
-from gs_train.scene.sweep import sweep_points
 from gs_train.scene.types import Scene
 from gs_train.training.background import Background
 from gs_train.training.corrections import Corrections
@@ -109,6 +108,8 @@ def _with_points(scene: Scene, images: ImageCache, config: TrainConfig, notify: 
     points = hull_points(scene.train_views, photo_of, scene.extent, config.seed)
     where = "where no photo is transparent"
     if points is None:
+        from gs_train.scene.sweep import sweep_points  # Slow to import, and scenes with points do not need it.
+
         points = sweep_points(scene.train_views, photo_of, scene.extent, config.seed)
         where = "on which photos agree"
     if len(points.xyz) > 0:
